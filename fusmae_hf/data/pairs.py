@@ -1,0 +1,98 @@
+"""The pair: one SAR and one optical patch of the same place, as readers give it and shards store it."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+
+
+class PairError(Exception):
+    """A pair that cannot be read or must not be stored; the message names the file and says what is wrong with it."""
+
+
+@dataclass
+class Pair:
+    """One SAR and one optical patch of the same place, in raw units.
+
+    Attributes:
+        id: name of the pair, unique in its dataset.
+        sar: `(bands, height, width)`, the dtype of the source (float32 dB for Sentinel-1 products).
+        optical: `(bands, height, width)`, the dtype of the source (uint16 digital numbers for Sentinel-2 products).
+        labels: class names that hold for the scene, or None where the dataset has none.
+        label_map: `(height, width)` integer classes, or None.
+        split: `"train"`, `"validation"`, `"test"`, or None where the dataset defines none.
+        crs: coordinate reference system as WKT or `EPSG:<code>`.
+        transform: the six coefficients (a, b, c, d, e, f) of the affine pixel-to-map transform, in rasterio's order.
+        sar_time: acquisition time in ISO 8601.
+        optical_time: acquisition time in ISO 8601.
+        extra: dataset-specific columns (strings and numbers).
+    """
+
+    id: str
+    sar: np.ndarray
+    optical: np.ndarray
+    labels: list[str] | None = None
+    label_map: np.ndarray | None = None
+    split: str | None = None
+    crs: str | None = None
+    transform: tuple[float, ...] | None = None
+    sar_time: str | None = None
+    optical_time: str | None = None
+    extra: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class PairsInfo:
+    """What holds for every pair of a dataset; stored in each shard and in `dataset_info.json`.
+
+    Attributes:
+        name: short name of the dataset.
+        source: paper or official page, with version.
+        license: licence of the imagery.
+        sar_bands: band names of `Pair.sar`, in order.
+        optical_bands: band names of `Pair.optical`, in order.
+        sar_units: `"db"`, `"linear"` or `"raw"`.
+        optical_units: `"dn"`, `"reflectance"` or `"raw"`.
+        optical_offset: what must be subtracted from every optical value before use (1000 for baseline 04.00 and later).
+        statistics: key of `sensors_fusmae.STATISTICS`, or None where none is published.
+        class_names: names of the scene classes, in index order; empty where there are none.
+        map_class_names: names of the classes of the label maps, by index, or empty.
+        simulated: True for made-up imagery.
+    """
+
+    name: str
+    source: str
+    license: str
+    sar_bands: tuple[str, ...]
+    optical_bands: tuple[str, ...]
+    sar_units: str = "db"
+    optical_units: str = "dn"
+    optical_offset: float = 0.0
+    statistics: str | None = None
+    class_names: tuple[str, ...] = ()
+    map_class_names: tuple[str, ...] = ()
+    simulated: bool = False
+
+
+class PairReader(Protocol):
+    """What every dataset reader offers. Opening one lists the pairs; pixels are read by `read` alone."""
+
+    info: PairsInfo
+    ids: list[str]
+
+    def __len__(self) -> int:
+        """Number of pairs."""
+        ...
+
+    def split_of(self, index: int) -> str | None:
+        """Split of the pair at `index`, without reading its pixels."""
+        ...
+
+    def read(self, index: int) -> Pair:
+        """Read one pair. Raises `PairError` naming the file."""
+        ...
+
+    def left_out(self) -> Iterator[tuple[str, str]]:
+        """Pairs that opening the dataset left out, as (id, reason)."""
+        ...
