@@ -1,3 +1,42 @@
-"""Fus-MAE for transformers: a masked autoencoder that fuses Sentinel-1 and Sentinel-2 with cross-attention."""
+"""Fus-MAE for transformers: a masked autoencoder that fuses Sentinel-1 and Sentinel-2 with cross-attention.
+
+Importing this package registers Fus-MAE with the Auto classes of transformers. Everything else is loaded when asked for.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoModelForPreTraining
+
+from .modeling.configuration_fusmae import PRESETS, FusMAEConfig
+from .modeling.image_processing_fusmae import FusMAEImageProcessor
+from .modeling.modeling_fusmae import FusMAEForPreTraining, FusMAEModel, FusMAEPreTrainedModel
+
+if TYPE_CHECKING:
+    from .data.loading import load_pairs
 
 __version__ = "0.1.0"
+
+_LAZY = {"load_pairs": "fusmae_hf.data.loading"}
+
+__all__ = [
+    "PRESETS",
+    "FusMAEConfig",
+    "FusMAEForPreTraining",
+    "FusMAEImageProcessor",
+    "FusMAEModel",
+    "FusMAEPreTrainedModel",
+    "__version__",
+    "load_pairs",
+]
+
+AutoConfig.register("fusmae", FusMAEConfig, exist_ok=True)
+AutoModel.register(FusMAEConfig, FusMAEModel, exist_ok=True)
+AutoModelForPreTraining.register(FusMAEConfig, FusMAEForPreTraining, exist_ok=True)
+AutoImageProcessor.register(FusMAEConfig, FusMAEImageProcessor, exist_ok=True)
+
+
+def __getattr__(name: str) -> Any:
+    if name in _LAZY:
+        return getattr(importlib.import_module(_LAZY[name]), name)
+    raise AttributeError(f"module 'fusmae_hf' has no attribute {name!r}")

@@ -28,7 +28,7 @@ REFLECTANCE_SCALE = 10_000.0
 """Sentinel-2 digital numbers per unit of reflectance (quantification value of the product metadata)."""
 
 BASELINE_0400_OFFSET = 1000
-"""Digital numbers added to every band since processing baseline 04.00 (2022-01-25); subtract it with `optical_offset`."""
+"""Digital numbers added to every band since processing baseline 04.00 (2022-01-25); declare it as `optical_offset`."""
 
 SAR_UNITS = ("db", "linear", "raw")
 OPTICAL_UNITS = ("dn", "reflectance", "raw")
@@ -70,7 +70,7 @@ STATISTICS = {
     "reben": BandStatistics(
         sar={"VV": (-12.644, 5.133), "VH": (-19.353, 5.591)},
         optical=_BIGEARTHNET_V1_OPTICAL,
-        source="SAR: reBEN (BigEarthNet v2); optical: BigEarthNet v1, L2A, to which reBEN is close (B02 438.4, B08 2193.3)",
+        source="SAR: reBEN (BigEarthNet v2); optical: BigEarthNet v1, L2A, to which reBEN is close (B02 438.4)",
     ),
     "ssl4eo-s12-v1.0": BandStatistics(
         sar={"VV": (-12.548, 5.257), "VH": (-20.192, 5.912)}, optical={}, source="SSL4EO-S12 v1.0 (SAR only)"
@@ -84,7 +84,7 @@ STATISTICS = {
         source="SEN12MS, SAR clipped to [-25, 0] dB (SAR only)",
     ),
 }
-"""Published statistics by dataset name. An empty sensor means that no figure is known: compute one, none is guessed."""
+"""Published statistics by dataset name. An empty sensor means that no figure is known: none is guessed."""
 
 
 def band_indices(wanted: Sequence[str], given: Sequence[str], sensor: str) -> list[int]:
@@ -123,7 +123,9 @@ def statistics_for(dataset: str, sensor: str, bands: Sequence[str]) -> tuple[lis
         ValueError: the dataset is unknown or has no figure for a band.
     """
     if dataset not in STATISTICS:
-        raise ValueError(f"Unknown statistics {dataset!r}; known: {sorted(STATISTICS)}. Or pass the mean and std yourself.")
+        raise ValueError(
+            f"Unknown statistics {dataset!r}; known: {sorted(STATISTICS)}. Or pass the mean and std yourself."
+        )
     known = getattr(STATISTICS[dataset], sensor)
     missing = [band for band in bands if band not in known]
     if missing:

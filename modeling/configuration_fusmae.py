@@ -1,0 +1,249 @@
+"""Fus-MAE configuration."""
+
+import difflib
+from typing import Literal
+
+from huggingface_hub.dataclasses import strict
+from transformers.backbone_utils import BackboneConfigMixin
+from transformers.configuration_utils import PreTrainedConfig
+
+from .sensors_fusmae import OPTICAL_BANDS, SAR_BANDS
+
+PRESETS = {
+    "tiny": {
+        "hidden_size": 192, "num_attention_heads": 3, "intermediate_size": 768,
+        "decoder_hidden_size": 128, "decoder_num_attention_heads": 4, "decoder_intermediate_size": 512,
+    },
+    "small": {"hidden_size": 384, "num_attention_heads": 6, "intermediate_size": 1536},
+    "base": {"hidden_size": 768, "num_attention_heads": 12, "intermediate_size": 3072},
+    "large": {"hidden_size": 1024, "num_attention_heads": 16, "intermediate_size": 4096, "num_hidden_layers": 23},
+}  # fmt: skip
+"""Named sizes; every field not listed keeps its default. Depth counts the early fusion layer: 11 + 1, large 23 + 1."""
+
+AUTO_MAP = {
+    "AutoConfig": "configuration_fusmae.FusMAEConfig",
+    "AutoModel": "modeling_fusmae.FusMAEModel",
+    "AutoModelForPreTraining": "modeling_fusmae.FusMAEForPreTraining",
+    "AutoImageProcessor": "image_processing_fusmae.FusMAEImageProcessor",
+}
+"""What each Auto class takes from a saved folder (`trust_remote_code=True`)."""
+
+# Keywords that transformers itself hands to a configuration besides its declared fields.
+_TRANSFORMERS_KEYWORDS = {
+    "num_labels", "torch_dtype", "name_or_path", "output_attentions", "attn_implementation", "experts_implementation",
+    "model_type", "auto_map", "custom_pipelines", "quantization_config", "per_layer_config", "tie_last_hidden_states",
+    "out_features", "out_indices", "stage_names", "transformers_weights", "use_cache",
+}  # fmt: skip
+
+
+@strict
+class FusMAEConfig(BackboneConfigMixin, PreTrainedConfig):
+    r"""
+    Configuration of [`FusMAEModel`] and its heads. The defaults give the base size on 120x120 pixel pairs at 10 m.
+
+    Args:
+        optical_bands (`list[str]`): names of the optical bands, in the order of the channels of `pixel_values`.
+        sar_bands (`list[str]`): names of the SAR bands, in the order of the channels of `pixel_values_sar`.
+        hidden_size (`int`): width of the encoder; a multiple of 4 and of `num_attention_heads`.
+        num_hidden_layers (`int`): joint self-attention layers. The early fusion layer comes on top of them.
+        num_attention_heads (`int`): attention heads of each encoder layer.
+        intermediate_size (`int`): width of the encoder's MLPs.
+        hidden_act (`str`): activation of the MLPs.
+        initializer_range (`float`): standard deviation with which class and mask tokens are drawn.
+        layer_norm_eps (`float`): epsilon of the layer norms.
+        qkv_bias (`bool`): whether query, key and value projections have a bias.
+        image_size (`int` or `(height, width)`): size in pixels of the training patches; any other size that the patch
+            size divides works too.
+        patch_size (`int`): side of a square patch in pixels.
+        early_fusion (`str`): `"cross_attention"` for the layer in which the patch tokens of each sensor attend to
+            those of the other, or `"none"`.
+        feature_fusion (`str`): cross-attention in the decoder. `"query"`: the full grid of a sensor attends to the
+            encoder's output; `"latent"`: the encoder's output of a sensor attends to that of the other before mask
+            tokens are inserted; `"none"`.
+        decoder_context (`str`): what the `"query"` fusion attends to: the `"other"` sensor's tokens, or `"all"`.
+        decoder_hidden_size (`int`): width of each of the two decoders; a multiple of 4 and of its attention heads.
+        decoder_num_hidden_layers (`int`): self-attention layers of each decoder, after the fusion.
+        decoder_num_attention_heads (`int`): attention heads of each decoder layer.
+        decoder_intermediate_size (`int`): width of the decoders' MLPs.
+        mask_ratio (`float` or `dict`): share of the patches hidden in pretraining, in [0, 1], one number or
+            `{"optical": ..., "sar": ...}`.
+        mask_strategy (`str`): `"independent"` draws each sensor's mask for itself, `"consistent"` hides the same
+            places in both (nested where the ratios differ), `"complementary"` shows each place in one sensor at most.
+        norm_pix_loss (`bool`): whether targets are normalised by the mean and variance of their patch.
+        optical_loss_weight (`float`): weight of the optical reconstruction loss.
+        sar_loss_weight (`float`): weight of the SAR reconstruction loss.
+        out_features, out_indices: stages whose feature maps the backbone gives.
+
+    Raises:
+        ValueError: a keyword is unknown, or fields contradict each other.
+
+    Source: Chan-To-Hing and Veeravalli, "Fus-MAE: A cross-attention-based data fusion approach for Masked
+    Autoencoders in remote sensing", arXiv 2401.02764. This is a reconstruction: details that the paper leaves open
+    are fields here.
+
+    Example:
+
+    ```python
+    >>> from fusmae_hf import FusMAEConfig, FusMAEModel
+
+    >>> config = FusMAEConfig.from_preset("tiny", mask_ratio={"optical": 0.75, "sar": 0.5})
+    >>> model = FusMAEModel(config)
+    >>> config.num_patches
+    225
+    ```"""
+
+    model_type = "fusmae"
+    base_model_fsdp_plan = {  # noqa: RUF012 - declared like this by every transformers configuration
+        "fusion": "free_full_weight",
+        "layers.*": "free_full_weight",
+        "layernorm": "keep_full_weight",
+    }
+
+    optical_bands: list[str] | tuple[str, ...] = OPTICAL_BANDS
+    sar_bands: list[str] | tuple[str, ...] = SAR_BANDS
+    hidden_size: int = 768
+    num_hidden_layers: int = 11
+    num_attention_heads: int = 12
+    intermediate_size: int = 3072
+    hidden_act: str = "gelu"
+    initializer_range: float = 0.02
+    layer_norm_eps: float = 1e-6
+    qkv_bias: bool = True
+    image_size: int | list[int] | tuple[int, int] = 120
+    patch_size: int = 8
+    early_fusion: Literal["cross_attention", "none"] = "cross_attention"
+    feature_fusion: Literal["query", "latent", "none"] = "query"
+    decoder_context: Literal["other", "all"] = "other"
+    decoder_hidden_size: int = 256
+    decoder_num_hidden_layers: int = 2
+    decoder_num_attention_heads: int = 8
+    decoder_intermediate_size: int = 1024
+    mask_ratio: float | int | dict[str, float | int] = 0.75
+    mask_strategy: Literal["independent", "consistent", "complementary"] = "independent"
+    norm_pix_loss: bool = False
+    optical_loss_weight: float | int = 1.0
+    sar_loss_weight: float | int = 1.0
+    _out_features: list[str] | None = None
+    _out_indices: list[int] | None = None
+
+    def __post_init__(self, **kwargs):
+        self._refuse_unknown(kwargs)
+        self.optical_bands = list(self.optical_bands)
+        self.sar_bands = list(self.sar_bands)
+        kwargs.pop("stage_names", None)
+        self.stage_names = ["stem"] + [f"stage{i}" for i in range(1, self.num_hidden_layers + 1)]
+        self.set_output_features_output_indices(
+            out_indices=kwargs.pop("out_indices", None), out_features=kwargs.pop("out_features", None)
+        )
+        kwargs.setdefault("auto_map", dict(AUTO_MAP))
+        super().__post_init__(**kwargs)
+
+    def _refuse_unknown(self, kwargs):
+        # transformers would take a misspelt field silently and train with the default.
+        fields = {name for name in self.__dataclass_fields__ if not name.startswith("_")}
+        unknown = [key for key in kwargs if not key.startswith("_") and key not in _TRANSFORMERS_KEYWORDS]
+        for key in unknown:
+            close = difflib.get_close_matches(key, fields | _TRANSFORMERS_KEYWORDS, n=1)
+            hint = f" Did you mean `{close[0]}`?" if close else f" Known fields: {sorted(fields)}."
+            raise ValueError(f"FusMAEConfig has no field `{key}` (given {kwargs[key]!r}).{hint}")
+
+    def validate_bands(self):
+        """Each sensor has bands, and no name stands twice."""
+        for name in ("optical_bands", "sar_bands"):
+            bands = list(getattr(self, name))
+            if not bands:
+                raise ValueError(f"`{name}` is empty: the model needs at least one band of each sensor.")
+            if len(set(bands)) != len(bands):
+                raise ValueError(f"`{name}` repeats a name: {bands}. Each band must be named once.")
+
+    def validate_sizes(self):
+        """Widths suit the heads and the two-dimensional positions; the patch size divides the image."""
+        for prefix, label in (("", "encoder"), ("decoder_", "decoder")):
+            width = getattr(self, f"{prefix}hidden_size")
+            heads = getattr(self, f"{prefix}num_attention_heads")
+            if heads < 1 or width % heads:
+                raise ValueError(f"{label}: `{prefix}num_attention_heads` ({heads}) must divide its width ({width}).")
+            if width < 4 or width % 4:
+                raise ValueError(
+                    f"{label}: `{prefix}hidden_size` must be a multiple of 4 (sine, cosine, two axes), not {width}."
+                )
+        for name in ("num_hidden_layers", "intermediate_size", "decoder_intermediate_size", "patch_size"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"`{name}` must be at least 1, not {getattr(self, name)}.")
+        if self.decoder_num_hidden_layers < 0:
+            raise ValueError(
+                f"`decoder_num_hidden_layers` must not be negative, not {self.decoder_num_hidden_layers}."
+            )
+        height, width = self.image_height_width
+        if height < 1 or width < 1 or height % self.patch_size or width % self.patch_size:
+            raise ValueError(
+                f"`image_size` {height}x{width} px is not a multiple of `patch_size` {self.patch_size} px. "
+                f"Choose a patch size that divides both sides."
+            )
+
+    def validate_masking(self):
+        """Ratios lie in [0, 1], leave something visible, and suit the strategy."""
+        ratios = self.mask_ratios
+        for sensor, ratio in ratios.items():
+            if not 0 <= ratio <= 1:
+                raise ValueError(f"`mask_ratio` of {sensor} must lie in [0, 1], not {ratio}.")
+        if ratios["optical"] == 1 and ratios["sar"] == 1:
+            raise ValueError(
+                "`mask_ratio` hides every patch of both sensors; leave at least one sensor partly visible."
+            )
+        shown = sum(1 - ratio for ratio in ratios.values())
+        if self.mask_strategy == "complementary" and shown > 1 + 1e-9:
+            raise ValueError(
+                f"`mask_strategy='complementary'` shows each place in one sensor at most, but the mask "
+                f"ratios {ratios} show {shown:.2f} of the places in all (at most 1). Raise the ratios or change "
+                f"the strategy."
+            )
+        for name in ("optical_loss_weight", "sar_loss_weight"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"`{name}` must not be negative, not {getattr(self, name)}.")
+
+    @property
+    def mask_ratios(self) -> dict[str, float]:
+        """Mask ratio by sensor, `{"optical": ..., "sar": ...}`."""
+        if isinstance(self.mask_ratio, dict):
+            if set(self.mask_ratio) != {"optical", "sar"}:
+                raise ValueError(
+                    f"`mask_ratio` by sensor needs the keys 'optical' and 'sar' alone, not {sorted(self.mask_ratio)}."
+                )
+            return {sensor: float(self.mask_ratio[sensor]) for sensor in ("optical", "sar")}
+        return {"optical": float(self.mask_ratio), "sar": float(self.mask_ratio)}
+
+    @property
+    def image_height_width(self) -> tuple[int, int]:
+        """`image_size` as (height, width) in pixels."""
+        if isinstance(self.image_size, int):
+            return self.image_size, self.image_size
+        if len(self.image_size) != 2:
+            raise ValueError(f"`image_size` must be one number or (height, width), not {self.image_size}.")
+        return int(self.image_size[0]), int(self.image_size[1])
+
+    @property
+    def num_patches(self) -> int:
+        """Patches of each sensor at `image_size`."""
+        height, width = self.image_height_width
+        return (height // self.patch_size) * (width // self.patch_size)
+
+    @classmethod
+    def from_preset(cls, name: str, **kwargs) -> "FusMAEConfig":
+        """Configuration of a named size.
+
+        Args:
+            name: `"tiny"` (192 wide), `"small"` (384), `"base"` (768) or `"large"` (1024).
+            kwargs: fields that differ from the preset.
+
+        Raises:
+            ValueError: there is no such preset.
+        """
+        if name not in PRESETS:
+            raise ValueError(f"Unknown preset {name!r}; known: {list(PRESETS)}.")
+        return cls(**{**PRESETS[name], **kwargs})
+
+
+FusMAEConfig.register_for_auto_class()
+
+__all__ = ["PRESETS", "FusMAEConfig"]

@@ -1,0 +1,912 @@
+"""Fus-MAE: a masked autoencoder that fuses SAR and optical patches with cross-attention.
+
+From top to bottom: outputs, patches and positions, attention, layers, encoder, decoder, masking and loss, heads.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from transformers import initialization as init
+from transformers.activations import ACT2FN
+from transformers.masking_utils import create_bidirectional_mask
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, PreTrainedModel
+from transformers.processing_utils import Unpack
+from transformers.utils import ModelOutput, TransformersKwargs
+from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
+from transformers.utils.output_capturing import capture_outputs
+
+from .configuration_fusmae import FusMAEConfig
+
+
+@dataclass
+class FusMAEModelOutput(ModelOutput):
+    r"""
+    Features of a batch of pairs. `optical` and `sar` are the numbers of patches of each sensor that were encoded.
+
+    Args:
+        last_hidden_state (`torch.FloatTensor` of shape `(batch_size, 1 + optical + sar, hidden_size)`):
+            Class token, optical tokens, SAR tokens after the last layer norm. A sensor that is None has no tokens.
+        sar_hidden_state (`torch.FloatTensor` of shape `(batch_size, sar, hidden_size)`):
+            The SAR tokens, or None. Tokens of a sample without SAR, or without data in their patch, are zero.
+        optical_hidden_state (`torch.FloatTensor` of shape `(batch_size, optical, hidden_size)`):
+            The optical tokens, or None. Tokens of a sample without optical data are zero.
+        pooler_output (`torch.FloatTensor` of shape `(batch_size, hidden_size)`):
+            Mean over the patch tokens of both sensors that are present.
+        hidden_states (`tuple(torch.FloatTensor)`):
+            Input of the first joint layer and output of each, `(batch_size, 1 + optical + sar, hidden_size)`.
+        attentions (`tuple(torch.FloatTensor)`):
+            Of each joint layer, `(batch_size, num_attention_heads, 1 + optical + sar, 1 + optical + sar)`.
+        cross_attentions (`tuple(torch.FloatTensor)`):
+            Of the early fusion: optical queries on SAR keys `(batch_size, num_attention_heads, optical, sar)`, then
+            SAR queries on optical keys. Empty where there is no fusion or one sensor alone.
+    """
+
+    last_hidden_state: torch.FloatTensor | None = None
+    sar_hidden_state: torch.FloatTensor | None = None
+    optical_hidden_state: torch.FloatTensor | None = None
+    pooler_output: torch.FloatTensor | None = None
+    hidden_states: tuple[torch.FloatTensor, ...] | None = None
+    attentions: tuple[torch.FloatTensor, ...] | None = None
+    cross_attentions: tuple[torch.FloatTensor, ...] | None = None
+
+
+@dataclass
+class FusMAEForPreTrainingOutput(ModelOutput):
+    r"""
+    Reconstruction of a batch of pairs. `N` is the number of patches of the whole grid.
+
+    Args:
+        loss (`torch.FloatTensor` of shape `()`):
+            Weighted sum of `optical_loss` and `sar_loss`. None with `return_loss=False`.
+        optical_loss (`torch.FloatTensor` of shape `()`):
+            Mean squared error on the masked, valid pixels of the optical patch, in squared normalised units.
+        sar_loss (`torch.FloatTensor` of shape `()`):
+            The same for SAR. A sensor that is None has no loss.
+        logits (`torch.FloatTensor` of shape `(batch_size, N, optical_bands * patch_size ** 2)`):
+            Predicted optical pixels, by patch; the order within a patch is (band, row, column). `unpatchify` makes an
+            image of them. Normalised by patch where `config.norm_pix_loss`.
+        logits_sar (`torch.FloatTensor` of shape `(batch_size, N, sar_bands * patch_size ** 2)`):
+            Predicted SAR pixels, by patch.
+        mask (`torch.BoolTensor` of shape `(batch_size, N)`):
+            True where an optical patch was hidden from the encoder.
+        mask_sar (`torch.BoolTensor` of shape `(batch_size, N)`):
+            True where a SAR patch was hidden from the encoder.
+        hidden_states, attentions, cross_attentions:
+            As in [`FusMAEModelOutput`], over the visible patches.
+        decoder_cross_attentions (`tuple(torch.FloatTensor)`):
+            Of the decoders' fusion, optical queries first, `(batch_size, decoder_num_attention_heads, queries, keys)`.
+    """
+
+    loss: torch.FloatTensor | None = None
+    optical_loss: torch.FloatTensor | None = None
+    sar_loss: torch.FloatTensor | None = None
+    logits: torch.FloatTensor | None = None
+    logits_sar: torch.FloatTensor | None = None
+    mask: torch.BoolTensor | None = None
+    mask_sar: torch.BoolTensor | None = None
+    hidden_states: tuple[torch.FloatTensor, ...] | None = None
+    attentions: tuple[torch.FloatTensor, ...] | None = None
+    cross_attentions: tuple[torch.FloatTensor, ...] | None = None
+    decoder_cross_attentions: tuple[torch.FloatTensor, ...] | None = None
+
+
+def patchify(images: torch.Tensor, patch_size: int) -> torch.Tensor:
+    """Cut images into patches, row by row.
+
+    Args:
+        images: `(batch_size, channels, height, width)`.
+        patch_size: side of a patch in pixels; divides height and width.
+
+    Returns:
+        `(batch_size, patches, channels, patch_size ** 2)`, a copy.
+    """
+    batch_size, channels, height, width = images.shape
+    rows, columns = height // patch_size, width // patch_size
+    patches = images.reshape(batch_size, channels, rows, patch_size, columns, patch_size).permute(0, 2, 4, 1, 3, 5)
+    return patches.reshape(batch_size, rows * columns, channels, patch_size**2)
+
+
+def unpatchify(patches: torch.Tensor, patch_size: int, height: int, width: int) -> torch.Tensor:
+    """Put patches back together; the inverse of [`patchify`].
+
+    Args:
+        patches: `(batch_size, patches, channels, patch_size ** 2)`, the last two possibly flattened into one.
+        patch_size: side of a patch in pixels.
+        height, width: size of the image in pixels.
+
+    Returns:
+        `(batch_size, channels, height, width)`.
+    """
+    batch_size, rows, columns = patches.shape[0], height // patch_size, width // patch_size
+    patches = patches.reshape(batch_size, rows, columns, -1, patch_size, patch_size)
+    return patches.permute(0, 3, 1, 4, 2, 5).reshape(batch_size, -1, height, width)
+
+
+def position_embeddings(
+    rows: int, columns: int, dim: int, device: torch.device, dtype: torch.dtype = torch.float32
+) -> torch.Tensor:
+    """Fixed sine-cosine positions of a grid of patches, `(rows * columns, dim)`, computed for whatever grid comes.
+
+    A quarter of the channels each for sine and cosine of the row and of the column, with wavelengths from 2 pi to
+    20,000 pi patches (Vaswani et al. 2017, applied to each axis).
+    """
+    frequencies = 10_000.0 ** (-torch.arange(dim // 4, device=device, dtype=torch.float32) / (dim // 4))
+    row = torch.arange(rows, device=device, dtype=torch.float32)[:, None] * frequencies
+    column = torch.arange(columns, device=device, dtype=torch.float32)[:, None] * frequencies
+    row = torch.cat([row.sin(), row.cos()], dim=-1)[:, None].expand(rows, columns, -1)
+    column = torch.cat([column.sin(), column.cos()], dim=-1)[None].expand(rows, columns, -1)
+    return torch.cat([row, column], dim=-1).reshape(rows * columns, dim).to(dtype)
+
+
+def take_tokens(tokens: torch.Tensor, ids: torch.Tensor | None) -> torch.Tensor:
+    """Tokens (any trailing shape) of the patches `ids` `(batch_size, kept)`, or all of them where `ids` is None."""
+    if ids is None:
+        return tokens
+    index = ids.reshape(*ids.shape, *([1] * (tokens.ndim - 2))).expand(*ids.shape, *tokens.shape[2:])
+    return tokens.gather(1, index)
+
+
+def join_streams(
+    streams: list[tuple[torch.Tensor | None, torch.Tensor | None]],
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Put token streams in a row, leaving out those that are None.
+
+    Args:
+        streams: (tokens `(batch_size, n, dim)` or None, which of them are present `(batch_size, n)` bool or None).
+
+    Returns:
+        Tokens `(batch_size, sum of n, dim)` and their presence, None where every token is present.
+    """
+    given = [(tokens, present) for tokens, present in streams if tokens is not None]
+    tokens = torch.cat([tokens for tokens, _ in given], dim=1)
+    if all(present is None for _, present in given):
+        return tokens, None
+    return tokens, torch.cat(
+        [
+            stream.new_ones(stream.shape[:2], dtype=torch.bool) if present is None else present
+            for stream, present in given
+        ],
+        dim=1,
+    )
+
+
+class FusMAEEmbeddings(nn.Module):
+    """Patches of each sensor projected with weights of their own, with positions; and the class token."""
+
+    def __init__(self, config: FusMAEConfig):
+        super().__init__()
+        self.patch_size = config.patch_size
+        pixels = config.patch_size**2
+        self.optical_projection = nn.Linear(len(config.optical_bands) * pixels, config.hidden_size)
+        self.sar_projection = nn.Linear(len(config.sar_bands) * pixels, config.hidden_size)
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, config.hidden_size))
+
+    def forward(
+        self,
+        images: torch.Tensor,
+        projection: nn.Linear,
+        ids_keep: torch.Tensor | None = None,
+        present: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """Embed one sensor.
+
+        Args:
+            images: `(batch_size, bands, height, width)`.
+            projection: `optical_projection` or `sar_projection`.
+            ids_keep: `(batch_size, kept)`, patches to embed; the others are never projected. None: all.
+            present: `(batch_size, kept)` bool. Pixels of absent tokens, which may be NaN, are replaced by zero.
+
+        Returns:
+            `(batch_size, kept, hidden_size)`.
+        """
+        rows, columns = images.shape[-2] // self.patch_size, images.shape[-1] // self.patch_size
+        patches = take_tokens(patchify(images, self.patch_size), ids_keep).flatten(2).to(projection.weight.dtype)
+        if present is not None:
+            patches = torch.where(present[..., None], patches, 0.0)
+        tokens = projection(patches)
+        positions = position_embeddings(rows, columns, tokens.shape[-1], tokens.device, tokens.dtype)
+        return tokens + (positions if ids_keep is None else positions[ids_keep])
+
+
+def eager_attention_forward(
+    module: nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    scaling: float,
+    dropout: float = 0.0,
+    **kwargs,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Attention spelt out. Returns the result `(batch, queries, heads, head_dim)` and the weights."""
+    weights = torch.matmul(query, key.transpose(2, 3)) * scaling
+    if attention_mask is not None:
+        weights = weights + attention_mask
+    weights = nn.functional.softmax(weights, dim=-1)
+    return torch.matmul(weights, value).transpose(1, 2).contiguous(), weights
+
+
+def attend(
+    module: "FusMAESelfAttention | FusMAECrossAttention",
+    hidden_states: torch.Tensor,
+    context: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    **kwargs: Unpack[TransformersKwargs],
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Multi-head attention of `hidden_states` on `context` through the configured attention implementation."""
+    batch_size, queries = hidden_states.shape[:2]
+    shape = (batch_size, -1, module.num_heads, module.head_dim)
+    query = module.q_proj(hidden_states).view(shape).transpose(1, 2)
+    key = module.k_proj(context).view(shape).transpose(1, 2)
+    value = module.v_proj(context).view(shape).transpose(1, 2)
+    attention: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
+        module.config._attn_implementation, eager_attention_forward
+    )
+    output, weights = attention(
+        module, query, key, value, attention_mask, dropout=0.0, scaling=module.scaling, **kwargs
+    )
+    return module.o_proj(output.reshape(batch_size, queries, -1)), weights
+
+
+class FusMAESelfAttention(nn.Module):
+    """Multi-head self-attention."""
+
+    def __init__(self, config: FusMAEConfig, hidden_size: int, num_heads: int):
+        super().__init__()
+        self.config = config
+        self.num_heads = num_heads
+        self.head_dim = hidden_size // num_heads
+        self.scaling = self.head_dim**-0.5
+        self.is_causal = False
+        self.q_proj = nn.Linear(hidden_size, hidden_size, bias=config.qkv_bias)
+        self.k_proj = nn.Linear(hidden_size, hidden_size, bias=config.qkv_bias)
+        self.v_proj = nn.Linear(hidden_size, hidden_size, bias=config.qkv_bias)
+        self.o_proj = nn.Linear(hidden_size, hidden_size)
+
+    def forward(self, hidden_states, attention_mask=None, **kwargs):
+        return attend(self, hidden_states, hidden_states, attention_mask, **kwargs)
+
+
+# Not a subclass of the self-attention: outputs are recorded by isinstance, and its maps would be recorded twice.
+class FusMAECrossAttention(nn.Module):
+    """Multi-head attention of the tokens of one sensor on those of the other, which may be of another width."""
+
+    def __init__(self, config: FusMAEConfig, hidden_size: int, num_heads: int, context_size: int):
+        super().__init__()
+        self.config = config
+        self.num_heads = num_heads
+        self.head_dim = hidden_size // num_heads
+        self.scaling = self.head_dim**-0.5
+        self.is_causal = False
+        self.q_proj = nn.Linear(hidden_size, hidden_size, bias=config.qkv_bias)
+        self.k_proj = nn.Linear(context_size, hidden_size, bias=config.qkv_bias)
+        self.v_proj = nn.Linear(context_size, hidden_size, bias=config.qkv_bias)
+        self.o_proj = nn.Linear(hidden_size, hidden_size)
+
+    def forward(self, hidden_states, context, context_present=None, **kwargs):
+        """Attend to the tokens of `context` that are present; a sample with none gets zero, whatever the back end.
+
+        Args:
+            hidden_states: `(batch_size, queries, hidden_size)`.
+            context: `(batch_size, keys, context_size)`.
+            context_present: `(batch_size, keys)` bool, or None where all are.
+        """
+        mask = create_bidirectional_mask(
+            config=self.config,
+            inputs_embeds=hidden_states,
+            attention_mask=context_present,
+            encoder_hidden_states=context,
+        )
+        output, weights = attend(self, hidden_states, context, mask, **kwargs)
+        if context_present is not None:
+            output = torch.where(context_present.any(dim=-1)[:, None, None], output, 0.0)
+        return output, weights
+
+
+class FusMAEMLP(nn.Module):
+    """Two linear layers with an activation between them."""
+
+    def __init__(self, config: FusMAEConfig, hidden_size: int, intermediate_size: int):
+        super().__init__()
+        self.up_proj = nn.Linear(hidden_size, intermediate_size)
+        self.act_fn = ACT2FN[config.hidden_act]
+        self.down_proj = nn.Linear(intermediate_size, hidden_size)
+
+    def forward(self, hidden_states):
+        return self.down_proj(self.act_fn(self.up_proj(hidden_states)))
+
+
+class FusMAELayer(GradientCheckpointingLayer):
+    """Self-attention and MLP, each on the normalised input and with a residual."""
+
+    def __init__(self, config: FusMAEConfig, hidden_size: int, num_heads: int, intermediate_size: int):
+        super().__init__()
+        self.layernorm_before = nn.LayerNorm(hidden_size, eps=config.layer_norm_eps)
+        self.attention = FusMAESelfAttention(config, hidden_size, num_heads)
+        self.layernorm_after = nn.LayerNorm(hidden_size, eps=config.layer_norm_eps)
+        self.mlp = FusMAEMLP(config, hidden_size, intermediate_size)
+
+    def forward(self, hidden_states, attention_mask=None, **kwargs):
+        attended, _ = self.attention(self.layernorm_before(hidden_states), attention_mask, **kwargs)
+        hidden_states = hidden_states + attended
+        return hidden_states + self.mlp(self.layernorm_after(hidden_states))
+
+
+class FusMAEFusionLayer(GradientCheckpointingLayer):
+    """Early fusion: the tokens of each sensor attend to those of the other, then an MLP; weights are not shared."""
+
+    def __init__(self, config: FusMAEConfig):
+        super().__init__()
+        size, heads, eps = config.hidden_size, config.num_attention_heads, config.layer_norm_eps
+        self.optical_layernorm_before = nn.LayerNorm(size, eps=eps)
+        self.optical_attention = FusMAECrossAttention(config, size, heads, context_size=size)
+        self.optical_layernorm_after = nn.LayerNorm(size, eps=eps)
+        self.optical_mlp = FusMAEMLP(config, size, config.intermediate_size)
+        self.sar_layernorm_before = nn.LayerNorm(size, eps=eps)
+        self.sar_attention = FusMAECrossAttention(config, size, heads, context_size=size)
+        self.sar_layernorm_after = nn.LayerNorm(size, eps=eps)
+        self.sar_mlp = FusMAEMLP(config, size, config.intermediate_size)
+
+    def forward(self, optical, sar, optical_present=None, sar_present=None, **kwargs):
+        """Fuse `(batch_size, optical, hidden_size)` with `(batch_size, sar, hidden_size)`; either may be None."""
+        if optical is not None and sar is not None:
+            normed_optical, normed_sar = self.optical_layernorm_before(optical), self.sar_layernorm_before(sar)
+            from_sar, _ = self.optical_attention(normed_optical, normed_sar, sar_present, **kwargs)
+            from_optical, _ = self.sar_attention(normed_sar, normed_optical, optical_present, **kwargs)
+            optical, sar = optical + from_sar, sar + from_optical
+        if optical is not None:
+            optical = optical + self.optical_mlp(self.optical_layernorm_after(optical))
+        if sar is not None:
+            sar = sar + self.sar_mlp(self.sar_layernorm_after(sar))
+        return optical, sar
+
+
+class FusMAEPreTrainedModel(PreTrainedModel):
+    """What all Fus-MAE models share: configuration, initialisation, loading, checks of the inputs."""
+
+    config: FusMAEConfig
+    config_class = FusMAEConfig
+    base_model_prefix = "fusmae"
+    main_input_name = "pixel_values"
+    input_modalities = ("image",)
+    supports_gradient_checkpointing = True
+    _no_split_modules = ["FusMAEEmbeddings", "FusMAEFusionLayer", "FusMAELayer"]  # noqa: RUF012
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+    _can_compile_fullgraph = True
+    _can_record_outputs = {  # noqa: RUF012
+        "hidden_states": FusMAELayer,
+        "attentions": FusMAESelfAttention,
+        "cross_attentions": FusMAECrossAttention,
+    }
+
+    @torch.no_grad()
+    def _init_weights(self, module):
+        super()._init_weights(module)
+        if isinstance(module, nn.Linear):
+            init.xavier_uniform_(module.weight)
+            if module.bias is not None:
+                init.zeros_(module.bias)
+        elif isinstance(module, FusMAEEmbeddings):
+            init.normal_(module.cls_token, std=self.config.initializer_range)
+        elif isinstance(module, FusMAEDecoder):
+            init.normal_(module.mask_token, std=self.config.initializer_range)
+
+    def _check_images(self, pixel_values: torch.Tensor | None, pixel_values_sar: torch.Tensor | None) -> None:
+        """Raise a ValueError unless there are images of the shape that the configuration tells."""
+        if pixel_values is None and pixel_values_sar is None:
+            raise ValueError(
+                "Neither sensor was given: pass `pixel_values` (optical), `pixel_values_sar` (SAR) or both."
+            )
+        size = self.config.patch_size
+        for name, images, bands in (
+            ("pixel_values", pixel_values, self.config.optical_bands),
+            ("pixel_values_sar", pixel_values_sar, self.config.sar_bands),
+        ):
+            if images is None:
+                continue
+            if images.ndim != 4 or images.shape[1] != len(bands):
+                raise ValueError(
+                    f"`{name}` must have shape (batch_size, {len(bands)}, height, width), one channel for each of the "
+                    f"bands {list(bands)}, but has {tuple(images.shape)}. FusMAEImageProcessor picks and orders bands."
+                )
+            if images.shape[2] % size or images.shape[3] % size:
+                raise ValueError(
+                    f"`{name}` is {images.shape[2]}x{images.shape[3]} px, which the patch size of {size} px does not "
+                    f"divide. Crop or resize it, for example with FusMAEImageProcessor(do_resize=True, size=...)."
+                )
+        if pixel_values is not None and pixel_values_sar is not None:
+            optical_shape, sar_shape = pixel_values.shape, pixel_values_sar.shape
+            if optical_shape[0] != sar_shape[0] or optical_shape[2:] != sar_shape[2:]:
+                raise ValueError(
+                    f"Both sensors must show the same places on the same grid, but `pixel_values` has batch and size "
+                    f"{optical_shape[0], *optical_shape[2:]} and `pixel_values_sar` {sar_shape[0], *sar_shape[2:]}."
+                )
+
+    def _present_patches(
+        self,
+        sensor: str,
+        images: torch.Tensor | None,
+        available: torch.Tensor | None,
+        pixel_mask: torch.Tensor | None,
+    ) -> torch.Tensor | None:
+        """Which patches of a sensor hold data: `(batch_size, patches)` bool, or None where all do."""
+        if images is None:
+            if available is not None or pixel_mask is not None:
+                raise ValueError(
+                    f"`{sensor}_available` or the pixel mask of the {sensor} sensor was given without pixel values. "
+                    f"Leave them out, or pass pixel values (any numbers) for the samples without {sensor}."
+                )
+            return None
+        if available is None and pixel_mask is None:
+            return None
+        batch_size, _, height, width = images.shape
+        size = self.config.patch_size
+        present = images.new_ones((batch_size, (height // size) * (width // size)), dtype=torch.bool)
+        if available is not None:
+            if available.shape != (batch_size,) or available.dtype != torch.bool:
+                raise ValueError(
+                    f"`{sensor}_available` must be bool of shape ({batch_size},), one value a sample, but is "
+                    f"{available.dtype} of shape {tuple(available.shape)}."
+                )
+            present = present & available.to(images.device)[:, None]
+        if pixel_mask is not None:
+            if pixel_mask.shape != (batch_size, height, width) or pixel_mask.dtype != torch.bool:
+                raise ValueError(
+                    f"The pixel mask of the {sensor} sensor must be bool of shape ({batch_size}, {height}, {width}), "
+                    f"True where there is data, but is {pixel_mask.dtype} of shape {tuple(pixel_mask.shape)}."
+                )
+            present = present & patchify(pixel_mask[:, None].to(images.device), size).any(dim=-1).squeeze(-1)
+        return present
+
+
+class FusMAEModel(FusMAEPreTrainedModel):
+    r"""
+    The Fus-MAE encoder: features of a SAR patch, an optical patch, or a pair of them. It never masks.
+
+    Each sensor's patches are projected with weights of their own, attend to those of the other sensor in the early
+    fusion layer, and go through the joint self-attention layers as [class, optical, SAR].
+
+    Example:
+
+    ```python
+    >>> import torch
+    >>> from fusmae_hf import FusMAEConfig, FusMAEModel
+
+    >>> model = FusMAEModel(FusMAEConfig.from_preset("tiny")).eval()
+    >>> with torch.no_grad():
+    ...     features = model(pixel_values=torch.randn(2, 12, 120, 120), pixel_values_sar=torch.randn(2, 2, 120, 120))
+    >>> features.pooler_output.shape, features.sar_hidden_state.shape
+    (torch.Size([2, 192]), torch.Size([2, 225, 192]))
+    ```"""
+
+    def __init__(self, config: FusMAEConfig):
+        super().__init__(config)
+        self.embeddings = FusMAEEmbeddings(config)
+        self.fusion = FusMAEFusionLayer(config) if config.early_fusion == "cross_attention" else None
+        self.layers = nn.ModuleList(
+            FusMAELayer(config, config.hidden_size, config.num_attention_heads, config.intermediate_size)
+            for _ in range(config.num_hidden_layers)
+        )
+        self.layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Module:
+        """The projection of the optical patches."""
+        return self.embeddings.optical_projection
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        """Replace the projection of the optical patches."""
+        self.embeddings.optical_projection = value
+
+    @merge_with_config_defaults
+    @capture_outputs(tie_last_hidden_states=False)
+    def forward(
+        self,
+        pixel_values: torch.FloatTensor | None = None,
+        pixel_values_sar: torch.FloatTensor | None = None,
+        pixel_mask: torch.BoolTensor | None = None,
+        pixel_mask_sar: torch.BoolTensor | None = None,
+        optical_available: torch.BoolTensor | None = None,
+        sar_available: torch.BoolTensor | None = None,
+        ids_keep: torch.LongTensor | None = None,
+        ids_keep_sar: torch.LongTensor | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> FusMAEModelOutput:
+        r"""
+        Args:
+            pixel_values (`torch.FloatTensor` of shape `(batch_size, optical_bands, height, width)`):
+                Optical patches as [`FusMAEImageProcessor`] normalises them, or None where no sample has any.
+            pixel_values_sar (`torch.FloatTensor` of shape `(batch_size, sar_bands, height, width)`):
+                SAR patches, normalised likewise, or None.
+            pixel_mask (`torch.BoolTensor` of shape `(batch_size, height, width)`):
+                True where the optical patch holds data. A patch token without any is treated as absent.
+            pixel_mask_sar (`torch.BoolTensor` of shape `(batch_size, height, width)`):
+                The same for SAR.
+            optical_available (`torch.BoolTensor` of shape `(batch_size,)`):
+                Which samples have optical data, in a batch that mixes complete and incomplete pairs. Each sample gets
+                the features that it has alone.
+            sar_available (`torch.BoolTensor` of shape `(batch_size,)`):
+                Which samples have SAR data.
+            ids_keep (`torch.LongTensor` of shape `(batch_size, kept)`):
+                Optical patches to encode, by their number in the grid; all where None.
+            ids_keep_sar (`torch.LongTensor` of shape `(batch_size, kept)`):
+                SAR patches to encode.
+
+        Raises:
+            ValueError: no sensor is given, or shapes disagree with the configuration or with each other.
+        """
+        self._check_images(pixel_values, pixel_values_sar)
+        optical_present = self._present_patches("optical", pixel_values, optical_available, pixel_mask)
+        sar_present = self._present_patches("sar", pixel_values_sar, sar_available, pixel_mask_sar)
+        optical = sar = None
+        if pixel_values is not None:
+            optical_present = None if optical_present is None else take_tokens(optical_present, ids_keep)
+            optical = self.embeddings(pixel_values, self.embeddings.optical_projection, ids_keep, optical_present)
+        if pixel_values_sar is not None:
+            sar_present = None if sar_present is None else take_tokens(sar_present, ids_keep_sar)
+            sar = self.embeddings(pixel_values_sar, self.embeddings.sar_projection, ids_keep_sar, sar_present)
+        if self.fusion is not None:
+            optical, sar = self.fusion(optical, sar, optical_present, sar_present, **kwargs)
+
+        patches, present = join_streams([(optical, optical_present), (sar, sar_present)])
+        class_token = self.embeddings.cls_token.to(patches.dtype).expand(patches.shape[0], -1, -1)
+        hidden_states = torch.cat([class_token, patches], dim=1)
+        attention_mask = None
+        if present is not None:
+            attention_mask = create_bidirectional_mask(
+                config=self.config,
+                inputs_embeds=hidden_states,
+                attention_mask=torch.cat([present.new_ones((present.shape[0], 1)), present], dim=1),
+            )
+        for layer in self.layers:
+            hidden_states = layer(hidden_states, attention_mask, **kwargs)
+        hidden_states = self.layernorm(hidden_states)
+
+        patches = hidden_states[:, 1:]
+        if present is None:
+            pooled = patches.mean(dim=1)
+        else:
+            patches = torch.where(present[..., None], patches, 0.0)
+            hidden_states = torch.cat([hidden_states[:, :1], patches], dim=1)
+            pooled = patches.sum(dim=1) / present.sum(dim=1, keepdim=True).clamp(min=1)
+        num_optical = 0 if optical is None else optical.shape[1]
+        return FusMAEModelOutput(
+            last_hidden_state=hidden_states,
+            sar_hidden_state=None if sar is None else patches[:, num_optical:],
+            optical_hidden_state=None if optical is None else patches[:, :num_optical],
+            pooler_output=pooled,
+        )
+
+
+class FusMAEDecoder(nn.Module):
+    """Reconstructs the pixels of one sensor from what the encoder saw of it and of the other sensor."""
+
+    def __init__(self, config: FusMAEConfig, num_bands: int):
+        super().__init__()
+        size, heads = config.decoder_hidden_size, config.decoder_num_attention_heads
+        self.feature_fusion = config.feature_fusion
+        self.decoder_context = config.decoder_context
+        self.embed = nn.Linear(config.hidden_size, size)
+        self.mask_token = nn.Parameter(torch.zeros(1, 1, size))
+        if config.feature_fusion != "none":
+            self.fusion_layernorm = nn.LayerNorm(size, eps=config.layer_norm_eps)
+            self.fusion_attention = FusMAECrossAttention(config, size, heads, config.hidden_size)
+        self.layers = nn.ModuleList(
+            FusMAELayer(config, size, heads, config.decoder_intermediate_size)
+            for _ in range(config.decoder_num_hidden_layers)
+        )
+        self.layernorm = nn.LayerNorm(size, eps=config.layer_norm_eps)
+        self.predict = nn.Linear(size, num_bands * config.patch_size**2)
+
+    def forward(
+        self,
+        grid: tuple[int, int],
+        own: torch.Tensor | None,
+        other: torch.Tensor | None,
+        ids_keep: torch.Tensor | None = None,
+        own_present: torch.Tensor | None = None,
+        other_present: torch.Tensor | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Predict every patch of the grid.
+
+        Args:
+            grid: (rows, columns) of patches.
+            own: `(batch_size, kept, hidden_size)`, the encoder's tokens of this sensor, or None.
+            other: the encoder's tokens of the other sensor, or None.
+            ids_keep: `(batch_size, kept)`, where the own tokens belong in the grid; None: they are the whole grid.
+            own_present, other_present: `(batch_size, kept)` bool, which tokens hold data; None: all.
+
+        Returns:
+            Pixels by patch `(batch_size, rows * columns, bands * patch_size ** 2)` and the weights of the fusion's
+            attention, which only eager attention gives.
+        """
+        weights = None
+        tokens = None if own is None else self.embed(own)
+        if tokens is not None and other is not None and self.feature_fusion == "latent":
+            fused, weights = self.fusion_attention(self.fusion_layernorm(tokens), other, other_present, **kwargs)
+            tokens = tokens + fused
+        hidden_states = self._fill_grid(grid, tokens, other, ids_keep, own_present)
+        if self.feature_fusion == "query":
+            streams = [(other, other_present)]
+            if self.decoder_context == "all":
+                streams.append((own, own_present))
+            if any(tokens is not None for tokens, _ in streams):
+                context, present = join_streams(streams)
+                fused, weights = self.fusion_attention(
+                    self.fusion_layernorm(hidden_states), context, present, **kwargs
+                )
+                hidden_states = hidden_states + fused
+        for layer in self.layers:
+            hidden_states = layer(hidden_states, None, **kwargs)
+        return self.predict(self.layernorm(hidden_states)), weights
+
+    def _fill_grid(self, grid, tokens, other, ids_keep, present):
+        """The whole grid at decoder width: encoded tokens in their places, mask tokens elsewhere, positions added."""
+        rows, columns = grid
+        if tokens is None:
+            hidden_states = self.mask_token.expand(other.shape[0], rows * columns, -1)
+        else:
+            mask_token = self.mask_token.to(tokens.dtype)
+            hidden_states = tokens if present is None else torch.where(present[..., None], tokens, mask_token)
+            if ids_keep is not None:
+                whole = mask_token.expand(tokens.shape[0], rows * columns, -1)
+                index = ids_keep[..., None].expand(-1, -1, tokens.shape[-1])
+                hidden_states = whole.scatter(1, index, hidden_states)
+        dim, device, dtype = hidden_states.shape[-1], hidden_states.device, hidden_states.dtype
+        return hidden_states + position_embeddings(rows, columns, dim, device, dtype)
+
+
+def masked_patches(ids_keep: torch.Tensor, num_patches: int) -> torch.Tensor:
+    """True for every patch that is not among `ids_keep` `(batch_size, kept)`; shape `(batch_size, num_patches)`."""
+    mask = torch.ones((ids_keep.shape[0], num_patches), dtype=torch.bool, device=ids_keep.device)
+    return mask.scatter(1, ids_keep, False)
+
+
+def reconstruction_loss(
+    predicted: torch.Tensor,
+    target: torch.Tensor,
+    mask: torch.Tensor,
+    valid: torch.Tensor | None,
+    norm_pix_loss: bool,
+) -> torch.Tensor:
+    """Mean squared error over the masked, valid pixels of a sample, then the mean over the samples.
+
+    A sample without a masked, valid pixel adds zero, so that the loss does not depend on how a batch is cut.
+
+    Args:
+        predicted: `(batch_size, N, bands * pixels)`.
+        target: `(batch_size, N, bands, pixels)`, [`patchify`] of the images.
+        mask: `(batch_size, N)` bool, True where the patch was hidden.
+        valid: `(batch_size, N, pixels)` bool, True where there is data, or None where there is everywhere.
+        norm_pix_loss: normalise each target patch by the mean and variance of its valid pixels.
+
+    Returns:
+        A float32 scalar.
+    """
+    target = target.float()
+    bands = target.shape[2]
+    if valid is not None:
+        target = torch.where(valid[:, :, None], target, 0.0)
+    if norm_pix_loss:
+        if valid is None:
+            variance, mean = torch.var_mean(target, dim=(2, 3), correction=0, keepdim=True)
+        else:
+            count = (valid.sum(dim=-1) * bands).clamp(min=1)[..., None, None]
+            mean = target.sum(dim=(2, 3), keepdim=True) / count
+            variance = ((target - mean).square() * valid[:, :, None]).sum(dim=(2, 3), keepdim=True) / count
+        target = (target - mean) * (variance + 1e-6).rsqrt()
+    error = (predicted.float().view_as(target) - target).square()
+    if valid is None:
+        weight = mask.float()
+        per_patch = error.mean(dim=(2, 3))
+    else:
+        weight = mask * valid.sum(dim=-1).float()
+        per_patch = (error.mean(dim=2) * valid).sum(dim=-1) / valid.sum(dim=-1).clamp(min=1)
+    per_sample = (per_patch * weight).sum(dim=1) / weight.sum(dim=1).clamp(min=1)
+    return per_sample.mean()
+
+
+class FusMAEForPreTraining(FusMAEPreTrainedModel):
+    r"""
+    Fus-MAE with its two decoders: hides most patches of both sensors and reconstructs their pixels.
+
+    Example:
+
+    ```python
+    >>> import torch
+    >>> from fusmae_hf import FusMAEConfig, FusMAEForPreTraining
+
+    >>> model = FusMAEForPreTraining(FusMAEConfig.from_preset("tiny"))
+    >>> outputs = model(pixel_values=torch.randn(2, 12, 120, 120), pixel_values_sar=torch.randn(2, 2, 120, 120))
+    >>> outputs.loss.shape, outputs.logits_sar.shape, outputs.mask.sum(dim=1)
+    (torch.Size([]), torch.Size([2, 225, 128]), tensor([169, 169]))
+    ```"""
+
+    def __init__(self, config: FusMAEConfig):
+        super().__init__(config)
+        self.fusmae = FusMAEModel(config)
+        self.optical_decoder = FusMAEDecoder(config, len(config.optical_bands))
+        self.sar_decoder = FusMAEDecoder(config, len(config.sar_bands))
+        self.post_init()
+
+    def unpatchify(self, logits: torch.Tensor, height: int, width: int) -> torch.Tensor:
+        """Image `(batch_size, bands, height, width)` of `logits` or `logits_sar`, in normalised units."""
+        return unpatchify(logits, self.config.patch_size, height, width)
+
+    def draw_masks(
+        self,
+        batch_size: int,
+        num_patches: int,
+        noise: torch.Tensor | None = None,
+        noise_sar: torch.Tensor | None = None,
+        device: torch.device | None = None,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Choose the patches that the encoder sees, by the configuration's ratios and strategy.
+
+        Args:
+            batch_size: number of pairs.
+            num_patches: patches of one sensor.
+            noise: `(batch_size, num_patches)`; the optical patches with the smallest values are kept. `"consistent"`
+                and `"complementary"` masks of both sensors follow it. Drawn where None.
+            noise_sar: the same for SAR, for `"independent"` masks alone.
+            device: where to draw.
+
+        Returns:
+            `ids_keep`, `ids_keep_sar`: `(batch_size, kept)` each. A sensor whose ratio leaves none has shape
+            `(batch_size, 0)`.
+
+        Raises:
+            ValueError: noise of another shape, or no patch of either sensor would be left.
+        """
+        for name, values in (("noise", noise), ("noise_sar", noise_sar)):
+            if values is not None and values.shape != (batch_size, num_patches):
+                raise ValueError(
+                    f"`{name}` must have shape {(batch_size, num_patches)}, one value a patch, but has "
+                    f"{tuple(values.shape)}."
+                )
+        # Rounded down (but for float error), so that complementary masks never overlap.
+        kept = {name: int(num_patches * (1 - ratio) + 1e-6) for name, ratio in self.config.mask_ratios.items()}
+        if not any(kept.values()):
+            raise ValueError(
+                f"mask ratios {self.config.mask_ratios} leave no visible patch on a grid of {num_patches} patches; "
+                "lower `mask_ratio` or use larger images."
+            )
+        if noise is None:
+            noise = torch.rand(batch_size, num_patches, device=device)
+        shuffled = noise.argsort(dim=1)
+        if self.config.mask_strategy == "independent":
+            if noise_sar is None:
+                noise_sar = torch.rand(batch_size, num_patches, device=device)
+            shuffled_sar = noise_sar.argsort(dim=1)
+        elif self.config.mask_strategy == "consistent":
+            shuffled_sar = shuffled
+        else:
+            shuffled_sar = shuffled.flip(1)
+        return shuffled[:, : kept["optical"]], shuffled_sar[:, : kept["sar"]]
+
+    @can_return_tuple
+    def forward(
+        self,
+        pixel_values: torch.FloatTensor | None = None,
+        pixel_values_sar: torch.FloatTensor | None = None,
+        pixel_mask: torch.BoolTensor | None = None,
+        pixel_mask_sar: torch.BoolTensor | None = None,
+        optical_available: torch.BoolTensor | None = None,
+        sar_available: torch.BoolTensor | None = None,
+        noise: torch.FloatTensor | None = None,
+        noise_sar: torch.FloatTensor | None = None,
+        return_loss: bool = True,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> FusMAEForPreTrainingOutput:
+        r"""
+        Args:
+            pixel_values, pixel_values_sar, pixel_mask, pixel_mask_sar, optical_available, sar_available:
+                As in [`FusMAEModel`]. Pixels without data count neither in the loss nor in the statistics of a
+                patch; a sensor that is None, or absent from a sample, is no target.
+            noise (`torch.FloatTensor` of shape `(batch_size, N)`):
+                Decides the masks: the patches with the smallest values stay visible. Drawn where None.
+            noise_sar (`torch.FloatTensor` of shape `(batch_size, N)`):
+                The same for SAR with `mask_strategy="independent"`.
+            return_loss (`bool`): whether to compute the losses.
+
+        Raises:
+            ValueError: no sensor is given, or shapes disagree with the configuration or with each other.
+        """
+        self._check_images(pixel_values, pixel_values_sar)
+        images = pixel_values if pixel_values is not None else pixel_values_sar
+        size = self.config.patch_size
+        grid = (images.shape[2] // size, images.shape[3] // size)
+        ids_keep, ids_keep_sar = self.draw_masks(
+            images.shape[0], grid[0] * grid[1], noise, noise_sar, device=images.device
+        )
+        optical_present = self._present_patches("optical", pixel_values, optical_available, pixel_mask)
+        sar_present = self._present_patches("sar", pixel_values_sar, sar_available, pixel_mask_sar)
+        # A sensor of which no patch is visible is not encoded, yet it is reconstructed.
+        sees_optical = pixel_values is not None and ids_keep.shape[1] > 0
+        sees_sar = pixel_values_sar is not None and ids_keep_sar.shape[1] > 0
+        if not sees_optical and not sees_sar:
+            raise ValueError(
+                f"Nothing is visible: the only sensor given is hidden entirely by the mask ratios "
+                f"{self.config.mask_ratios}."
+            )
+        encoded = self.fusmae(
+            pixel_values=pixel_values if sees_optical else None,
+            pixel_values_sar=pixel_values_sar if sees_sar else None,
+            pixel_mask=pixel_mask if sees_optical else None,
+            pixel_mask_sar=pixel_mask_sar if sees_sar else None,
+            optical_available=optical_available if sees_optical else None,
+            sar_available=sar_available if sees_sar else None,
+            ids_keep=ids_keep if sees_optical else None,
+            ids_keep_sar=ids_keep_sar if sees_sar else None,
+            **kwargs,
+        )
+        optical = (
+            encoded.optical_hidden_state,
+            ids_keep,
+            None if optical_present is None or not sees_optical else take_tokens(optical_present, ids_keep),
+        )
+        sar = (
+            encoded.sar_hidden_state,
+            ids_keep_sar,
+            None if sar_present is None or not sees_sar else take_tokens(sar_present, ids_keep_sar),
+        )
+        output = FusMAEForPreTrainingOutput(
+            hidden_states=encoded.hidden_states,
+            attentions=encoded.attentions,
+            cross_attentions=encoded.cross_attentions,
+        )
+        maps, losses = [], []
+        if pixel_values is not None:
+            output.logits, weights = self._decode(self.optical_decoder, grid, optical, sar, **kwargs)
+            output.mask = masked_patches(ids_keep, grid[0] * grid[1])
+            maps.append(weights)
+            if return_loss:
+                output.optical_loss = self._sensor_loss(
+                    output.logits, pixel_values, output.mask, pixel_mask, optical_available
+                )
+                losses.append(self.config.optical_loss_weight * output.optical_loss)
+        if pixel_values_sar is not None:
+            output.logits_sar, weights = self._decode(self.sar_decoder, grid, sar, optical, **kwargs)
+            output.mask_sar = masked_patches(ids_keep_sar, grid[0] * grid[1])
+            maps.append(weights)
+            if return_loss:
+                output.sar_loss = self._sensor_loss(
+                    output.logits_sar, pixel_values_sar, output.mask_sar, pixel_mask_sar, sar_available
+                )
+                losses.append(self.config.sar_loss_weight * output.sar_loss)
+        if losses:
+            output.loss = sum(losses)
+        if kwargs.get("output_attentions", self.config.output_attentions):
+            output.decoder_cross_attentions = tuple(weights for weights in maps if weights is not None)
+        return output
+
+    @staticmethod
+    def _decode(decoder, grid, own, other, **kwargs):
+        """Run one decoder; `own` and `other` are (tokens, ids_keep, present)."""
+        return decoder(grid, own[0], other[0], own[1], own[2], other[2], **kwargs)
+
+    def _sensor_loss(self, logits, images, mask, pixel_mask, available):
+        """Loss of one sensor; absent samples and pixels without data are left out."""
+        valid = None
+        if pixel_mask is not None or available is not None:
+            valid = images.new_ones((images.shape[0], *images.shape[2:]), dtype=torch.bool)
+            if pixel_mask is not None:
+                valid = valid & pixel_mask
+            if available is not None:
+                valid = valid & available[:, None, None]
+            valid = patchify(valid[:, None], self.config.patch_size).squeeze(2)
+        target = patchify(images, self.config.patch_size)
+        return reconstruction_loss(logits, target, mask, valid, self.config.norm_pix_loss)
+
+
+FusMAEModel.register_for_auto_class("AutoModel")
+FusMAEForPreTraining.register_for_auto_class("AutoModelForPreTraining")
+
+__all__ = ["FusMAEForPreTraining", "FusMAEModel", "FusMAEPreTrainedModel"]
