@@ -6,8 +6,11 @@ from typing import Literal
 from huggingface_hub.dataclasses import strict
 from transformers.backbone_utils import BackboneConfigMixin
 from transformers.configuration_utils import PreTrainedConfig
+from transformers.utils import logging
 
 from .sensors_fusmae import OPTICAL_BANDS, SAR_BANDS
+
+logger = logging.get_logger(__name__)
 
 PRESETS = {
     "tiny": {
@@ -32,7 +35,7 @@ AUTO_MAP = {
 _TRANSFORMERS_KEYWORDS = {
     "num_labels", "torch_dtype", "name_or_path", "output_attentions", "attn_implementation", "experts_implementation",
     "model_type", "auto_map", "custom_pipelines", "quantization_config", "per_layer_config", "tie_last_hidden_states",
-    "out_features", "out_indices", "stage_names", "transformers_weights", "use_cache",
+    "out_features", "out_indices", "stage_names", "transformers_weights", "use_cache", "tie_word_embeddings",
 }  # fmt: skip
 
 
@@ -138,14 +141,44 @@ class FusMAEConfig(BackboneConfigMixin, PreTrainedConfig):
         kwargs.setdefault("auto_map", dict(AUTO_MAP))
         super().__post_init__(**kwargs)
 
+    @classmethod
+    def _own_fields(cls) -> set[str]:
+        """Fields that this class adds to those of every configuration."""
+        return {name for name in cls.__annotations__ if not name.startswith("_")}
+
+    @classmethod
+    def _is_unknown(cls, key: str) -> bool:
+        known = key in cls.__dataclass_fields__ or key in _TRANSFORMERS_KEYWORDS
+        return not known and not key.startswith("_")
+
     def _refuse_unknown(self, kwargs):
         # transformers would take a misspelt field silently and train with the default.
-        fields = {name for name in self.__dataclass_fields__ if not name.startswith("_")}
-        unknown = [key for key in kwargs if not key.startswith("_") and key not in _TRANSFORMERS_KEYWORDS]
-        for key in unknown:
-            close = difflib.get_close_matches(key, fields | _TRANSFORMERS_KEYWORDS, n=1)
-            hint = f" Did you mean `{close[0]}`?" if close else f" Known fields: {sorted(fields)}."
-            raise ValueError(f"FusMAEConfig has no field `{key}` (given {kwargs[key]!r}).{hint}")
+        for key in filter(self._is_unknown, kwargs):
+            own = sorted(self._own_fields())
+            close = difflib.get_close_matches(key, own + sorted(_TRANSFORMERS_KEYWORDS), n=1)
+            hint = f"Did you mean `{close[0]}`?" if close else f"Known fields: {own}."
+            raise ValueError(f"FusMAEConfig has no field `{key}` (given {kwargs[key]!r}). {hint}")
+
+    @classmethod
+    def from_dict(cls, config_dict, **kwargs):
+        """Configuration of a dictionary, such as a saved one, with fields replaced by `kwargs`.
+
+        Keys of the dictionary that this version does not know, a newer version's perhaps, are kept with a warning.
+        """
+        config_dict = dict(config_dict)
+        if "num_hidden_layers" in kwargs:
+            for key in ("out_features", "out_indices"):  # of the old depth
+                config_dict.pop(key, None)
+        # As part of the dictionary, replaced fields are validated together with the others.
+        config_dict.update({key: kwargs.pop(key) for key in cls._own_fields() & set(kwargs)})
+        foreign = {key: config_dict.pop(key) for key in list(config_dict) if cls._is_unknown(key)}
+        loaded = super().from_dict(config_dict, **kwargs)
+        if foreign:
+            logger.warning(f"The saved configuration has keys that FusMAEConfig does not know: {sorted(foreign)}.")
+            config = loaded[0] if isinstance(loaded, tuple) else loaded
+            for key, value in foreign.items():
+                setattr(config, key, value)
+        return loaded
 
     def validate_bands(self):
         """Each sensor has bands, and no name stands twice."""

@@ -327,7 +327,7 @@ class FusMAEImageProcessor(BaseImageProcessor):
         """Warn once about a topic."""
         if topic not in self._warned:
             self._warned.add(topic)
-            warnings.warn(message, stacklevel=6)
+            warnings.warn(message, stacklevel=7)
 
     def _check_units(self, pixels, valid, sensor, units, integer):
         """Refuse or doubt values that cannot be in the declared units; run on the first batches alone."""

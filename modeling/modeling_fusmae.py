@@ -70,10 +70,10 @@ class FusMAEForPreTrainingOutput(ModelOutput):
             image of them. Normalised by patch where `config.norm_pix_loss`.
         logits_sar (`torch.FloatTensor` of shape `(batch_size, N, sar_bands * patch_size ** 2)`):
             Predicted SAR pixels, by patch.
-        mask (`torch.BoolTensor` of shape `(batch_size, N)`):
-            True where an optical patch was hidden from the encoder.
-        mask_sar (`torch.BoolTensor` of shape `(batch_size, N)`):
-            True where a SAR patch was hidden from the encoder.
+        mask (`torch.LongTensor` of shape `(batch_size, N)`):
+            1 where an optical patch was hidden from the encoder, 0 where it was seen.
+        mask_sar (`torch.LongTensor` of shape `(batch_size, N)`):
+            The same for SAR.
         hidden_states, attentions, cross_attentions:
             As in [`FusMAEModelOutput`], over the visible patches.
         decoder_cross_attentions (`tuple(torch.FloatTensor)`):
@@ -85,8 +85,8 @@ class FusMAEForPreTrainingOutput(ModelOutput):
     sar_loss: torch.FloatTensor | None = None
     logits: torch.FloatTensor | None = None
     logits_sar: torch.FloatTensor | None = None
-    mask: torch.BoolTensor | None = None
-    mask_sar: torch.BoolTensor | None = None
+    mask: torch.LongTensor | None = None
+    mask_sar: torch.LongTensor | None = None
     hidden_states: tuple[torch.FloatTensor, ...] | None = None
     attentions: tuple[torch.FloatTensor, ...] | None = None
     cross_attentions: tuple[torch.FloatTensor, ...] | None = None
@@ -182,7 +182,8 @@ class FusMAEEmbeddings(nn.Module):
         pixels = config.patch_size**2
         self.optical_projection = nn.Linear(len(config.optical_bands) * pixels, config.hidden_size)
         self.sar_projection = nn.Linear(len(config.sar_bands) * pixels, config.hidden_size)
-        self.cls_token = nn.Parameter(torch.zeros(1, 1, config.hidden_size))
+        # A table of one row: the learned token is this model's only input embedding.
+        self.class_token = nn.Embedding(1, config.hidden_size)
 
     def forward(
         self,
@@ -385,6 +386,9 @@ class FusMAEPreTrainedModel(PreTrainedModel):
         "cross_attentions": FusMAECrossAttention,
     }
 
+    # A pretraining checkpoint serves every head; its decoders are not worth a report there.
+    _keys_to_ignore_on_load_unexpected = [r"^optical_decoder\.", r"^sar_decoder\."]  # noqa: RUF012
+
     @torch.no_grad()
     def _init_weights(self, module):
         super()._init_weights(module)
@@ -392,8 +396,8 @@ class FusMAEPreTrainedModel(PreTrainedModel):
             init.xavier_uniform_(module.weight)
             if module.bias is not None:
                 init.zeros_(module.bias)
-        elif isinstance(module, FusMAEEmbeddings):
-            init.normal_(module.cls_token, std=self.config.initializer_range)
+        elif isinstance(module, nn.Embedding):
+            init.normal_(module.weight, std=self.config.initializer_range)
         elif isinstance(module, FusMAEDecoder):
             init.normal_(module.mask_token, std=self.config.initializer_range)
 
@@ -497,12 +501,12 @@ class FusMAEModel(FusMAEPreTrainedModel):
         self.post_init()
 
     def get_input_embeddings(self) -> nn.Module:
-        """The projection of the optical patches."""
-        return self.embeddings.optical_projection
+        """The table that holds the class token. Patches have no table: their projections are linear."""
+        return self.embeddings.class_token
 
     def set_input_embeddings(self, value: nn.Module) -> None:
-        """Replace the projection of the optical patches."""
-        self.embeddings.optical_projection = value
+        """Replace the table that holds the class token."""
+        self.embeddings.class_token = value
 
     @merge_with_config_defaults
     @capture_outputs(tie_last_hidden_states=False)
@@ -555,7 +559,8 @@ class FusMAEModel(FusMAEPreTrainedModel):
             optical, sar = self.fusion(optical, sar, optical_present, sar_present, **kwargs)
 
         patches, present = join_streams([(optical, optical_present), (sar, sar_present)])
-        class_token = self.embeddings.cls_token.to(patches.dtype).expand(patches.shape[0], -1, -1)
+        class_index = torch.zeros((patches.shape[0], 1), dtype=torch.long, device=patches.device)
+        class_token = self.embeddings.class_token(class_index).to(patches.dtype)
         hidden_states = torch.cat([class_token, patches], dim=1)
         attention_mask = None
         if present is not None:
@@ -664,9 +669,9 @@ class FusMAEDecoder(nn.Module):
 
 
 def masked_patches(ids_keep: torch.Tensor, num_patches: int) -> torch.Tensor:
-    """True for every patch that is not among `ids_keep` `(batch_size, kept)`; shape `(batch_size, num_patches)`."""
-    mask = torch.ones((ids_keep.shape[0], num_patches), dtype=torch.bool, device=ids_keep.device)
-    return mask.scatter(1, ids_keep, False)
+    """1 for every patch not among `ids_keep` `(batch_size, kept)`, else 0; int64 `(batch_size, num_patches)`."""
+    mask = torch.ones((ids_keep.shape[0], num_patches), dtype=torch.long, device=ids_keep.device)
+    return mask.scatter(1, ids_keep, 0)
 
 
 def reconstruction_loss(
@@ -683,7 +688,7 @@ def reconstruction_loss(
     Args:
         predicted: `(batch_size, N, bands * pixels)`.
         target: `(batch_size, N, bands, pixels)`, [`patchify`] of the images.
-        mask: `(batch_size, N)` bool, True where the patch was hidden.
+        mask: `(batch_size, N)`, 1 where the patch was hidden, 0 where it was seen.
         valid: `(batch_size, N, pixels)` bool, True where there is data, or None where there is everywhere.
         norm_pix_loss: normalise each target patch by the mean and variance of its valid pixels.
 
@@ -857,40 +862,33 @@ class FusMAEForPreTraining(FusMAEPreTrainedModel):
             ids_keep_sar,
             None if sar_present is None or not sees_sar else take_tokens(sar_present, ids_keep_sar),
         )
-        output = FusMAEForPreTrainingOutput(
+        results, maps, losses = {}, [], []
+        for sensor, suffix, decoder, images, own, other, valid_pixels, available, loss_weight in (
+            ("optical", "", self.optical_decoder, pixel_values, optical, sar, pixel_mask, optical_available,
+             self.config.optical_loss_weight),
+            ("sar", "_sar", self.sar_decoder, pixel_values_sar, sar, optical, pixel_mask_sar, sar_available,
+             self.config.sar_loss_weight),
+        ):  # fmt: skip
+            if images is None:
+                continue
+            logits, weights = decoder(grid, own[0], other[0], own[1], own[2], other[2], **kwargs)
+            mask = masked_patches(own[1], grid[0] * grid[1])
+            results |= {f"logits{suffix}": logits, f"mask{suffix}": mask}
+            if weights is not None:
+                maps.append(weights)
+            if return_loss:
+                loss = self._sensor_loss(logits, images, mask, valid_pixels, available)
+                results[f"{sensor}_loss"] = loss
+                losses.append(loss_weight * loss)
+        if kwargs.get("output_attentions", self.config.output_attentions):
+            results["decoder_cross_attentions"] = tuple(maps)
+        return FusMAEForPreTrainingOutput(
+            loss=sum(losses) if losses else None,
             hidden_states=encoded.hidden_states,
             attentions=encoded.attentions,
             cross_attentions=encoded.cross_attentions,
+            **results,
         )
-        maps, losses = [], []
-        if pixel_values is not None:
-            output.logits, weights = self._decode(self.optical_decoder, grid, optical, sar, **kwargs)
-            output.mask = masked_patches(ids_keep, grid[0] * grid[1])
-            maps.append(weights)
-            if return_loss:
-                output.optical_loss = self._sensor_loss(
-                    output.logits, pixel_values, output.mask, pixel_mask, optical_available
-                )
-                losses.append(self.config.optical_loss_weight * output.optical_loss)
-        if pixel_values_sar is not None:
-            output.logits_sar, weights = self._decode(self.sar_decoder, grid, sar, optical, **kwargs)
-            output.mask_sar = masked_patches(ids_keep_sar, grid[0] * grid[1])
-            maps.append(weights)
-            if return_loss:
-                output.sar_loss = self._sensor_loss(
-                    output.logits_sar, pixel_values_sar, output.mask_sar, pixel_mask_sar, sar_available
-                )
-                losses.append(self.config.sar_loss_weight * output.sar_loss)
-        if losses:
-            output.loss = sum(losses)
-        if kwargs.get("output_attentions", self.config.output_attentions):
-            output.decoder_cross_attentions = tuple(weights for weights in maps if weights is not None)
-        return output
-
-    @staticmethod
-    def _decode(decoder, grid, own, other, **kwargs):
-        """Run one decoder; `own` and `other` are (tokens, ids_keep, present)."""
-        return decoder(grid, own[0], other[0], own[1], own[2], other[2], **kwargs)
 
     def _sensor_loss(self, logits, images, mask, pixel_mask, available):
         """Loss of one sensor; absent samples and pixels without data are left out."""
