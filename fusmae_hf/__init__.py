@@ -1,6 +1,6 @@
 """Fus-MAE for transformers: a masked autoencoder that fuses Sentinel-1 and Sentinel-2 with cross-attention.
 
-Importing this package registers Fus-MAE with the Auto classes of transformers. Everything else is loaded when asked for.
+Importing this package registers Fus-MAE with the Auto classes of transformers; the rest is loaded when asked for.
 """
 
 import importlib

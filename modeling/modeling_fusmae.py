@@ -674,16 +674,14 @@ def masked_patches(ids_keep: torch.Tensor, num_patches: int) -> torch.Tensor:
     return mask.scatter(1, ids_keep, 0)
 
 
-def reconstruction_loss(
+def reconstruction_error(
     predicted: torch.Tensor,
     target: torch.Tensor,
     mask: torch.Tensor,
     valid: torch.Tensor | None,
     norm_pix_loss: bool,
 ) -> torch.Tensor:
-    """Mean squared error over the masked, valid pixels of a sample, then the mean over the samples.
-
-    A sample without a masked, valid pixel adds zero, so that the loss does not depend on how a batch is cut.
+    """Mean squared error over the masked, valid pixels of each sample; zero for a sample without any.
 
     Args:
         predicted: `(batch_size, N, bands * pixels)`.
@@ -693,7 +691,7 @@ def reconstruction_loss(
         norm_pix_loss: normalise each target patch by the mean and variance of its valid pixels.
 
     Returns:
-        A float32 scalar.
+        `(batch_size,)` float32.
     """
     target = target.float()
     bands = target.shape[2]
@@ -714,8 +712,7 @@ def reconstruction_loss(
     else:
         weight = mask * valid.sum(dim=-1).float()
         per_patch = (error.mean(dim=2) * valid).sum(dim=-1) / valid.sum(dim=-1).clamp(min=1)
-    per_sample = (per_patch * weight).sum(dim=1) / weight.sum(dim=1).clamp(min=1)
-    return per_sample.mean()
+    return (per_patch * weight).sum(dim=1) / weight.sum(dim=1).clamp(min=1)
 
 
 class FusMAEForPreTraining(FusMAEPreTrainedModel):
@@ -733,6 +730,9 @@ class FusMAEForPreTraining(FusMAEPreTrainedModel):
     >>> outputs.loss.shape, outputs.logits_sar.shape, outputs.mask.sum(dim=1)
     (torch.Size([]), torch.Size([2, 225, 128]), tensor([169, 169]))
     ```"""
+
+    # The Trainer divides the loss by the accumulated batches itself.
+    accepts_loss_kwargs = False
 
     def __init__(self, config: FusMAEConfig):
         super().__init__(config)
@@ -877,7 +877,8 @@ class FusMAEForPreTraining(FusMAEPreTrainedModel):
             if weights is not None:
                 maps.append(weights)
             if return_loss:
-                loss = self._sensor_loss(logits, images, mask, valid_pixels, available)
+                # The mean over samples, so that the loss does not depend on how a batch is cut.
+                loss = self.sensor_error(logits, images, mask, valid_pixels, available).mean()
                 results[f"{sensor}_loss"] = loss
                 losses.append(loss_weight * loss)
         if kwargs.get("output_attentions", self.config.output_attentions):
@@ -890,8 +891,26 @@ class FusMAEForPreTraining(FusMAEPreTrainedModel):
             **results,
         )
 
-    def _sensor_loss(self, logits, images, mask, pixel_mask, available):
-        """Loss of one sensor; absent samples and pixels without data are left out."""
+    def sensor_error(
+        self,
+        logits: torch.Tensor,
+        images: torch.Tensor,
+        mask: torch.Tensor,
+        pixel_mask: torch.Tensor | None = None,
+        available: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """Reconstruction error of one sensor, of which the loss is the mean over the samples.
+
+        Args:
+            logits: `(batch_size, N, bands * patch_size ** 2)`, predicted pixels.
+            images: `(batch_size, bands, height, width)`, the pixels as they are.
+            mask: `(batch_size, N)`, 1 where a patch was hidden.
+            pixel_mask: `(batch_size, height, width)` bool, where there is data.
+            available: `(batch_size,)` bool, which samples have this sensor.
+
+        Returns:
+            `(batch_size,)` float32; zero for a sample that is absent or has no masked pixel with data.
+        """
         valid = None
         if pixel_mask is not None or available is not None:
             valid = images.new_ones((images.shape[0], *images.shape[2:]), dtype=torch.bool)
@@ -901,7 +920,7 @@ class FusMAEForPreTraining(FusMAEPreTrainedModel):
                 valid = valid & available[:, None, None]
             valid = patchify(valid[:, None], self.config.patch_size).squeeze(2)
         target = patchify(images, self.config.patch_size)
-        return reconstruction_loss(logits, target, mask, valid, self.config.norm_pix_loss)
+        return reconstruction_error(logits, target, mask, valid, self.config.norm_pix_loss)
 
 
 FusMAEModel.register_for_auto_class("AutoModel")

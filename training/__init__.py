@@ -3,5 +3,5 @@
 if __name__ != "fusmae_hf.training":
     raise ImportError(
         f"This folder is the package `fusmae_hf.training`; it was imported as `{__name__}`, which would make second "
-        "copies of its modules. Install the checkout with `pip install -e .` and use `from fusmae_hf.training import ...`."
+        "copies of its modules. Install the checkout with `pip install -e .` and use `fusmae_hf.training`."
     )

@@ -1,0 +1,1 @@
+"""What reconstructions and features are worth."""

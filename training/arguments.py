@@ -1,0 +1,166 @@
+"""Arguments of the training scripts: dataclasses filled from a YAML file and the command line."""
+
+import difflib
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+import yaml
+from transformers import HfArgumentParser, TrainingArguments
+
+
+@dataclass
+class DataArguments:
+    """Where the pairs come from."""
+
+    data: str | None = field(
+        default=None,
+        metadata={
+            "help": "Folder of shards, dataset repository on the Hub, or root of a BigEarthNet v1 or reBEN archive "
+            "(prepared first). Left out: simulated pairs, made at once, with the six real BigEarthNet pairs of "
+            "the package bigearthnet-common held out."
+        },
+    )
+    extra_eval: list[str] = field(
+        default_factory=list,
+        metadata={"help": "Further folders of shards to evaluate and picture, all their splits held out."},
+    )
+    streaming: bool = field(
+        default=False, metadata={"help": "Read row groups when they are needed instead of keeping a local Arrow copy."}
+    )
+    statistics: str | None = field(
+        default=None,
+        metadata={
+            "help": "Published statistics to normalise with (a dataset name); left out: those that the shards name."
+        },
+    )
+    simulated_pairs: int = field(default=768, metadata={"help": "Pairs to simulate where no `data` is given."})
+
+
+@dataclass
+class ModelArguments:
+    """Which model to train."""
+
+    preset: str = field(default="small", metadata={"help": "Named size: tiny, small, base or large."})
+    config: dict | str | None = field(
+        default=None,
+        metadata={"help": "Fields of FusMAEConfig that differ from the preset; on the command line as JSON."},
+    )
+    model: str | None = field(
+        default=None, metadata={"help": "Pretraining checkpoint (folder or Hub id) to go on from instead of a preset."}
+    )
+    attn_implementation: str | None = field(default=None, metadata={"help": "eager, sdpa, flex_attention, ..."})
+
+    def __post_init__(self):
+        if isinstance(self.config, str):
+            try:
+                self.config = json.loads(self.config)
+            except json.JSONDecodeError as error:
+                raise ValueError(
+                    f"`config` must be JSON such as '{{\"mask_ratio\": 0.6}}', not {self.config!r}: {error}."
+                ) from error
+
+
+@dataclass
+class PretrainingArguments(TrainingArguments):
+    """transformers' TrainingArguments with the defaults of masked-autoencoder pretraining."""
+
+    output_dir: str | None = field(default="outputs/pretrain", metadata={"help": "Where everything is written."})
+    base_learning_rate: float = field(
+        default=1.5e-4,
+        metadata={
+            "help": "Learning rate for a global batch of 256 pairs; the rate used is in proportion to the batch."
+        },
+    )
+    learning_rate: float | None = field(
+        default=None, metadata={"help": "Learning rate as it is, instead of base_learning_rate."}
+    )
+    num_reconstructions: int = field(default=4, metadata={"help": "Held-out pairs in reconstructions.png."})
+    adam_beta2: float = field(default=0.95, metadata={"help": "Second beta of AdamW."})
+    weight_decay: float = field(default=0.05, metadata={"help": "Weight decay; norms and biases have none."})
+    lr_scheduler_type: str = field(default="cosine", metadata={"help": "Learning-rate schedule."})
+    warmup_steps: float = field(default=0.05, metadata={"help": "Steps of warm-up, or their share if below 1."})
+    eval_strategy: str = field(default="epoch", metadata={"help": "When to evaluate: no, steps or epoch."})
+    save_strategy: str = field(default="epoch", metadata={"help": "When to write a checkpoint: no, steps or epoch."})
+    save_total_limit: int | None = field(default=3, metadata={"help": "Checkpoints to keep."})
+    logging_steps: float = field(default=10, metadata={"help": "Log every so many steps."})
+    report_to: None | str | list[str] = field(  # noqa: RUF036 - HfArgumentParser wants this order
+        default="tensorboard", metadata={"help": "Trackers: tensorboard, wandb, mlflow, ..., or none."}
+    )
+    remove_unused_columns: bool | None = field(
+        default=False, metadata={"help": "Leave False: batches are made whole."}
+    )
+    logging_nan_inf_filter: bool = field(default=False, metadata={"help": "Leave False: NaN must be seen."})
+    ddp_find_unused_parameters: bool | None = field(
+        default=False, metadata={"help": "True where a sensor can be missing from a whole step."}
+    )
+
+    def __post_init__(self):
+        # transformers asks for `use_cpu` before it allows bf16 on a machine without accelerator.
+        self.use_cpu = self.use_cpu or not torch.accelerator.is_available()
+        super().__post_init__()
+
+    def scale_learning_rate(self) -> None:
+        """Set `learning_rate` in proportion to the global batch where it was not given (Goyal et al., 2017)."""
+        if self.learning_rate is None:
+            self.learning_rate = self.base_learning_rate * self.global_batch_size / 256
+
+    @property
+    def global_batch_size(self) -> int:
+        """Pairs in one optimiser step, over all processes and accumulated batches."""
+        return self.per_device_train_batch_size * self.world_size * self.gradient_accumulation_steps
+
+
+def parse_arguments(classes: Sequence[type], arguments: Sequence[str] | None = None, description: str | None = None):
+    """Fill dataclasses from `[file.yaml] [--name value ...]`; the command line wins over the file.
+
+    Args:
+        classes: dataclasses to fill.
+        arguments: the command line; that of the process where None.
+        description: for `--help`.
+
+    Returns:
+        One instance of each class.
+
+    Raises:
+        SystemExit: a name is unknown or a value does not fit, with a message.
+    """
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    parser = HfArgumentParser(classes, description=description)
+    parser.usage = "%(prog)s [config.yaml] [--name value ...]"
+    if arguments and arguments[0].endswith((".yaml", ".yml")):
+        parser.set_defaults(**_read_yaml(Path(arguments.pop(0)), parser))
+    known = {action.dest for action in parser._actions}
+    unknown = [argument for argument in parser.parse_known_args(arguments)[1] if argument.startswith("-")]
+    for argument in unknown:
+        name = argument.lstrip("-").split("=")[0]
+        parser.error(f"there is no argument --{name}.{_did_you_mean(name, known)} See --help.")
+    return parser.parse_args_into_dataclasses(arguments)
+
+
+def _read_yaml(path: Path, parser: HfArgumentParser) -> dict:
+    if not path.is_file():
+        shipped = sorted(file.name for file in (Path(__file__).parent / "configs").glob("*.yaml"))
+        parser.error(f"there is no configuration file {path}. Those shipped in training/configs are {shipped}.")
+    values = yaml.safe_load(path.read_text()) or {}
+    if not isinstance(values, dict):
+        parser.error(f"{path} must hold `name: value` lines, not a {type(values).__name__}.")
+    known = {action.dest for action in parser._actions}
+    for name in values:
+        if name not in known:
+            parser.error(f"{path}: there is no argument `{name}`.{_did_you_mean(name, known)}")
+    # What argparse would convert on the command line it leaves alone in defaults; numbers such as 1e-4 come from YAML
+    # as text.
+    converters = {action.dest: action.type for action in parser._actions}
+    return {
+        name: converters[name](value) if isinstance(value, str) and converters[name] in (int, float) else value
+        for name, value in values.items()
+    }
+
+
+def _did_you_mean(name: str, known: set[str]) -> str:
+    close = difflib.get_close_matches(name, known, n=1)
+    return f" Did you mean `{close[0]}`?" if close else ""

@@ -1,0 +1,76 @@
+"""Opens what a user names as data: shards, an archive that is prepared first, or the embedded default."""
+
+import hashlib
+from pathlib import Path
+
+from fusmae_hf.data.bigearthnet import BigEarthNet, example_pairs_root
+from fusmae_hf.data.dataset_info import FILE_NAME, read_dataset_info
+from fusmae_hf.data.loading import PairDataset, load_pairs
+from fusmae_hf.data.pairs import PairReader
+from fusmae_hf.data.preparation import prepare
+from fusmae_hf.data.reben import ReBEN
+from fusmae_hf.data.simulation import SimulatedPairs
+
+from .arguments import DataArguments
+
+HOLD_OUT = 0.2
+"""Share of an archive without official splits that is held out when it is prepared here."""
+
+
+def open_datasets(arguments: DataArguments, shards: Path) -> tuple[PairDataset, dict[str, PairDataset]]:
+    """Training pairs and held-out pairs by name.
+
+    Args:
+        arguments: what the user named.
+        shards: folder for shards that have to be written first. Those that are there are used again.
+
+    Returns:
+        The split `train`, and the split `validation` where there is one, followed by each extra dataset.
+
+    Raises:
+        FileNotFoundError, ValueError: the data is missing or damaged; the message says what to do.
+    """
+    extra = {Path(folder).name: folder for folder in arguments.extra_eval}
+    if arguments.data is None:
+        number = arguments.simulated_pairs
+        folder = _prepared(SimulatedPairs(number), shards / f"simulated-{number}")
+        extra["real"] = str(
+            _prepared(BigEarthNet(example_pairs_root(shards / "archives")), shards / "bigearthnet-six")
+        )
+        name = "simulated"
+    else:
+        folder, name = _shards_of(arguments.data, shards), "validation"
+    train = load_pairs(folder, "train", streaming=arguments.streaming)
+    held_out = {}
+    if "validation" in train.dataset_info.splits:
+        held_out[name] = load_pairs(folder, "validation", streaming=arguments.streaming)
+    for label, path in extra.items():
+        for split in read_dataset_info(path).splits:
+            held_out[label if split == "train" else f"{label}_{split}"] = load_pairs(path, split)
+    return train, held_out
+
+
+def _shards_of(data: str, shards: Path) -> str | Path:
+    """The folder itself where it holds shards, or the shards prepared of the archive in it."""
+    root = Path(data)
+    if not root.is_dir() or (root / FILE_NAME).is_file():
+        return data
+    digest = hashlib.sha256(str(root.resolve()).encode()).hexdigest()[:8]
+    if (root / "metadata.parquet").is_file():
+        return _prepared(ReBEN(root), shards / f"reben-{digest}")
+    if any(root.glob("BigEarthNet-S1-v1.0*")):
+        return _prepared(BigEarthNet(root), shards / f"bigearthnet-{digest}", hold_out=HOLD_OUT)
+    raise FileNotFoundError(
+        f"{root} holds neither shards ({FILE_NAME}) nor a BigEarthNet v1 (BigEarthNet-S1-v1.0) or reBEN "
+        f"(metadata.parquet) archive. Prepare it with `fusmae prepare`, or name another folder. It holds: "
+        f"{sorted(path.name for path in root.iterdir())[:8]}."
+    )
+
+
+def _prepared(reader: PairReader, folder: Path, hold_out: float = 0.0) -> Path:
+    """Shards of all pairs of a reader, written unless they are there."""
+    if (folder / FILE_NAME).is_file():
+        print(f"Using the shards in {folder}.")
+    else:
+        print(prepare(reader, folder, hold_out=hold_out, overwrite=True))
+    return folder

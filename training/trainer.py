@@ -1,0 +1,182 @@
+"""The Trainer of Fus-MAE: transformers' own, fed with raw pairs that are normalised on the device."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch.utils.data import Sampler
+from transformers import EvalPrediction, Trainer
+
+from fusmae_hf import FusMAEForPreTraining, FusMAEImageProcessor
+from fusmae_hf.data.collation import PairCollator
+from fusmae_hf.data.loading import PairDataset
+from fusmae_hf.evaluation.interpolation import (
+    as_logits,
+    interpolate_visible,
+    predict_visible_mean,
+    visible_pixels,
+)
+
+SENSORS = {"optical": "", "sar": "_sar"}
+"""Suffix of the model's inputs and outputs by sensor."""
+
+HELD_OUT_METRICS = [f"{sensor}_loss{kind}" for sensor in SENSORS for kind in ("", "_visible_mean", "_interpolation")]
+"""Mean squared errors on masked, valid pixels: of the model, of the visible pixels' mean, of interpolating them."""
+
+
+class PretrainingCollator(PairCollator):
+    """Leaves out labels, which pretraining does not see, and adds the masking noise."""
+
+    def __call__(self, batch: dict[str, Any] | Sequence[dict[str, Any]]) -> dict[str, Any]:
+        """See `PairCollator`."""
+        batch = super().__call__(batch)
+        return {key: value for key, value in batch.items() if key not in ("labels", "label_map")}
+
+
+def check_same_sensors(datasets: Sequence[PairDataset]) -> None:
+    """Raise a ValueError unless all datasets agree in bands, units and offset, which one processor then undoes."""
+    first = datasets[0].info
+    for dataset in datasets[1:]:
+        for name in ("sar_bands", "optical_bands", "sar_units", "optical_units", "optical_offset"):
+            if getattr(dataset.info, name) != getattr(first, name):
+                raise ValueError(
+                    f"{datasets[0].root} and {dataset.root} differ in {name}: {getattr(first, name)} and "
+                    f"{getattr(dataset.info, name)}. Prepare them alike, or train on one of them."
+                )
+
+
+class FusMAETrainer(Trainer):
+    """Pretrains [`FusMAEForPreTraining`] on prepared pairs.
+
+    Batches reach the device as they lie in the shards, raw integers included; the processor normalises them there.
+    Order, masks and evaluation are pure functions of seed and epoch, so that a cut run resumes exactly.
+
+    Args:
+        model: the model to train.
+        processor: picks bands and normalises; saved beside the weights.
+        train_dataset: pairs to train on.
+        eval_dataset: pairs held out, one dataset or several by name.
+        kwargs: as for transformers' Trainer.
+    """
+
+    def __init__(
+        self,
+        model: FusMAEForPreTraining,
+        processor: FusMAEImageProcessor,
+        train_dataset: PairDataset,
+        eval_dataset: PairDataset | dict[str, PairDataset] | None = None,
+        **kwargs,
+    ):
+        args = kwargs["args"]
+        held_out = eval_dataset if isinstance(eval_dataset, dict) else {"": eval_dataset} if eval_dataset else {}
+        datasets = [train_dataset, *held_out.values()]
+        check_same_sensors(datasets)
+        self.info = train_dataset.info
+        # Known since the shards were written, so that no step has to look for missing pixels.
+        self.has_no_data = any(
+            sum(dataset.dataset_info.no_data_pixels(dataset.split).values()) for dataset in datasets
+        )
+        self.processor = processor
+        self._logged_losses: dict[str, torch.Tensor] = {}
+        self._logged_batches = 0
+        super().__init__(
+            model=model,
+            processing_class=processor,
+            train_dataset=train_dataset,
+            eval_dataset=eval_dataset,
+            data_collator=PretrainingCollator(model.config.patch_size, seed=args.seed),
+            compute_metrics=mean_of_held_out,
+            **kwargs,
+        )
+
+    def _get_train_sampler(self, train_dataset: PairDataset | None = None) -> Sampler:
+        dataset = self.train_dataset if train_dataset is None else train_dataset
+        workers = max(1, self.args.dataloader_num_workers)
+        return dataset.sampler(
+            self._train_batch_size,
+            seed=self.args.seed if self.args.data_seed is None else self.args.data_seed,
+            num_processes=self.args.world_size,
+            num_lanes=self.args.world_size * workers,
+        )
+
+    def _get_eval_sampler(self, eval_dataset: PairDataset) -> Sampler:
+        return eval_dataset.sampler(self.args.eval_batch_size, shuffle=False)
+
+    def prepare_pairs(self, batch: dict[str, Any]) -> dict[str, torch.Tensor]:
+        """The model's inputs for a batch of raw pairs, made on the device where the batch lies."""
+        inputs = self.processor(
+            sar=batch["sar"],
+            optical=batch["optical"],
+            sar_bands=self.info.sar_bands,
+            optical_bands=self.info.optical_bands,
+            sar_units=self.info.sar_units,
+            optical_units=self.info.optical_units,
+            optical_offset=self.info.optical_offset,
+            return_pixel_mask=self.has_no_data,
+        )
+        return {**inputs, "noise": batch["noise"], "noise_sar": batch["noise_sar"]}
+
+    def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, torch.Tensor]:
+        return self.prepare_pairs(super()._prepare_inputs(inputs))
+
+    def floating_point_ops(self, inputs: dict[str, Any]) -> int:
+        """None are counted: transformers' estimate is one for text."""
+        return 0
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        """Loss of a batch; the losses of each sensor are kept for the next log."""
+        loss, outputs = super().compute_loss(model, inputs, return_outputs=True)
+        if model.training:
+            self._logged_batches += 1
+            for sensor in SENSORS:
+                part = outputs.get(f"{sensor}_loss")
+                if part is not None:
+                    key = f"{sensor}_loss"
+                    self._logged_losses[key] = self._logged_losses.get(key, 0.0) + part.detach()
+        return (loss, outputs) if return_outputs else loss
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Log, with the losses of each sensor since the last log."""
+        if "loss" in logs and self._logged_batches:
+            for key, total in self._logged_losses.items():
+                mean = self.accelerator.gather(total / self._logged_batches).mean()
+                logs[key] = mean.item()
+            self._logged_losses, self._logged_batches = {}, 0
+        super().log(logs, start_time)
+
+    def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
+        """Loss of a held-out batch, and the errors of every sample instead of its pixels."""
+        inputs = self._prepare_inputs(inputs)
+        with torch.no_grad(), self.compute_loss_context_manager():
+            outputs = model(**inputs)
+            errors = self.held_out_errors(inputs, outputs)
+        return outputs["loss"].detach(), errors, torch.zeros_like(errors[:, :1])
+
+    def held_out_errors(self, inputs: dict[str, torch.Tensor], outputs: dict[str, torch.Tensor]) -> torch.Tensor:
+        """Errors of each sample, `(batch_size, len(HELD_OUT_METRICS))`; NaN where a sensor is missing.
+
+        Reconstructions without learning are compared in pixels, so they are NaN too with `norm_pix_loss`.
+        """
+        model = self.accelerator.unwrap_model(self.model)
+        size = model.config.patch_size
+        columns = []
+        for suffix in SENSORS.values():
+            images, pixel_mask = inputs.get(f"pixel_values{suffix}"), inputs.get(f"pixel_mask{suffix}")
+            if images is None:
+                columns += [torch.full((len(inputs["noise"]),), float("nan"))] * 3
+                continue
+            mask = outputs[f"mask{suffix}"]
+            visible = visible_pixels(mask, *images.shape[2:], size)
+            if pixel_mask is not None:
+                visible = visible & pixel_mask
+            columns.append(model.sensor_error(outputs[f"logits{suffix}"], images, mask, pixel_mask))
+            for guess in (predict_visible_mean(images, visible), interpolate_visible(images, visible, size)):
+                error = model.sensor_error(as_logits(guess, size), images, mask, pixel_mask)
+                columns.append(torch.full_like(error, float("nan")) if model.config.norm_pix_loss else error)
+        return torch.stack([column.to(outputs["loss"].device) for column in columns], dim=1)
+
+
+def mean_of_held_out(prediction: EvalPrediction) -> dict[str, float]:
+    """Mean over the held-out samples of each of `HELD_OUT_METRICS` that was measured."""
+    means = prediction.predictions.mean(axis=0)
+    return {name: float(mean) for name, mean in zip(HELD_OUT_METRICS, means, strict=True) if mean == mean}
