@@ -1,0 +1,239 @@
+"""`dataset_info.json`: what a prepared folder holds, down to the row groups, so that no footer is needed to plan."""
+
+import dataclasses
+import json
+import os
+import re
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from itertools import chain
+from pathlib import Path
+from typing import IO, Any
+
+import fsspec
+import pyarrow.parquet as pq
+
+from .pairs import PairsInfo
+
+FORMAT_VERSION = 1
+"""Version of the shard format; raised when older code can no longer read what is written."""
+
+FILE_NAME = "dataset_info.json"
+_SHARD_NAME = re.compile(r"data/(?P<split>\w+)-\d{5,}-of-\d{5,}\.parquet")
+
+
+@dataclasses.dataclass(frozen=True)
+class ShardRecord:
+    """One parquet file of a prepared folder.
+
+    Attributes:
+        name: path below the folder, `data/<split>-00000-of-00003.parquet`.
+        rows: number of pairs.
+        row_group_rows: number of pairs in each row group, in file order.
+        bytes: size of the file.
+        content_hash: SHA-256 over ids and pixels, in row order, as hexadecimal digits.
+        no_data_pixels: by sensor (`"sar"`, `"optical"`), the pixels without data: non-finite in any band, or, for the
+            optical sensor, zero in all bands.
+    """
+
+    name: str
+    rows: int
+    row_group_rows: tuple[int, ...]
+    bytes: int
+    content_hash: str
+    no_data_pixels: dict[str, int]
+
+    def __post_init__(self) -> None:
+        if not _SHARD_NAME.fullmatch(self.name):
+            raise ValueError(f"shard name {self.name!r} is not of the form data/<split>-00000-of-00001.parquet")
+        if not self.row_group_rows or min(self.row_group_rows) < 1 or sum(self.row_group_rows) != self.rows:
+            raise ValueError(f"{self.name}: row groups {list(self.row_group_rows)} do not add up to {self.rows} rows")
+
+    @property
+    def split(self) -> str:
+        """Split to which the shard belongs, from its name."""
+        return self.name.removeprefix("data/").split("-")[0]
+
+
+@dataclasses.dataclass(frozen=True)
+class DatasetInfo:
+    """Content of `dataset_info.json`.
+
+    Attributes:
+        info: bands, units, classes, source and licence, which hold for all pairs.
+        splits: the shards of each split, in row order.
+        left_out: pairs that preparing left out, as (id, reason).
+        format_version: version of the shard format.
+    """
+
+    info: PairsInfo
+    splits: dict[str, tuple[ShardRecord, ...]]
+    left_out: tuple[tuple[str, str], ...] = ()
+    format_version: int = FORMAT_VERSION
+
+    def rows(self, split: str) -> int:
+        """Number of pairs in a split."""
+        return sum(shard.rows for shard in self.shards(split))
+
+    def no_data_pixels(self, split: str) -> dict[str, int]:
+        """Number of pixels without data in a split, by sensor."""
+        shards = self.shards(split)
+        return {sensor: sum(shard.no_data_pixels[sensor] for shard in shards) for sensor in ("sar", "optical")}
+
+    def shards(self, split: str) -> tuple[ShardRecord, ...]:
+        """Shards of a split, in row order.
+
+        Raises:
+            ValueError: there is no such split; the message names those that exist.
+        """
+        if split not in self.splits:
+            raise ValueError(f"There is no split {split!r} in {self.info.name}; there are {sorted(self.splits)}.")
+        return self.splits[split]
+
+    def to_json(self) -> dict[str, Any]:
+        """The content of the file. Totals for each split are repeated there for those who read it by eye."""
+        return {
+            "format_version": self.format_version,
+            "info": dataclasses.asdict(self.info),
+            "splits": {
+                split: {
+                    "rows": self.rows(split),
+                    "no_data_pixels": self.no_data_pixels(split),
+                    "shards": [dataclasses.asdict(shard) for shard in shards],
+                }
+                for split, shards in self.splits.items()
+            },
+            "left_out": [list(pair) for pair in self.left_out],
+        }
+
+    @classmethod
+    def from_json(cls, content: dict[str, Any]) -> "DatasetInfo":
+        """Check and take over the content of the file; `ValueError`, `TypeError` or `KeyError` where it is wrong."""
+        if content["format_version"] != FORMAT_VERSION:
+            raise ValueError(
+                f"format version {content['format_version']!r} is not {FORMAT_VERSION}, which is read here"
+            )
+        splits = {}
+        for split, described in content["splits"].items():
+            shards = tuple(
+                ShardRecord(**{**shard, "row_group_rows": tuple(shard["row_group_rows"])})
+                for shard in described["shards"]
+            )
+            if not shards or {shard.split for shard in shards} != {split}:
+                raise ValueError(f"split {split!r} lists {[shard.name for shard in shards]}")
+            splits[split] = shards
+        return cls(pairs_info_from_json(content["info"]), splits, tuple((id, why) for id, why in content["left_out"]))
+
+
+def pairs_info_from_json(content: dict[str, Any]) -> PairsInfo:
+    """`PairsInfo` from its JSON form, where tuples are lists."""
+    fields: dict[str, Any] = {
+        key: tuple(value) if isinstance(value, list) else value for key, value in content.items()
+    }
+    return PairsInfo(**fields)
+
+
+def write_dataset_info(
+    folder: str | os.PathLike[str],
+    info: PairsInfo,
+    shards: Iterable[ShardRecord],
+    left_out: Iterable[tuple[str, str]] = (),
+) -> DatasetInfo:
+    """Write `dataset_info.json`, atomically; the last step of preparing a folder.
+
+    Args:
+        folder: the prepared folder, which already holds the shards.
+        info: what holds for all pairs.
+        shards: what `write_shards` returned, for all splits.
+        left_out: pairs that were left out, as (id, reason).
+
+    Raises:
+        ValueError: no shard was given; an id is in two splits; or the columns of two shards differ.
+        OSError: the file cannot be written; nothing half-written is left behind.
+    """
+    splits: dict[str, tuple[ShardRecord, ...]] = {}
+    for shard in shards:
+        splits[shard.split] = (*splits.get(shard.split, ()), shard)
+    if not splits:
+        raise ValueError(f"There is no shard to describe in {folder}: every pair was left out, or none was found.")
+    _check_consistent(Path(folder), splits)
+    described = DatasetInfo(info, splits, tuple(left_out))
+    path = Path(folder, FILE_NAME)
+    temporary = path.with_name(f".{path.name}.incomplete")
+    try:
+        with explain_failed_write(path):
+            with temporary.open("wb") as file:
+                file.write(json.dumps(described.to_json(), indent=1).encode())
+                flush_to_disk(file)
+            os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return described
+
+
+def _check_consistent(folder: Path, splits: dict[str, tuple[ShardRecord, ...]]) -> None:
+    """Check what no split knows of the others: that no pair is in two of them, and that all have the same columns."""
+    split_of: dict[str, str] = {}
+    schema = None
+    for shard in chain.from_iterable(splits.values()):
+        with pq.ParquetFile(folder / shard.name) as file:
+            schema = schema or file.schema_arrow
+            if not file.schema_arrow.equals(schema):
+                raise ValueError(
+                    f"{folder / shard.name} has the columns {file.schema_arrow.to_string()}, but those before it "
+                    f"{schema.to_string()}. Give extra columns the same type in every split and prepare again."
+                )
+            ids = file.read(["id"]).column("id").to_pylist()
+        twice = next((id for id in ids if id in split_of), None)
+        if twice is not None:
+            raise ValueError(
+                f"{twice} is in the split {split_of[twice]!r} and again in {folder / shard.name}: a pair may be in "
+                "one split only. Correct the splits and prepare again."
+            )
+        split_of |= dict.fromkeys(ids, shard.split)
+
+
+def read_dataset_info(folder_or_url: str | os.PathLike[str]) -> DatasetInfo:
+    """Read `dataset_info.json` of a prepared folder.
+
+    Args:
+        folder_or_url: a folder, or a URL that fsspec knows, such as `hf://datasets/<user>/<name>`.
+
+    Raises:
+        FileNotFoundError: there is none.
+        ValueError: it is damaged, or of a newer format version.
+    """
+    path = f"{os.fspath(folder_or_url).rstrip('/')}/{FILE_NAME}"
+    try:
+        with fsspec.open(path, "rb") as file:
+            content = file.read()
+    except FileNotFoundError as error:
+        raise FileNotFoundError(
+            f"There is no {path}. `fusmae prepare` writes it as its last step, so either this is not a folder of "
+            "shards or preparing it did not finish: run `fusmae prepare` (again)."
+        ) from error
+    try:
+        return DatasetInfo.from_json(json.loads(content))
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise ValueError(
+            f"{path} cannot be used: {error!r}. Prepare the folder again with `fusmae prepare`."
+        ) from error
+
+
+@contextmanager
+def explain_failed_write(path: Path) -> Iterator[None]:
+    """Name the file and the next step in an `OSError` raised while writing it, such as that of a full disk."""
+    try:
+        yield
+    except OSError as error:
+        raise OSError(
+            error.errno,
+            f"{path} could not be written ({error.strerror or error}), and nothing of it was kept. "
+            "Free space or choose another folder, then prepare again",
+        ) from error
+
+
+def flush_to_disk(file: IO[bytes]) -> None:
+    """Return only when what was written to `file` is on the disk, so that renaming it cannot reveal a part of it."""
+    file.flush()
+    os.fsync(file.fileno())
