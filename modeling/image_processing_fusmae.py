@@ -84,6 +84,9 @@ class FusMAEImageProcessor(BaseImageProcessor):
 
     valid_kwargs = FusMAEImageProcessorKwargs
     model_input_names = ["pixel_values", "pixel_values_sar"]  # noqa: RUF012 - a list in every processor
+    # None is saved only where the class has another default.
+    statistics = "bigearthnet"
+    optical_nodata = 0.0
 
     def __init__(
         self,

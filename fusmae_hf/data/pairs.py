@@ -54,7 +54,7 @@ class PairsInfo:
         optical_bands: band names of `Pair.optical`, in order.
         sar_units: `"db"`, `"linear"` or `"raw"`.
         optical_units: `"dn"`, `"reflectance"` or `"raw"`.
-        optical_offset: what must be subtracted from every optical value before use (1000 for baseline 04.00 and later).
+        optical_offset: what must be subtracted from every optical value before use (1000 from baseline 04.00 on).
         statistics: key of `sensors_fusmae.STATISTICS`, or None where none is published.
         class_names: names of the scene classes, in index order; empty where there are none.
         map_class_names: names of the classes of the label maps, by index, or empty.

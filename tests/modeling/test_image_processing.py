@@ -1,0 +1,273 @@
+import json
+import warnings
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from transformers import AutoImageProcessor
+
+from fusmae_hf import FusMAEConfig, FusMAEImageProcessor, FusMAEModel
+from fusmae_hf.modeling.sensors_fusmae import OPTICAL_BANDS, OPTICAL_BANDS_L1C, STATISTICS
+
+VV, VH = (-12.0, -19.0)
+
+
+@pytest.fixture
+def sar() -> np.ndarray:
+    rng = np.random.default_rng(0)
+    return np.stack([rng.normal(mean, 3, (16, 16)) for mean in (VV, VH)]).astype("float32")
+
+
+@pytest.fixture
+def optical() -> np.ndarray:
+    return np.random.default_rng(1).integers(1, 5000, (12, 16, 16)).astype("uint16")
+
+
+def test_values_are_normalised_by_the_stored_statistics_of_their_band(sar, optical):
+    inputs = FusMAEImageProcessor(statistics="bigearthnet")(sar=sar, optical=optical)
+    assert inputs["pixel_values"].dtype == inputs["pixel_values_sar"].dtype == torch.float32
+    mean, std = STATISTICS["bigearthnet"].optical["B08"]
+    np.testing.assert_allclose(inputs["pixel_values"][0, 7], (optical[7] - mean) / std, rtol=1e-5, atol=1e-5)
+    mean, std = STATISTICS["bigearthnet"].sar["VH"]
+    np.testing.assert_allclose(inputs["pixel_values_sar"][0, 1], (sar[1] - mean) / std, rtol=1e-5, atol=1e-5)
+
+
+def test_db_is_not_rounded_to_integers(sar):
+    inputs = FusMAEImageProcessor()(sar=sar)
+    restored = FusMAEImageProcessor().denormalize(inputs["pixel_values_sar"], "sar")
+    np.testing.assert_allclose(restored[0], sar, atol=1e-4)
+
+
+@settings(deadline=None, max_examples=25)
+@given(st.permutations(OPTICAL_BANDS_L1C), st.lists(st.sampled_from(OPTICAL_BANDS), min_size=1, unique=True))
+def test_bands_are_picked_and_ordered_by_name(given_order, wanted):
+    values = {band: 100.0 * position + 1 for position, band in enumerate(OPTICAL_BANDS_L1C)}
+    array = np.stack([np.full((4, 4), values[band], dtype="int32") for band in given_order])
+    processor = FusMAEImageProcessor(optical_bands=wanted)
+    restored = processor.denormalize(processor(optical=array, optical_bands=given_order)["pixel_values"], "optical")
+    np.testing.assert_allclose(restored[0, :, 0, 0], [values[band] for band in wanted], rtol=1e-4)
+
+
+@pytest.mark.parametrize("make", [np.asarray, torch.from_numpy, lambda x: [x, x], lambda x: np.stack([x, x])])
+def test_arrays_tensors_lists_and_batches_give_the_same(sar, optical, make):
+    alone = FusMAEImageProcessor()(sar=sar, optical=optical)
+    inputs = FusMAEImageProcessor()(sar=make(sar), optical=make(optical))
+    for name in alone:
+        for sample in inputs[name]:
+            assert torch.equal(sample, alone[name][0])
+
+
+def test_big_endian_and_flipped_arrays_are_read_right(sar):
+    alone = FusMAEImageProcessor()(sar=sar)["pixel_values_sar"]
+    big_endian = FusMAEImageProcessor()(sar=sar.astype(">f4"))["pixel_values_sar"]
+    flipped = FusMAEImageProcessor()(sar=sar[:, ::-1])["pixel_values_sar"]
+    assert torch.equal(big_endian, alone)
+    assert torch.equal(flipped, alone.flip(2))
+
+
+def test_a_patch_is_processed_alike_whatever_its_neighbours_are(sar, optical):
+    processor = FusMAEImageProcessor()
+    alone = processor(sar=sar, optical=optical)
+    beside = processor(sar=[sar, sar * 3], optical=[optical, optical // 9])
+    for name in alone:
+        assert torch.equal(beside[name][0], alone[name][0])
+
+
+def test_raw_integers_on_a_tensor_give_what_floats_give(optical):
+    raw = FusMAEImageProcessor()(optical=torch.from_numpy(optical)[None], return_pixel_mask=True)
+    floats = FusMAEImageProcessor()(optical=optical.astype("float32"), return_pixel_mask=True)
+    assert torch.equal(raw["pixel_values"], floats["pixel_values"])
+    assert torch.equal(raw["pixel_mask"], floats["pixel_mask"])
+
+
+@pytest.mark.parametrize(
+    ("units", "convert"), [("db", lambda db: db), ("linear", lambda db: 10 ** (db / 10)), ("raw", lambda db: db)]
+)
+def test_sar_units_are_converted_to_db(sar, units, convert):
+    expected = FusMAEImageProcessor()(sar=sar)["pixel_values_sar"]
+    got = FusMAEImageProcessor(sar_units=units)(sar=convert(sar).astype("float32"))["pixel_values_sar"]
+    torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("options", "convert"),
+    [
+        ({"optical_units": "reflectance"}, lambda dn: dn / 10_000),
+        ({"optical_offset": 1000}, lambda dn: dn + 1000),
+        ({"optical_offset": 1000, "optical_units": "reflectance"}, lambda dn: (dn + 1000) / 10_000),
+    ],
+)
+def test_reflectance_and_offset_lead_to_the_same_values(optical, options, convert):
+    optical = optical.astype("float32")
+    expected = FusMAEImageProcessor()(optical=optical)["pixel_values"]
+    at_construction = FusMAEImageProcessor(**options)(optical=convert(optical))["pixel_values"]
+    at_call = FusMAEImageProcessor()(optical=convert(optical), **options)["pixel_values"]
+    torch.testing.assert_close(at_construction, expected, rtol=1e-3, atol=1e-3)
+    assert torch.equal(at_call, at_construction)
+
+
+def test_pixels_without_data_are_marked_and_filled_with_the_mean(sar, optical):
+    sar[0, :3], sar[1, 5, 5], optical[:, 8:10] = np.nan, -np.inf, 0
+    optical[3, 0, 0] = 0  # one dark band is a value, not missing data
+    inputs = FusMAEImageProcessor()(sar=sar, optical=optical)
+    expected = np.ones((16, 16), dtype=bool)
+    expected[:3], expected[5, 5] = False, False
+    assert np.array_equal(inputs["pixel_mask_sar"][0], expected)
+    assert (inputs["pixel_values_sar"][0][:, ~expected] == 0).all()
+    assert inputs["pixel_mask"][0, 8:10].sum() == 0
+    assert inputs["pixel_mask"].sum() == 14 * 16
+    assert inputs["pixel_values"].isfinite().all()
+
+
+def test_a_declared_value_means_no_data(sar):
+    sar[1, :4] = -9999
+    inputs = FusMAEImageProcessor(sar_nodata=-9999)(sar=sar)
+    assert inputs["pixel_mask_sar"].sum() == 12 * 16
+
+
+def test_zero_linear_power_is_no_data(sar):
+    power = 10 ** (sar / 10)
+    power[0, :4] = 0
+    inputs = FusMAEImageProcessor(sar_units="linear")(sar=power)
+    assert inputs["pixel_mask_sar"].sum() == 12 * 16
+    assert inputs["pixel_values_sar"].isfinite().all()
+
+
+@pytest.mark.parametrize(("return_pixel_mask", "given"), [(None, False), (True, True), (False, False)])
+def test_masks_come_where_they_are_needed_or_asked_for(sar, optical, return_pixel_mask, given):
+    inputs = FusMAEImageProcessor()(sar=sar, optical=optical, return_pixel_mask=return_pixel_mask)
+    assert ("pixel_mask" in inputs) == ("pixel_mask_sar" in inputs) == given
+
+
+def test_none_in_a_list_is_an_absent_sensor_and_the_model_takes_it(sar, optical):
+    inputs = FusMAEImageProcessor()(sar=[sar, None, sar], optical=[optical, optical, None])
+    assert inputs["sar_available"].tolist() == [True, False, True]
+    assert inputs["optical_available"].tolist() == [True, True, False]
+    model = FusMAEModel(FusMAEConfig.from_preset("tiny", num_hidden_layers=1)).eval()
+    with torch.no_grad():
+        mixed, alone = model(**inputs), model(**FusMAEImageProcessor()(optical=optical))
+    torch.testing.assert_close(mixed.pooler_output[1], alone.pooler_output[0], rtol=1e-4, atol=1e-5)
+
+
+def test_resizing_happens_on_request_alone_and_keeps_no_data_apart(sar, optical):
+    sar[:, :8] = np.nan
+    inputs = FusMAEImageProcessor(do_resize=True, size={"height": 8, "width": 24})(sar=sar, optical=optical)
+    assert inputs["pixel_values"].shape == (1, 12, 8, 24)
+    assert inputs["pixel_mask_sar"][0].sum() == 4 * 24
+    assert FusMAEImageProcessor()(optical=optical)["pixel_values"].shape == (1, 12, 16, 16)
+
+
+def test_saved_and_loaded_processors_are_equal(tmp_path, sar, optical):
+    processor = FusMAEImageProcessor(
+        statistics=None,
+        sar_bands=["VV"],
+        optical_bands=["B04", "B08"],
+        sar_mean=[-11.5],
+        sar_std=[4.5],
+        optical_mean={"B08": 2200.0, "B04": 600.0},
+        optical_std=[700.0, 1300.0],
+        optical_offset=1000,
+        sar_nodata=-9999,
+        optical_nodata=None,
+    )
+    FusMAEModel(FusMAEConfig.from_preset("tiny", num_hidden_layers=1)).save_pretrained(tmp_path)
+    processor.save_pretrained(tmp_path)
+    loaded = AutoImageProcessor.from_pretrained(tmp_path)
+    assert isinstance(loaded, FusMAEImageProcessor)
+    settings = {key: value for key, value in loaded.to_dict().items() if key != "auto_map"}
+    assert settings == processor.to_dict()
+    optical = optical + 1000
+    for name, values in processor(sar=sar[:1], optical=optical, optical_bands=OPTICAL_BANDS).items():
+        assert torch.equal(loaded(sar=sar[:1], optical=optical, optical_bands=OPTICAL_BANDS)[name], values)
+    stored = json.loads((tmp_path / "preprocessor_config.json").read_text())
+    assert stored["optical_mean"] == {"B04": 600.0, "B08": 2200.0}
+    assert stored["optical_std"] == {"B04": 700.0, "B08": 1300.0}
+
+
+def test_other_bands_at_load_take_their_statistics_by_name(tmp_path):
+    FusMAEImageProcessor().save_pretrained(tmp_path)
+    loaded = FusMAEImageProcessor.from_pretrained(tmp_path, optical_bands=["B08", "B02"])
+    values = torch.tensor([2218.9, 429.9])[:, None, None].expand(2, 4, 4)
+    torch.testing.assert_close(loaded(optical=values)["pixel_values"], torch.zeros(1, 2, 4, 4), atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"sar_units": "decibel"}, r"must be one of \['db', 'linear', 'raw'\], not 'decibel'"),
+        ({"statistics": "imagenet"}, "Unknown statistics 'imagenet'"),
+        ({"statistics": "sen12ms"}, "hold no optical figure"),
+        ({"statistics": None}, "No statistics of the sar sensor"),
+        ({"sar_mean": [1.0, 2.0]}, "belong together"),
+        ({"sar_mean": [1.0], "sar_std": [1.0]}, "has 1 values for the 2 bands"),
+        ({"sar_mean": {"VV": 1.0}, "sar_std": {"VV": 1.0}}, r"bands \['VH'\] are needed"),
+        ({"sar_mean": [1.0, 1.0], "sar_std": [1.0, 0.0]}, "must be positive and finite"),
+        ({"optical_bands": ["B02", "B99"]}, "B99"),
+        ({"do_resize": True}, "needs `size="),
+    ],
+)
+def test_a_processor_that_would_guess_is_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        FusMAEImageProcessor(**options)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        ({}, "Neither sensor was given"),
+        ({"optical": np.ones((13, 16, 16))}, "13 bands but 12 names"),
+        ({"optical": np.ones((13, 16, 16)), "optical_bands": ["B02"] * 13}, "must be unique"),
+        ({"sar": np.ones((2, 16, 16)), "sar_bands": ["VV", "HH"]}, r"\['VH'\] are needed but were not given"),
+        ({"sar": np.ones((16, 16))}, "expected shape"),
+        ({"sar": [np.ones((2, 2, 16, 16))]}, "each patch of a list"),
+        ({"sar": [np.full((2, 16, 16), -9.0), np.full((2, 8, 16), -9.0)]}, "differ in size"),
+        ({"sar": [None, None]}, "holds no patch at all"),
+        ({"sar": "file.tif"}, "expected numpy arrays or torch tensors of numbers, got a str"),
+        ({"sar": np.full((2, 16, 16), np.nan)}, r"sample \[0\] of the batch holds no valid pixel"),
+        ({"sar": np.full((2, 8, 16), -9.0), "optical": np.ones((12, 16, 16))}, "same places on the same grid"),
+        ({"sar": np.full((2, 16, 16), -9.0), "sar_units": "linear"}, "looks like dB"),
+        ({"optical": np.full((12, 16, 16), 900), "optical_units": "reflectance"}, "looks like digital numbers"),
+        ({"optical": np.ones((12, 16, 16)), "optical_units": "percent"}, "must be one of"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_arrays_that_do_not_fit_are_refused(call, message):
+    with pytest.raises(ValueError, match=message):
+        FusMAEImageProcessor()(**call)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda sar, optical: {"sar": sar[::-1]}, "Are the bands swapped"),
+        (lambda sar, optical: {"sar": 10 ** (sar / 10)}, "looks like linear power"),
+        (lambda sar, optical: {"optical": optical / 10_000}, "looks like reflectance"),
+        (lambda sar, optical: {"optical": optical + 1000}, "optical_offset=1000 if yours do"),
+        (lambda sar, optical: {"optical": optical // 6, "optical_offset": 1000}, "subtracted already"),
+    ],
+)
+def test_implausible_values_warn_once(sar, optical, change, message):
+    processor = FusMAEImageProcessor()
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        for _ in range(3):
+            processor(**change(sar, optical))
+    assert len(caught) == 1
+    assert message in str(caught[0].message)
+
+
+def test_plausible_values_do_not_warn(sar, optical):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        FusMAEImageProcessor()(sar=sar, optical=optical)
+
+
+def test_values_are_looked_at_in_the_first_batches_alone(sar, optical):
+    processor = FusMAEImageProcessor()
+    for _ in range(4):
+        processor(sar=sar, optical=optical)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        processor(sar=sar[::-1], optical=optical)
