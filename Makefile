@@ -1,0 +1,85 @@
+# `make pretrain` and `make test` set up everything they need in .venv.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+DATA ?=
+OUT ?= outputs/pretrain
+CONFIG ?= training/configs/smoke.yaml
+ARGS ?=
+ACCELERATE ?= training/accelerate/$(if $(shell command -v nvidia-smi),gpu-bf16,cpu).yaml
+
+.PHONY: help install pretrain test conformance lint types wheel smoke-wheel check clean
+
+help:
+	@echo "make pretrain                 pretrain on the embedded default: simulated pairs, six real ones held out"
+	@echo "make pretrain DATA=<folder>   pretrain on your shards, or on a BigEarthNet v1 or reBEN archive"
+	@echo "              CONFIG=<yaml> OUT=<folder> ARGS='--num_train_epochs 3'   change the run"
+	@echo "make test                     unit tests"
+	@echo "make conformance              transformers' own tests on our models"
+	@echo "make check                    everything that CI runs"
+
+# --- set-up -----------------------------------------------------------------------------------------------------------
+
+# bigearthnet-common carries six real BigEarthNet pairs and the official split lists; its code and what that needs stay out.
+$(VENV)/.installed: pyproject.toml constraints.txt
+	@command -v $(PYTHON) >/dev/null || { echo "Python 3.11 or newer is needed, but there is no $(PYTHON). Name yours: make PYTHON=<python> ..."; exit 2; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed, but $(PYTHON) is older. Name another: make PYTHON=<python> ..."; exit 2; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[data,train,test]"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps bigearthnet-common==2.8.0
+	@touch $@
+
+install: $(VENV)/.installed
+
+# --- the main job -----------------------------------------------------------------------------------------------------
+
+pretrain: install
+	$(BIN)/accelerate launch --config_file $(ACCELERATE) training/run_pretrain.py $(CONFIG) \
+		--output_dir $(OUT) $(if $(DATA),--data "$(DATA)") $(ARGS)
+
+# --- tests ------------------------------------------------------------------------------------------------------------
+
+test: install
+	$(BIN)/python -m pytest -m "not conformance" $(ARGS)
+
+TRANSFORMERS := $(shell sed -n 's/^transformers==//p' constraints.txt)
+UPSTREAM := .cache/transformers-tests-$(TRANSFORMERS)
+
+$(UPSTREAM)/tests/test_modeling_common.py: | install
+	@mkdir -p .cache/sdist $(UPSTREAM)
+	$(BIN)/python -m pip download --quiet --disable-pip-version-check --no-deps --no-binary transformers \
+		--dest .cache/sdist transformers==$(TRANSFORMERS)
+	tar --extract --gzip --touch --file .cache/sdist/transformers-$(TRANSFORMERS).tar.gz --directory $(UPSTREAM) \
+		--strip-components=1 transformers-$(TRANSFORMERS)/tests
+
+conformance: install $(UPSTREAM)/tests/test_modeling_common.py
+	$(BIN)/python -m pytest -m conformance tests/conformance $(ARGS)
+
+lint: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+# --- packaging: the wheel in an environment of its own, where the type checker can follow the mapped folders ----------
+
+wheel: install
+	rm -rf dist build
+	$(BIN)/python -m build --outdir dist .
+
+$(VENV)-wheel/.installed: wheel
+	rm -rf $(VENV)-wheel
+	$(PYTHON) -m venv $(VENV)-wheel
+	$(VENV)-wheel/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt dist/*.whl
+	@touch $@
+
+types: $(VENV)-wheel/.installed
+	cd $(VENV)-wheel && ../$(BIN)/mypy --config-file ../setup.cfg --python-executable bin/python -p fusmae_hf
+
+check: lint test conformance types smoke-wheel
+
+smoke-wheel: $(VENV)-wheel/.installed
+	cd $(VENV)-wheel && bin/python -c "import fusmae_hf; print('wheel:', fusmae_hf.__version__)"
+	cd $(VENV)-wheel && bin/fusmae --version
+	cd $(VENV)-wheel && bin/python -m fusmae_hf.training.run_pretrain --help > /dev/null
+
+clean:
+	rm -rf $(VENV) $(VENV)-wheel build dist .cache *.egg-info

@@ -1,0 +1,193 @@
+import json
+import re
+import subprocess
+import sys
+
+import pytest
+import torch
+from huggingface_hub import ModelCard
+from transformers import AutoImageProcessor, AutoModel
+
+import fusmae_hf
+from fusmae_hf.data.loading import load_pairs
+from fusmae_hf.training.arguments import DataArguments, ModelArguments, PretrainingArguments, parse_arguments
+from fusmae_hf.training.run_pretrain import main
+from fusmae_hf.visualization import plot_losses
+
+from .conftest import SMALL
+
+CLASSES = (DataArguments, ModelArguments, PretrainingArguments)
+
+
+@pytest.fixture
+def config(tmp_path):
+    path = tmp_path / "run.yaml"
+    model = json.dumps({**SMALL, "image_size": 16})
+    path.write_text(
+        f"""
+preset: tiny
+config: {model}
+num_train_epochs: 2
+per_device_train_batch_size: 8
+base_learning_rate: 1e-2
+logging_steps: 1
+num_reconstructions: 2
+disable_tqdm: true
+"""
+    )
+    return path
+
+
+def test_the_program_leaves_a_checkpoint_that_loads_and_the_records_of_the_run(tmp_path, config, shards, capsys):
+    output = tmp_path / "run"
+    main([str(config), "--data", str(shards), "--output_dir", str(output), "--extra_eval", str(shards)])
+    for file in ("loss.png", "reconstructions.png", "run.json", "README.md", "preprocessor_config.json"):
+        assert (output / file).stat().st_size > 100, file
+    printed = capsys.readouterr().out
+    assert f"In {output}:" in printed
+    assert "simulated imagery" in printed
+    record = json.loads((output / "run.json").read_text())
+    assert record["pairs"] == 30
+    assert record["held_out"] == {
+        "validation": 9,
+        shards.name: 30,
+        f"{shards.name}_validation": 9,
+        f"{shards.name}_test": 9,
+    }
+    assert record["learning_rate"] == pytest.approx(1e-2 * 8 / 256)
+    model, processor = AutoModel.from_pretrained(output), AutoImageProcessor.from_pretrained(output)
+    pair = load_pairs(shards, "test")[0]
+    features = model(**processor(sar=pair["sar"], optical=pair["optical"])).pooler_output
+    assert features.shape == (1, 32)
+    assert list((output / "runs").rglob("events.out.tfevents.*"))
+
+
+def test_the_model_card_states_the_run_and_leaves_nothing_open(tmp_path, config, shards):
+    output = tmp_path / "run"
+    main([str(config), "--data", str(shards), "--output_dir", str(output), "--num_train_epochs", "1"])
+    card = ModelCard.load(output / "README.md")
+    card.data.to_dict()
+    text = card.text
+    assert "**The imagery is simulated.**" in text
+    assert "reconstruction of it" in text
+    assert not re.search(r"\{[a-z_]*\}|More information needed|TODO|None", text)
+    metrics = json.loads((output / "run.json").read_text())["metrics"]
+    assert f"{metrics['eval_validation_sar_loss']:.4f}" in text
+    assert "VV, VH" in text
+    assert card.data.eval_results[0].metric_value == pytest.approx(metrics["eval_validation_optical_loss"])
+
+
+def test_auto_resumes_from_the_newest_checkpoint_of_the_output_folder(tmp_path, config, shards, capsys):
+    output = tmp_path / "run"
+    arguments = [str(config), "--data", str(shards), "--output_dir", str(output), "--save_strategy", "epoch"]
+    main([*arguments, "--resume_from_checkpoint", "auto"])
+    assert "starting from the beginning" in capsys.readouterr().out
+    before = torch.load(output / "checkpoint-6" / "optimizer.pt", weights_only=True)
+    main([*arguments, "--resume_from_checkpoint", "auto"])
+    assert "Resuming from" in capsys.readouterr().out
+    assert before["state"][0]["step"] == 6
+
+
+def test_nothing_held_out_is_said_and_trains_all_the_same(tmp_path, config, shards, capsys):
+    only = tmp_path / "only"
+    (only / "data").mkdir(parents=True)
+    info = json.loads((shards / "dataset_info.json").read_text())
+    info["splits"] = {"train": info["splits"]["train"]}
+    (only / "dataset_info.json").write_text(json.dumps(info))
+    for file in (shards / "data").glob("train-*"):
+        (only / "data" / file.name).symlink_to(file)
+    main([str(config), "--data", str(only), "--output_dir", str(tmp_path / "run"), "--num_train_epochs", "1"])
+    assert "no validation split" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_an_archive_is_prepared_first(tmp_path, config, capsys):
+    pytest.importorskip("rasterio")
+    from fusmae_hf.data.bigearthnet import example_pairs_root
+
+    archive = example_pairs_root(tmp_path / "archive")
+    output = tmp_path / "run"
+    arguments = ["--config", '{"num_hidden_layers": 1, "image_size": 120}', "--per_device_train_batch_size", "2"]
+    main([str(config), "--data", str(archive), "--output_dir", str(output), *arguments, "--num_train_epochs", "1"])
+    assert "Prepared" in capsys.readouterr().out
+    assert json.loads((output / "run.json").read_text())["held_out"] == {"validation": 1}
+
+
+# --- arguments -----------------------------------------------------------------------------------------------------
+
+
+def test_the_command_line_wins_over_the_file(config):
+    _, model, arguments = parse_arguments(CLASSES, [str(config), "--num_train_epochs", "7"])
+    assert arguments.num_train_epochs == 7
+    assert arguments.per_device_train_batch_size == 8
+    assert arguments.base_learning_rate == pytest.approx(1e-2)
+    assert model.config["patch_size"] == 4
+
+
+def test_defaults_are_those_of_masked_autoencoder_pretraining():
+    _, _, arguments = parse_arguments(CLASSES, [])
+    assert (arguments.adam_beta1, arguments.adam_beta2, arguments.weight_decay) == (0.9, 0.95, 0.05)
+    assert not arguments.remove_unused_columns
+    assert not arguments.logging_nan_inf_filter
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--num_train_epoch_s", "3"], "no argument --num_train_epoch_s. Did you mean `num_train_epochs`"),
+        (["missing.yaml"], "no configuration file missing.yaml"),
+    ],
+)
+def test_unknown_arguments_are_refused(arguments, message, capsys):
+    with pytest.raises(SystemExit):
+        parse_arguments(CLASSES, arguments)
+    assert message in capsys.readouterr().err
+
+
+def test_unknown_names_in_the_file_are_refused(tmp_path, capsys):
+    path = tmp_path / "typo.yaml"
+    path.write_text("mask_ration: 0.5\nlogging_step: 3\n")
+    with pytest.raises(SystemExit):
+        parse_arguments(CLASSES, [str(path)])
+    assert "there is no argument `mask_ration`" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["smoke", "bigearthnet-mm-small", "bigearthnet-mm-base"])
+def test_shipped_configurations_parse(name, pytestconfig):
+    path = pytestconfig.rootpath / "training" / "configs" / f"{name}.yaml"
+    _, model, arguments = parse_arguments(CLASSES, [str(path), "--tf32", "false"])
+    fusmae_hf.FusMAEConfig.from_preset(model.preset, **(model.config or {}))
+    assert arguments.adam_beta2 == 0.95
+
+
+@pytest.mark.slow
+def test_the_script_and_the_module_are_the_same_program(pytestconfig, tmp_path):
+    commands = [
+        [str(pytestconfig.rootpath / "training" / "run_pretrain.py"), "--help"],
+        ["-m", "fusmae_hf.training.run_pretrain", "--help"],
+    ]
+    helps = [
+        subprocess.run([sys.executable, *command], cwd=tmp_path, capture_output=True, text=True, check=True).stdout
+        for command in commands
+    ]
+    assert "--base_learning_rate" in helps[0]
+    assert "--data" in helps[0]
+    assert helps[0] == helps[1]
+
+
+# --- pictures ------------------------------------------------------------------------------------------------------
+
+
+def test_the_loss_curves_tell_sensors_sources_and_baselines_apart():
+    history = [
+        {"step": 1, "loss": 2.0, "optical_loss": 0.5, "sar_loss": 1.5},
+        {"step": 1, "eval_real_loss": 1.9, "eval_real_sar_loss": 1.2, "eval_real_sar_loss_visible_mean": 1.1},
+        {"step": 2, "eval_loss": 1.8, "eval_optical_loss": 0.4, "eval_optical_loss_interpolation": 0.3},
+    ]
+    figure = plot_losses(history, "title")
+    labels = [[line.get_label() for line in axis.lines] for axis in figure.axes]
+    assert labels == [
+        ["training", "held out real", "held out"],
+        ["training", "held out", "held out, interpolated"],
+        ["training", "held out real", "held out real, mean of the visible"],
+    ]

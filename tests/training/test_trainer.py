@@ -1,0 +1,166 @@
+import json
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from fusmae_hf import FusMAEImageProcessor
+from fusmae_hf.data.loading import load_pairs
+from fusmae_hf.evaluation.interpolation import interpolate_visible, predict_visible_mean, visible_pixels
+from fusmae_hf.training.trainer import HELD_OUT_METRICS, PretrainingCollator
+
+
+def weights(folder):
+    return load_file(folder / "model.safetensors")
+
+
+@pytest.mark.parametrize("streaming", [False, True], ids=["local", "streaming"])
+@pytest.mark.parametrize(("workers", "persistent"), [(0, False), (2, False), (2, True)])
+def test_a_run_cut_in_its_second_epoch_ends_with_the_weights_of_an_uncut_one(
+    tmp_path, make_trainer, workers, persistent, streaming
+):
+    """30 pairs in batches of 4, two batches a step: 4 steps an epoch (3 where 2 lanes stream), the last an odd one."""
+    settings = {
+        "streaming": streaming,
+        "dataloader_num_workers": workers,
+        "dataloader_persistent_workers": persistent,
+        "gradient_accumulation_steps": 2,
+        "save_strategy": "steps",
+        "save_steps": 5,
+        "bf16": True,
+    }
+    whole = make_trainer(tmp_path / "whole", **settings)
+    whole.train()
+    whole.save_model()
+    again = make_trainer(tmp_path / "again", **settings)
+    with torch.no_grad():  # what the checkpoint holds must not come from the fresh model
+        for parameter in again.model.parameters():
+            parameter.zero_()
+    torch.manual_seed(99)
+    again.train(resume_from_checkpoint=str(tmp_path / "whole" / "checkpoint-5"))
+    again.save_model()
+    assert again.state.global_step == whole.state.global_step == (6 if streaming and workers else 8)
+    expected, got = weights(tmp_path / "whole"), weights(tmp_path / "again")
+    assert expected.keys() == got.keys()
+    assert all(torch.equal(got[name], expected[name]) for name in expected)
+    cut = weights(tmp_path / "whole" / "checkpoint-5")
+    assert not all(torch.equal(cut[name], expected[name]) for name in expected)
+
+
+def test_workers_change_neither_order_nor_masks_nor_weights(tmp_path, make_trainer):
+    for workers in (0, 2):
+        trainer = make_trainer(tmp_path / str(workers), dataloader_num_workers=workers, num_train_epochs=1)
+        trainer.train()
+        trainer.save_model()
+    first, second = weights(tmp_path / "0"), weights(tmp_path / "2")
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_every_training_pair_is_seen_once_an_epoch_but_for_the_uneven_tail(tmp_path, make_trainer, seed):
+    trainer = make_trainer(tmp_path, seed=seed)
+    loader = trainer.get_train_dataloader()
+    rows = [row for batch in loader for row in batch["row"].tolist()]
+    assert len(rows) == len(set(rows)) == 28
+    assert rows != sorted(rows)
+
+
+def test_batches_normalised_on_the_device_equal_those_of_the_processor_alone(tmp_path, make_trainer, shards):
+    trainer = make_trainer(tmp_path)
+    batch = next(iter(trainer.get_train_dataloader()))
+    assert batch["optical"].dtype == torch.uint16
+    assert batch["sar"].dtype == torch.float32
+    inputs = trainer._prepare_inputs(batch)
+    pairs = load_pairs(shards, "train")
+    rows = [pairs[row] for row in batch["row"].tolist()]
+    expected = FusMAEImageProcessor()(
+        sar=[row["sar"].numpy() for row in rows], optical=[row["optical"].numpy().astype("float64") for row in rows]
+    )
+    torch.testing.assert_close(inputs["pixel_values"], expected["pixel_values"])
+    torch.testing.assert_close(inputs["pixel_values_sar"], expected["pixel_values_sar"])
+    assert set(inputs) == {"pixel_values", "pixel_values_sar", "noise", "noise_sar"}  # no missing data: no masks
+
+
+def test_training_lowers_the_loss_of_each_sensor_and_logs_them(tmp_path, make_trainer):
+    trainer = make_trainer(tmp_path, num_train_epochs=12, learning_rate=3e-3, logging_steps=7)
+    trainer.train()
+    logs = [entry for entry in trainer.state.log_history if "loss" in entry]
+    for entry in logs:
+        assert entry["loss"] == pytest.approx(entry["optical_loss"] + entry["sar_loss"], rel=1e-4)
+        assert entry["grad_norm"] > 0
+    assert logs[-1]["optical_loss"] < 0.7 * logs[0]["optical_loss"]
+    assert logs[-1]["sar_loss"] < 0.7 * logs[0]["sar_loss"]
+
+
+def test_held_out_losses_are_means_over_the_pairs_whatever_the_batch(tmp_path, make_trainer, shards):
+    held_out = {"simulated": load_pairs(shards, "validation")}
+    metrics = {}
+    for batch_size in (2, 4, 9):
+        trainer = make_trainer(tmp_path, held_out=held_out, per_device_eval_batch_size=batch_size)
+        metrics[batch_size] = trainer.evaluate()
+    for name in [f"eval_simulated_{name}" for name in ("loss", *HELD_OUT_METRICS)]:
+        assert metrics[2][name] == pytest.approx(metrics[9][name], rel=1e-4)
+        assert metrics[4][name] == pytest.approx(metrics[9][name], rel=1e-4)
+    both = metrics[9]["eval_simulated_optical_loss"] + metrics[9]["eval_simulated_sar_loss"]
+    assert metrics[9]["eval_simulated_loss"] == pytest.approx(both, rel=1e-4)
+
+
+def test_datasets_of_different_sensors_are_refused(tmp_path, make_trainer, shards):
+    other = load_pairs(shards, "validation")
+    info = json.loads((shards / "dataset_info.json").read_text())
+    changed = tmp_path / "changed"
+    changed.mkdir()
+    for file in shards.iterdir():
+        (changed / file.name).symlink_to(file)
+    (changed / "dataset_info.json").unlink()
+    info["info"]["optical_offset"] = 1000.0
+    (changed / "dataset_info.json").write_text(json.dumps(info))
+    other = load_pairs(changed, "validation", streaming=True)
+    with pytest.raises(ValueError, match=r"differ in optical_offset: 0.0 and 1000.0"):
+        make_trainer(tmp_path, held_out={"other": other})
+
+
+def test_labels_do_not_travel_into_pretraining(shards):
+    pairs = load_pairs(shards, "train")
+    batch = PretrainingCollator(4)(pairs.__getitems__([0, 1]))
+    assert {"labels", "label_map"}.isdisjoint(batch)
+    assert {"optical", "sar", "noise", "noise_sar", "id"} <= set(batch)
+
+
+# --- reconstructions without learning ------------------------------------------------------------------------------
+
+
+def test_visible_pixels_are_those_of_unmasked_patches():
+    visible = visible_pixels(torch.tensor([[1, 0, 0, 1]]), 4, 4, 2)
+    expected = np.zeros((4, 4), dtype=bool)
+    expected[:2, 2:] = expected[2:, :2] = True
+    assert np.array_equal(visible[0], expected)
+
+
+def test_the_visible_mean_is_of_each_band_and_knows_no_hidden_pixel():
+    images, visible = torch.randn(2, 3, 8, 8), torch.rand(2, 8, 8) < 0.4
+    spoilt = torch.where(visible[:, None], images, 1e6)
+    predicted = predict_visible_mean(spoilt, visible)
+    for sample in range(2):
+        expected = images[sample][:, visible[sample]].mean(dim=1)
+        torch.testing.assert_close(predicted[sample, :, 0, 0], expected)
+
+
+def test_interpolation_recovers_a_smooth_image_and_knows_no_hidden_pixel():
+    row = torch.linspace(0, 1, 32)
+    images = (row[:, None] + row).expand(1, 1, 32, 32)
+    mask = (torch.rand(1, 64, generator=torch.Generator().manual_seed(0)) < 0.5).long()
+    visible = visible_pixels(mask, 32, 32, 4)
+    guess = interpolate_visible(torch.where(visible[:, None], images, 0.0), visible, 4)
+    hidden = ~visible[:, None]
+    error = (guess - images)[hidden].abs().mean()
+    mean_error = (predict_visible_mean(images, visible) - images)[hidden].abs().mean()
+    assert error < 0.4 * mean_error
+    torch.testing.assert_close(guess, interpolate_visible(torch.where(hidden, 77.0, images), visible, 4))
+
+
+def test_interpolation_far_from_anything_visible_is_the_visible_mean():
+    images, visible = torch.full((1, 1, 64, 64), 3.0), torch.zeros(1, 64, 64, dtype=torch.bool)
+    visible[:, :2, :2] = True
+    torch.testing.assert_close(interpolate_visible(images, visible, 2), images, rtol=1e-3, atol=1e-3)
