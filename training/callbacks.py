@@ -43,7 +43,7 @@ class PictureCallback(TrainerCallback):
                 title = f"Held-out pairs ({name}: {kind}) after step {trainer.state.global_step}"
                 plot_reconstructions(pictures, trainer.processor, title, batch["id"]).savefig(folder / file, dpi=110)
         if trainer.is_world_process_zero() and trainer.state.log_history:
-            title = f"Reconstruction losses ({trainer.info.name}{', simulated' if trainer.info.simulated else ''})"
+            title = f"Reconstruction losses, trained on {trainer.info.name} pairs"
             plot_losses(trainer.state.log_history, title).savefig(folder / "loss.png", dpi=110)
 
     def on_evaluate(self, args, state, control, metrics=None, **kwargs):

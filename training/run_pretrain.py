@@ -13,16 +13,19 @@ import os
 import platform
 import shlex
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 import transformers
+from huggingface_hub.errors import StrictDataclassError
 from transformers import set_seed
 from transformers.trainer_utils import get_last_checkpoint
 
 from fusmae_hf import FusMAEConfig, FusMAEForPreTraining, FusMAEImageProcessor, __version__
 from fusmae_hf.data.loading import PairDataset
-from fusmae_hf.data.pairs import PairsInfo
+from fusmae_hf.data.pairs import PairError, PairsInfo
 from fusmae_hf.hub import results_table, write_model_card
 from fusmae_hf.training.arguments import DataArguments, ModelArguments, PretrainingArguments, parse_arguments
 from fusmae_hf.training.callbacks import PictureCallback
@@ -138,6 +141,15 @@ def summary(folder: Path, record: dict, metrics: dict[str, float]) -> str:
     )
 
 
+@contextmanager
+def explained() -> Iterator[None]:
+    """End with a message instead of a traceback where the arguments or the data are at fault."""
+    try:
+        yield
+    except (OSError, ValueError, ImportError, PairError, StrictDataclassError) as error:
+        raise SystemExit(f"Error: {error}") from error
+
+
 def main(argv: list[str] | None = None) -> None:
     """Run the program; see the module's docstring and `--help`."""
     data, model_arguments, arguments = parse_arguments(
@@ -147,19 +159,22 @@ def main(argv: list[str] | None = None) -> None:
     os.environ.setdefault("TENSORBOARD_LOGGING_DIR", str(Path(arguments.output_dir) / "runs"))
     arguments.scale_learning_rate()
     set_seed(arguments.seed)
-    with arguments.main_process_first(desc="preparing the data"):
-        train, held_out = open_datasets(data, Path(arguments.output_dir).parent / "shards")
-    if not held_out:
-        arguments.eval_strategy = "no"
-        print(f"Nothing is held out: {train.root} has no validation split, so no held-out loss is measured.")
-    model = build_model(model_arguments, train.info, tuple(train[0]["optical"].shape[-2:]))
-    processor = build_processor(data, model_arguments, train.info, model.config)
-    trainer = FusMAETrainer(
-        model=model, processor=processor, train_dataset=train, eval_dataset=held_out or None, args=arguments
-    )
+    with explained():
+        with arguments.main_process_first(desc="preparing the data"):
+            train, held_out = open_datasets(data, Path(arguments.output_dir).parent / "shards")
+        if not held_out:
+            arguments.eval_strategy = "no"
+            print(f"Nothing is held out: {train.root} has no validation split, so no held-out loss is measured.")
+        model = build_model(model_arguments, train.info, tuple(train[0]["optical"].shape[-2:]))
+        processor = build_processor(data, model_arguments, train.info, model.config)
+        trainer = FusMAETrainer(
+            model=model, processor=processor, train_dataset=train, eval_dataset=held_out or None, args=arguments
+        )
+        trainer._get_train_sampler()  # too few pairs for a batch are found here, before anything is started
+        checkpoint = checkpoint_to_resume(arguments)
     pictures = PictureCallback(trainer, held_out, arguments.num_reconstructions)
     trainer.add_callback(pictures)
-    trainer.train(resume_from_checkpoint=checkpoint_to_resume(arguments))
+    trainer.train(resume_from_checkpoint=checkpoint)
     metrics = trainer.evaluate() if held_out else {}
     trainer.save_model()
     if trainer.is_world_process_zero():

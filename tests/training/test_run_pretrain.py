@@ -100,6 +100,25 @@ def test_nothing_held_out_is_said_and_trains_all_the_same(tmp_path, config, shar
     assert "no validation split" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--data", "no-such-folder"], "no folder no-such-folder"),
+        (["--data", "{empty}"], "holds neither shards"),
+        (["--data", "{shards}", "--config", '{"mask_ration": 0.5}'], "no field `mask_ration`"),
+        (["--data", "{shards}", "--config", '{"patch_size": 5}'], "not a multiple of `patch_size`"),
+        (["--data", "{shards}", "--preset", "huge"], "Unknown preset 'huge'"),
+        (["--data", "{shards}", "--statistics", "imagenet"], "Unknown statistics 'imagenet'"),
+        (["--data", "{shards}", "--per_device_train_batch_size", "64"], "fewer than one batch of 64"),
+    ],
+)
+def test_a_mistake_ends_with_a_message(tmp_path, shards, arguments, message):
+    (tmp_path / "empty").mkdir()
+    filled = [a.replace("{shards}", str(shards)).replace("{empty}", str(tmp_path / "empty")) for a in arguments]
+    with pytest.raises(SystemExit, match=re.escape(message)):
+        main(["--preset", "tiny", "--report_to", "none", "--output_dir", str(tmp_path / "run"), *filled])
+
+
 @pytest.mark.slow
 def test_an_archive_is_prepared_first(tmp_path, config, capsys):
     pytest.importorskip("rasterio")

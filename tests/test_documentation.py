@@ -1,0 +1,62 @@
+"""What the README and the pages in docs/ show is run."""
+
+import re
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from fusmae_hf import FusMAEConfig, FusMAEForPreTraining, FusMAEImageProcessor
+from fusmae_hf.data.preparation import prepare
+from fusmae_hf.data.simulation import SimulatedPairs
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGES = [ROOT / "README.md", ROOT / "model_card.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+@pytest.fixture
+def workplace(tmp_path, monkeypatch):
+    """A folder with what the pages take for granted: a checkpoint and shards."""
+    config = FusMAEConfig.from_preset("tiny", num_hidden_layers=1, decoder_num_hidden_layers=1)
+    FusMAEForPreTraining(config).save_pretrained(tmp_path / "outputs" / "pretrain")
+    FusMAEImageProcessor().save_pretrained(tmp_path / "outputs" / "pretrain")
+    prepare(SimulatedPairs(20), tmp_path / "shards" / "reben", progress=False)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_python_snippet_of_a_page_runs(page, workplace):
+    snippets = re.findall(r"```python\n(.*?)```", page.read_text(), flags=re.DOTALL)
+    pair = SimulatedPairs(1).read(0)
+    names = {"sar": pair.sar, "optical": pair.optical, "np": np}
+    for snippet in snippets:
+        exec(compile(snippet, page.name, "exec"), names)
+    if page.name == "README.md":
+        assert names["features"].shape == (1, 192)
+        assert names["inputs"]["sar_available"].tolist() == [True, False]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_files_and_commands_that_a_page_names_exist(page):
+    text = page.read_text()
+    for target in re.findall(r"\]\(((?!http)[^)#]+)\)", text):
+        assert (page.parent / target).exists(), target
+    for path in set(re.findall(r"\btraining/[\w./-]+\.(?:py|yaml)\b", text)):
+        assert (ROOT / path).is_file(), path
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), flags=re.MULTILINE))
+    assert set(re.findall(r"\bmake ([a-z-]+)", text)) <= targets
+
+
+def test_commands_shown_have_the_options_they_are_shown_with():
+    from fusmae_hf.cli import build_parser
+
+    for page in PAGES:
+        for line in re.findall(r"^fusmae (prepare|inspect) ([^\n#]*)", page.read_text(), flags=re.MULTILINE):
+            arguments = " ".join(line).rstrip("\\ ").replace("<", "").replace(">", "").split()
+            build_parser().parse_args(arguments)
+
+
+def test_the_fusmae_script_is_installed():
+    assert shutil.which("fusmae")
