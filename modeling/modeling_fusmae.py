@@ -208,7 +208,8 @@ class FusMAEEmbeddings(nn.Module):
         if present is not None:
             patches = torch.where(present[..., None], patches, 0.0)
         tokens = projection(patches)
-        positions = position_embeddings(rows, columns, tokens.shape[-1], tokens.device, tokens.dtype)
+        # In the dtype of the weights: under autocast the residual stream that starts here stays in float32.
+        positions = position_embeddings(rows, columns, tokens.shape[-1], tokens.device, projection.weight.dtype)
         return tokens + (positions if ids_keep is None else positions[ids_keep])
 
 
@@ -560,7 +561,7 @@ class FusMAEModel(FusMAEPreTrainedModel):
 
         patches, present = join_streams([(optical, optical_present), (sar, sar_present)])
         class_index = torch.zeros((patches.shape[0], 1), dtype=torch.long, device=patches.device)
-        class_token = self.embeddings.class_token(class_index).to(patches.dtype)
+        class_token = self.embeddings.class_token(class_index)
         hidden_states = torch.cat([class_token, patches], dim=1)
         attention_mask = None
         if present is not None:
@@ -658,7 +659,8 @@ class FusMAEDecoder(nn.Module):
         if tokens is None:
             hidden_states = self.mask_token.expand(other.shape[0], rows * columns, -1)
         else:
-            mask_token = self.mask_token.to(tokens.dtype)
+            # In the dtype of the weights, as in the encoder.
+            mask_token, tokens = self.mask_token, tokens.to(self.mask_token.dtype)
             hidden_states = tokens if present is None else torch.where(present[..., None], tokens, mask_token)
             if ids_keep is not None:
                 whole = mask_token.expand(tokens.shape[0], rows * columns, -1)

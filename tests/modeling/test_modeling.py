@@ -439,3 +439,23 @@ def test_a_pretraining_checkpoint_loads_into_the_encoder_and_back(tiny, images, 
     assert torch.equal(encoder(**images).last_hidden_state, pretrained.fusmae(**images).last_hidden_state)
     again = FusMAEForPreTraining.from_pretrained(tmp_path)
     assert all(torch.equal(a, b) for a, b in zip(again.parameters(), pretrained.parameters(), strict=True))
+
+
+def test_under_bf16_autocast_the_residual_stream_stays_in_float32(tiny, images):
+    model = FusMAEForPreTraining(tiny()).eval()
+    inputs = {**images, "noise": torch.rand(4, 16), "noise_sar": torch.rand(4, 16)}
+    streams = []
+    for layer in (model.fusmae.layers[-1], model.optical_decoder.layers[-1], model.sar_decoder.layers[-1]):
+        layer.register_forward_hook(lambda layer, args, output: streams.append((args[0].dtype, output.dtype)))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        mixed = model(**inputs)
+    assert streams == [(torch.float32, torch.float32)] * 3
+    assert mixed.loss.dtype == torch.float32
+    torch.testing.assert_close(mixed.loss, model(**inputs).loss, rtol=2e-2, atol=2e-2)
+
+
+def test_a_model_in_bf16_stays_in_bf16(tiny, images):
+    model = FusMAEForPreTraining(tiny()).to(torch.bfloat16)
+    outputs = model(**{name: values.bfloat16() for name, values in images.items()})
+    assert outputs.logits.dtype == torch.bfloat16
+    assert outputs.loss.dtype == torch.float32
