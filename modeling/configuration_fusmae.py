@@ -27,6 +27,9 @@ AUTO_MAP = {
     "AutoConfig": "configuration_fusmae.FusMAEConfig",
     "AutoModel": "modeling_fusmae.FusMAEModel",
     "AutoModelForPreTraining": "modeling_fusmae.FusMAEForPreTraining",
+    "AutoModelForImageClassification": "modeling_fusmae.FusMAEForImageClassification",
+    "AutoModelForSemanticSegmentation": "modeling_fusmae.FusMAEForSemanticSegmentation",
+    "AutoBackbone": "modeling_fusmae.FusMAEBackbone",
     "AutoImageProcessor": "image_processing_fusmae.FusMAEImageProcessor",
 }
 """What each Auto class takes from a saved folder (`trust_remote_code=True`)."""
@@ -75,6 +78,11 @@ class FusMAEConfig(BackboneConfigMixin, PreTrainedConfig):
         norm_pix_loss (`bool`): whether targets are normalised by the mean and variance of their patch.
         optical_loss_weight (`float`): weight of the optical reconstruction loss.
         sar_loss_weight (`float`): weight of the SAR reconstruction loss.
+        classifier_norm (`bool`): whether a layer norm stands between the pooled features and the classifier.
+        segmentation_indices (`list[int]`): stages that the dense head joins, 0 (the input of the joint layers) to
+            `num_hidden_layers`, increasing. None: four, evenly spaced up to the last.
+        segmentation_hidden_size (`int`): width of the dense head.
+        semantic_loss_ignore_index (`int`): value of a label map where there is no label.
         out_features, out_indices: stages whose feature maps the backbone gives.
 
     Raises:
@@ -126,6 +134,10 @@ class FusMAEConfig(BackboneConfigMixin, PreTrainedConfig):
     norm_pix_loss: bool = False
     optical_loss_weight: float | int = 1.0
     sar_loss_weight: float | int = 1.0
+    classifier_norm: bool = True
+    segmentation_indices: list[int] | tuple[int, ...] | None = None
+    segmentation_hidden_size: int = 256
+    semantic_loss_ignore_index: int = 255
     _out_features: list[str] | None = None
     _out_indices: list[int] | None = None
 
@@ -167,7 +179,7 @@ class FusMAEConfig(BackboneConfigMixin, PreTrainedConfig):
         """
         config_dict = dict(config_dict)
         if "num_hidden_layers" in kwargs:
-            for key in ("out_features", "out_indices"):  # of the old depth
+            for key in ("out_features", "out_indices", "segmentation_indices"):  # of the old depth
                 config_dict.pop(key, None)
         # As part of the dictionary, replaced fields are validated together with the others.
         config_dict.update({key: kwargs.pop(key) for key in cls._own_fields() & set(kwargs)})
@@ -200,7 +212,13 @@ class FusMAEConfig(BackboneConfigMixin, PreTrainedConfig):
                 raise ValueError(
                     f"{label}: `{prefix}hidden_size` must be a multiple of 4 (sine, cosine, two axes), not {width}."
                 )
-        for name in ("num_hidden_layers", "intermediate_size", "decoder_intermediate_size", "patch_size"):
+        for name in (
+            "num_hidden_layers",
+            "intermediate_size",
+            "decoder_intermediate_size",
+            "patch_size",
+            "segmentation_hidden_size",
+        ):
             if getattr(self, name) < 1:
                 raise ValueError(f"`{name}` must be at least 1, not {getattr(self, name)}.")
         if self.decoder_num_hidden_layers < 0:
@@ -212,6 +230,15 @@ class FusMAEConfig(BackboneConfigMixin, PreTrainedConfig):
             raise ValueError(
                 f"`image_size` {height}x{width} px is not a multiple of `patch_size` {self.patch_size} px. "
                 f"Choose a patch size that divides both sides."
+            )
+
+    def validate_segmentation_indices(self):
+        """Stages of the dense head exist and increase."""
+        stages = self.segmentation_stages
+        if not stages or stages != sorted(set(stages)) or stages[0] < 0 or stages[-1] > self.num_hidden_layers:
+            raise ValueError(
+                f"`segmentation_indices` must increase from 0 at least to {self.num_hidden_layers} (the number of "
+                f"joint layers) at most, not {stages}."
             )
 
     def validate_masking(self):
@@ -234,6 +261,14 @@ class FusMAEConfig(BackboneConfigMixin, PreTrainedConfig):
         for name in ("optical_loss_weight", "sar_loss_weight"):
             if getattr(self, name) < 0:
                 raise ValueError(f"`{name}` must not be negative, not {getattr(self, name)}.")
+
+    @property
+    def segmentation_stages(self) -> list[int]:
+        """Stages that the dense head joins: `segmentation_indices`, or four evenly spaced ones."""
+        if self.segmentation_indices is not None:
+            return list(self.segmentation_indices)
+        depth = self.num_hidden_layers
+        return sorted({max(1, (depth * quarter + 2) // 4) for quarter in range(1, 5)})
 
     @property
     def mask_ratios(self) -> dict[str, float]:

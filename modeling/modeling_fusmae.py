@@ -10,13 +10,16 @@ import torch
 from torch import nn
 from transformers import initialization as init
 from transformers.activations import ACT2FN
+from transformers.backbone_utils import BackboneMixin, filter_output_hidden_states
 from transformers.masking_utils import create_bidirectional_mask
 from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.modeling_outputs import BackboneOutput
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, PreTrainedModel
 from transformers.processing_utils import Unpack
 from transformers.utils import ModelOutput, TransformersKwargs
 from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
-from transformers.utils.output_capturing import capture_outputs
+from transformers.utils.import_utils import is_tracing
+from transformers.utils.output_capturing import capture_outputs, maybe_install_capturing_hooks
 
 from .configuration_fusmae import FusMAEConfig
 
@@ -91,6 +94,65 @@ class FusMAEForPreTrainingOutput(ModelOutput):
     attentions: tuple[torch.FloatTensor, ...] | None = None
     cross_attentions: tuple[torch.FloatTensor, ...] | None = None
     decoder_cross_attentions: tuple[torch.FloatTensor, ...] | None = None
+
+
+@dataclass
+class FusMAEImageClassifierOutput(ModelOutput):
+    r"""
+    Classification or regression of a batch of pairs.
+
+    Args:
+        loss (`torch.FloatTensor` of shape `()`):
+            Where labels were given.
+        logits (`torch.FloatTensor` of shape `(batch_size, num_labels)`):
+            Scores before softmax or sigmoid; the predicted values in regression.
+        hidden_states, attentions, cross_attentions:
+            As in [`FusMAEModelOutput`].
+    """
+
+    loss: torch.FloatTensor | None = None
+    logits: torch.FloatTensor | None = None
+    hidden_states: tuple[torch.FloatTensor, ...] | None = None
+    attentions: tuple[torch.FloatTensor, ...] | None = None
+    cross_attentions: tuple[torch.FloatTensor, ...] | None = None
+
+
+@dataclass
+class FusMAESemanticSegmenterOutput(ModelOutput):
+    r"""
+    Dense prediction for a batch of pairs.
+
+    Args:
+        loss (`torch.FloatTensor` of shape `()`):
+            Where labels were given.
+        logits (`torch.FloatTensor` of shape `(batch_size, num_labels, 4 * rows, 4 * columns)`):
+            Scores before softmax, or the predicted values in regression, four to the side of each patch of the grid:
+            one every 2 pixels at a patch size of 8. `FusMAEImageProcessor.post_process_semantic_segmentation` gives
+            label maps at any size.
+        hidden_states, attentions, cross_attentions:
+            As in [`FusMAEModelOutput`].
+    """
+
+    loss: torch.FloatTensor | None = None
+    logits: torch.FloatTensor | None = None
+    hidden_states: tuple[torch.FloatTensor, ...] | None = None
+    attentions: tuple[torch.FloatTensor, ...] | None = None
+    cross_attentions: tuple[torch.FloatTensor, ...] | None = None
+
+
+@dataclass
+class FusMAEBackboneOutput(BackboneOutput):
+    r"""
+    Feature maps of a batch of pairs.
+
+    Args:
+        feature_maps (`tuple(torch.FloatTensor)` of shape `(batch_size, hidden_size, rows, columns)`):
+            One map for each stage of `config.out_features`.
+        hidden_states, attentions, cross_attentions:
+            As in [`FusMAEModelOutput`].
+    """
+
+    cross_attentions: tuple[torch.FloatTensor, ...] | None = None
 
 
 def patchify(images: torch.Tensor, patch_size: int) -> torch.Tensor:
@@ -171,6 +233,27 @@ def join_streams(
         ],
         dim=1,
     )
+
+
+def fuse_map(hidden_states: torch.Tensor, grid: tuple[int, int], present: list[torch.Tensor | None]) -> torch.Tensor:
+    """Map of the tokens at each place of the grid: their mean over the sensors that are present there.
+
+    Args:
+        hidden_states: `(batch_size, 1 + sensors * rows * columns, dim)`, the class token first.
+        grid: (rows, columns) of patches.
+        present: of each sensor, `(batch_size, rows * columns)` bool, or None where it is present everywhere.
+
+    Returns:
+        `(batch_size, rows, columns, dim)`; zero where no sensor is present.
+    """
+    tokens = hidden_states[:, 1:].unflatten(1, (len(present), grid[0] * grid[1]))
+    if all(mask is None for mask in present):
+        fused = tokens.mean(dim=1)
+    else:
+        everywhere = tokens.new_ones((tokens.shape[0], tokens.shape[2]), dtype=torch.bool)
+        masks = torch.stack([everywhere if mask is None else mask for mask in present], dim=1)[..., None]
+        fused = torch.where(masks, tokens, 0.0).sum(dim=1) / masks.sum(dim=1).clamp(min=1)
+    return fused.to(tokens.dtype).unflatten(1, grid)
 
 
 class FusMAEEmbeddings(nn.Module):
@@ -386,6 +469,8 @@ class FusMAEPreTrainedModel(PreTrainedModel):
         "cross_attentions": FusMAECrossAttention,
     }
 
+    # The Trainer divides the loss by the accumulated batches itself.
+    accepts_loss_kwargs = False
     # A pretraining checkpoint serves every head; its decoders are not worth a report there.
     _keys_to_ignore_on_load_unexpected = [r"^optical_decoder\.", r"^sar_decoder\."]  # noqa: RUF012
 
@@ -468,6 +553,15 @@ class FusMAEPreTrainedModel(PreTrainedModel):
             present = present & patchify(pixel_mask[:, None].to(images.device), size).any(dim=-1).squeeze(-1)
         return present
 
+    def _may_look_at(self, labels: torch.Tensor) -> bool:
+        """Whether the values of labels are checked: always on the CPU; on other devices, which a look would stall, in
+        the first batch alone; never while a graph is traced."""
+        if is_tracing(labels):
+            return False
+        first = not getattr(self, "_labels_seen", False)
+        self._labels_seen = True
+        return first or labels.device.type == "cpu"
+
 
 class FusMAEModel(FusMAEPreTrainedModel):
     r"""
@@ -507,6 +601,33 @@ class FusMAEModel(FusMAEPreTrainedModel):
     def set_input_embeddings(self, value: nn.Module) -> None:
         """Replace the table that holds the class token."""
         self.embeddings.class_token = value
+
+    def feature_maps(
+        self,
+        stages: list[int],
+        hidden_states: tuple[torch.Tensor, ...],
+        pixel_values: torch.Tensor | None = None,
+        pixel_values_sar: torch.Tensor | None = None,
+        pixel_mask: torch.Tensor | None = None,
+        pixel_mask_sar: torch.Tensor | None = None,
+        optical_available: torch.Tensor | None = None,
+        sar_available: torch.Tensor | None = None,
+    ) -> tuple[torch.Tensor, ...]:
+        """Maps `(batch_size, hidden_size, rows, columns)` of some stages, from the `hidden_states` of [`forward`].
+
+        After the last layer norm, the mean over the sensors that are present at a place; zero where none is.
+        """
+        images = pixel_values if pixel_values is not None else pixel_values_sar
+        grid = (images.shape[2] // self.config.patch_size, images.shape[3] // self.config.patch_size)
+        present = []
+        if pixel_values is not None:
+            present.append(self._present_patches("optical", pixel_values, optical_available, pixel_mask))
+        if pixel_values_sar is not None:
+            present.append(self._present_patches("sar", pixel_values_sar, sar_available, pixel_mask_sar))
+        return tuple(
+            fuse_map(self.layernorm(hidden_states[stage]), grid, present).permute(0, 3, 1, 2).contiguous()
+            for stage in stages
+        )
 
     @merge_with_config_defaults
     @capture_outputs(tie_last_hidden_states=False)
@@ -731,9 +852,6 @@ class FusMAEForPreTraining(FusMAEPreTrainedModel):
     (torch.Size([]), torch.Size([2, 225, 128]), tensor([169, 169]))
     ```"""
 
-    # The Trainer divides the loss by the accumulated batches itself.
-    accepts_loss_kwargs = False
-
     def __init__(self, config: FusMAEConfig):
         super().__init__(config)
         self.fusmae = FusMAEModel(config)
@@ -923,7 +1041,411 @@ class FusMAEForPreTraining(FusMAEPreTrainedModel):
         return reconstruction_error(logits, target, mask, valid, self.config.norm_pix_loss)
 
 
+def resolve_problem_type(config: FusMAEConfig, labels: torch.Tensor) -> str:
+    """`config.problem_type`, or what number and dtype of the labels mean where it is None, as in transformers."""
+    if config.problem_type is not None:
+        return config.problem_type
+    if config.num_labels == 1:
+        return "regression"
+    return "multi_label_classification" if labels.is_floating_point() else "single_label_classification"
+
+
+def _is_integer(labels: torch.Tensor) -> bool:
+    return not labels.is_floating_point() and not labels.is_complex() and labels.dtype != torch.bool
+
+
+def _refuse_classes(labels: torch.Tensor, num_labels: int, ignore_index: int) -> None:
+    """Raise a ValueError where a label is neither a class nor `ignore_index`. Looks at values."""
+    wrong = labels[((labels < 0) | (labels >= num_labels)) & (labels != ignore_index)]
+    if wrong.numel():
+        raise ValueError(
+            f"`labels` hold {sorted(set(wrong.flatten()[:1000].tolist()))[:5]}, but with `num_labels={num_labels}` "
+            f"classes are 0 to {num_labels - 1}, and {ignore_index} is left out of the loss. Number the classes from "
+            "0, or load the model with the right `num_labels`."
+        )
+
+
+def check_image_labels(labels: torch.Tensor, batch_size: int, config: FusMAEConfig, look: bool) -> None:
+    """Raise a ValueError unless labels of whole images suit the configuration.
+
+    Args:
+        labels: see [`FusMAEForImageClassification`].
+        batch_size: number of pairs.
+        config: of the model.
+        look: whether to check the values, too.
+    """
+    kind, num_labels = resolve_problem_type(config, labels), config.num_labels
+    shape = tuple(labels.shape)
+    if kind == "single_label_classification":
+        if shape != (batch_size,) or not _is_integer(labels):
+            raise ValueError(
+                f"`labels` of a single-label problem must be integers of shape ({batch_size},), one class a sample, "
+                f"but are {labels.dtype} of shape {shape}. For several labels a sample, pass floats of shape "
+                f"({batch_size}, {num_labels}) and set problem_type='multi_label_classification'."
+            )
+        if look:
+            _refuse_classes(labels, num_labels, ignore_index=-100)
+        return
+    shapes = [(batch_size, num_labels)]
+    if kind == "regression" and num_labels == 1:
+        shapes.append((batch_size,))
+    if shape not in shapes or not labels.is_floating_point():
+        raise ValueError(
+            f"`labels` of problem_type={kind!r} must be floats of shape {' or '.join(map(str, shapes))} with "
+            f"`num_labels={num_labels}`, but are {labels.dtype} of shape {shape}."
+        )
+    if look and kind == "multi_label_classification" and not bool(((labels >= 0) & (labels <= 1)).all()):
+        raise ValueError(
+            f"`labels` of a multi-label problem must lie in [0, 1], but range from {labels.min()} to {labels.max()}."
+        )
+    if look and kind == "regression" and not bool(labels.isfinite().all()):
+        raise ValueError("`labels` of a regression hold NaN or infinity. Leave such samples out of the batch.")
+
+
+def check_dense_labels(
+    labels: torch.Tensor, batch_size: int, size: tuple[int, int], config: FusMAEConfig, look: bool
+) -> None:
+    """Raise a ValueError unless label maps suit the configuration and the images.
+
+    Args:
+        labels: see [`FusMAEForSemanticSegmentation`].
+        batch_size: number of pairs.
+        size: (height, width) of the images in pixels.
+        config: of the model.
+        look: whether to check the values, too.
+    """
+    kind, num_labels = resolve_problem_type(config, labels), config.num_labels
+    if kind == "multi_label_classification":
+        raise ValueError(
+            "Dense labels are classes (integers) or values (floats with problem_type='regression'); "
+            f"problem_type={config.problem_type!r} with {labels.dtype} labels is neither."
+        )
+    dense = kind == "regression"
+    expected = f"({batch_size}, {num_labels}, height, width)" if dense else f"({batch_size}, height, width)"
+    fits = labels.shape[0] == batch_size if labels.ndim else False
+    if dense and num_labels == 1 and labels.ndim == 3:
+        pass
+    elif dense:
+        fits = fits and labels.ndim == 4 and labels.shape[1] == num_labels
+    else:
+        fits = fits and labels.ndim == 3
+    if not fits or (not labels.is_floating_point() if dense else not _is_integer(labels)):
+        raise ValueError(
+            f"`labels` must be {'floats' if dense else 'integers'} of shape {expected} for problem_type={kind!r}, but "
+            f"are {labels.dtype} of shape {tuple(labels.shape)}."
+        )
+    height, width = labels.shape[-2:]
+    if height * size[1] != width * size[0] or (height % size[0] and size[0] % height):
+        raise ValueError(
+            f"`labels` of {height}x{width} px cannot cover the same ground as images of {size[0]}x{size[1]} px: both "
+            "sides must be the same whole multiple, or fraction, of the image's. Where the images were padded, pad "
+            f"the labels likewise with {'NaN' if dense else config.semantic_loss_ignore_index}."
+        )
+    if look and not dense:
+        _refuse_classes(labels, num_labels, config.semantic_loss_ignore_index)
+
+
+class FusMAEForImageClassification(FusMAEPreTrainedModel):
+    r"""
+    Fus-MAE with a linear classifier on the mean of the patch tokens: single label, multi-label or regression.
+
+    The kind of problem is `config.problem_type`; where that is None it follows from the first labels: floats for one
+    output mean regression, integers one class a sample, floats for several outputs several labels a sample.
+
+    Example:
+
+    ```python
+    >>> import torch
+    >>> from fusmae_hf import FusMAEConfig, FusMAEForImageClassification
+
+    >>> config = FusMAEConfig.from_preset("tiny", num_labels=19, problem_type="multi_label_classification")
+    >>> model = FusMAEForImageClassification(config)
+    >>> sar, labels = torch.randn(2, 2, 120, 120), torch.randint(0, 2, (2, 19)).float()
+    >>> outputs = model(pixel_values_sar=sar, labels=labels)  # SAR alone is fine
+    >>> outputs.logits.shape, outputs.loss.shape
+    (torch.Size([2, 19]), torch.Size([]))
+    ```"""
+
+    def __init__(self, config: FusMAEConfig):
+        super().__init__(config)
+        self.num_labels = config.num_labels
+        self.fusmae = FusMAEModel(config)
+        # Not `layernorm`: loading would take the encoder's weights of that name for it.
+        self.classifier_norm = (
+            nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps) if config.classifier_norm else nn.Identity()
+        )
+        self.classifier = nn.Linear(config.hidden_size, config.num_labels)
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        pixel_values: torch.FloatTensor | None = None,
+        pixel_values_sar: torch.FloatTensor | None = None,
+        pixel_mask: torch.BoolTensor | None = None,
+        pixel_mask_sar: torch.BoolTensor | None = None,
+        optical_available: torch.BoolTensor | None = None,
+        sar_available: torch.BoolTensor | None = None,
+        labels: torch.Tensor | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> FusMAEImageClassifierOutput:
+        r"""
+        Args:
+            pixel_values, pixel_values_sar, pixel_mask, pixel_mask_sar, optical_available, sar_available:
+                As in [`FusMAEModel`].
+            labels (`torch.Tensor`):
+                Single label: integers `(batch_size,)` in `[0, num_labels)`, -100 to leave a sample out. Multi-label:
+                floats `(batch_size, num_labels)` in [0, 1]. Regression: floats `(batch_size, num_labels)`, or
+                `(batch_size,)` for one output.
+
+        Raises:
+            ValueError: inputs as in [`FusMAEModel`], or labels of another shape, dtype or range. On an accelerator
+                the range is checked in the first batch alone.
+        """
+        self._check_images(pixel_values, pixel_values_sar)
+        if labels is not None:
+            images = pixel_values if pixel_values is not None else pixel_values_sar
+            check_image_labels(labels, images.shape[0], self.config, self._may_look_at(labels))
+        encoded = self.fusmae(
+            pixel_values=pixel_values,
+            pixel_values_sar=pixel_values_sar,
+            pixel_mask=pixel_mask,
+            pixel_mask_sar=pixel_mask_sar,
+            optical_available=optical_available,
+            sar_available=sar_available,
+            **kwargs,
+        )
+        logits = self.classifier(self.classifier_norm(encoded.pooler_output))
+        loss = None
+        if labels is not None:
+            if resolve_problem_type(self.config, labels) == "single_label_classification":
+                labels = labels.long()
+            loss = self.loss_function(labels, logits, self.config)
+        return FusMAEImageClassifierOutput(
+            loss=loss,
+            logits=logits,
+            hidden_states=encoded.hidden_states,
+            attentions=encoded.attentions,
+            cross_attentions=encoded.cross_attentions,
+        )
+
+
+class FusMAESegmentationDecoder(nn.Module):
+    """Joins maps of several depths and brings them to four predictions to the side of a patch."""
+
+    def __init__(self, config: FusMAEConfig):
+        super().__init__()
+        width = config.segmentation_hidden_size
+        self.projections = nn.ModuleList(nn.Linear(config.hidden_size, width) for _ in config.segmentation_stages)
+        self.convolutions = nn.ModuleList(nn.Conv2d(width, width, kernel_size=3, padding=1) for _ in range(2))
+        self.layernorms = nn.ModuleList(nn.LayerNorm(width, eps=config.layer_norm_eps) for _ in range(2))
+        self.act_fn = ACT2FN[config.hidden_act]
+        self.predict = nn.Linear(width, config.num_labels)
+
+    def forward(self, maps: list[torch.Tensor]) -> torch.Tensor:
+        """Predictions `(batch_size, num_labels, 4 * rows, 4 * columns)` from maps
+        `(batch_size, hidden_size, rows, columns)`, one for each depth."""
+        projected = [
+            projection(values.permute(0, 2, 3, 1)) for projection, values in zip(self.projections, maps, strict=True)
+        ]
+        hidden_states = sum(projected).permute(0, 3, 1, 2)
+        for convolution, layernorm in zip(self.convolutions, self.layernorms, strict=True):
+            hidden_states = nn.functional.interpolate(hidden_states, scale_factor=2.0, mode="bilinear")
+            hidden_states = layernorm(convolution(hidden_states).permute(0, 2, 3, 1))
+            hidden_states = self.act_fn(hidden_states).permute(0, 3, 1, 2)
+        return self.predict(hidden_states.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+
+
+def dense_regression_error(predicted: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Mean squared error over the labels that are finite; zero where none is.
+
+    Args:
+        predicted: `(batch_size, num_labels, rows, columns)`, upsampled bilinearly to the labels.
+        labels: `(batch_size, num_labels, height, width)`, or `(batch_size, height, width)` for one output. NaN and
+            infinity mean no data.
+    """
+    labels = labels[:, None] if labels.ndim == 3 else labels
+    predicted = nn.functional.interpolate(predicted.float(), labels.shape[-2:], mode="bilinear")
+    valid = labels.isfinite()
+    error = torch.where(valid, predicted - torch.where(valid, labels.float(), 0.0), 0.0)
+    return error.square().sum() / valid.sum().clamp(min=1)
+
+
+class FusMAEForSemanticSegmentation(FusMAEPreTrainedModel):
+    r"""
+    Fus-MAE with a light dense head: semantic segmentation, or regression of a value for each pixel.
+
+    The head joins the fused tokens (the mean over the sensors present at a place) of the stages
+    `config.segmentation_stages` and upsamples them twice. Images of any size that the patch size divides work.
+
+    Example:
+
+    ```python
+    >>> import torch
+    >>> from fusmae_hf import FusMAEConfig, FusMAEForSemanticSegmentation
+
+    >>> model = FusMAEForSemanticSegmentation(FusMAEConfig.from_preset("tiny", num_labels=10))
+    >>> sar, optical = torch.randn(1, 2, 64, 96), torch.randn(1, 12, 64, 96)
+    >>> labels = torch.randint(0, 10, (1, 64, 96))
+    >>> labels[:, :8] = 255  # left out of the loss
+    >>> outputs = model(pixel_values=optical, pixel_values_sar=sar, labels=labels)
+    >>> outputs.logits.shape, outputs.loss.shape
+    (torch.Size([1, 10, 32, 48]), torch.Size([]))
+    ```"""
+
+    def __init__(self, config: FusMAEConfig):
+        super().__init__(config)
+        self.num_labels = config.num_labels
+        self.fusmae = FusMAEModel(config)
+        self.decoder = FusMAESegmentationDecoder(config)
+        self.post_init()
+
+    def post_init(self):
+        """Install the hooks that collect hidden states, which this head always needs, before any compilation."""
+        super().post_init()
+        maybe_install_capturing_hooks(self)
+
+    @can_return_tuple
+    @filter_output_hidden_states
+    def forward(
+        self,
+        pixel_values: torch.FloatTensor | None = None,
+        pixel_values_sar: torch.FloatTensor | None = None,
+        pixel_mask: torch.BoolTensor | None = None,
+        pixel_mask_sar: torch.BoolTensor | None = None,
+        optical_available: torch.BoolTensor | None = None,
+        sar_available: torch.BoolTensor | None = None,
+        labels: torch.Tensor | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> FusMAESemanticSegmenterOutput:
+        r"""
+        Args:
+            pixel_values, pixel_values_sar, pixel_mask, pixel_mask_sar, optical_available, sar_available:
+                As in [`FusMAEModel`].
+            labels (`torch.Tensor`):
+                Of the same ground as the images, at their size or a whole multiple or fraction of it; logits are
+                upsampled to them. Classes: integers `(batch_size, height, width)` in `[0, num_labels)`, with
+                `config.semantic_loss_ignore_index` (255) where there is no label. Regression
+                (`problem_type="regression"`, or `num_labels=1`): floats `(batch_size, num_labels, height, width)`, or
+                `(batch_size, height, width)` for one output, with NaN where there is no label.
+
+        Raises:
+            ValueError: inputs as in [`FusMAEModel`], or labels of another shape, dtype or range. On an accelerator
+                the range is checked in the first batch alone.
+        """
+        self._check_images(pixel_values, pixel_values_sar)
+        images = pixel_values if pixel_values is not None else pixel_values_sar
+        if labels is not None:
+            look = self._may_look_at(labels)
+            check_dense_labels(labels, images.shape[0], tuple(images.shape[2:]), self.config, look)
+        inputs = {
+            "pixel_values": pixel_values,
+            "pixel_values_sar": pixel_values_sar,
+            "pixel_mask": pixel_mask,
+            "pixel_mask_sar": pixel_mask_sar,
+            "optical_available": optical_available,
+            "sar_available": sar_available,
+        }
+        encoded = self.fusmae(**inputs, **kwargs)
+        logits = self.decoder(
+            self.fusmae.feature_maps(self.config.segmentation_stages, encoded.hidden_states, **inputs)
+        )
+        loss = None
+        if labels is not None and resolve_problem_type(self.config, labels) == "regression":
+            loss = dense_regression_error(logits, labels)
+        elif labels is not None:
+            ignore_index = self.config.semantic_loss_ignore_index
+            # A batch without any label adds zero, not 0 / 0.
+            count = (labels != ignore_index).sum().clamp(min=1)
+            loss = self.loss_function(
+                logits.float(), labels.long(), ignore_index=ignore_index, num_items_in_batch=count
+            )
+        return FusMAESemanticSegmenterOutput(
+            loss=loss,
+            logits=logits,
+            hidden_states=encoded.hidden_states,
+            attentions=encoded.attentions,
+            cross_attentions=encoded.cross_attentions,
+        )
+
+
+class FusMAEBackbone(BackboneMixin, FusMAEPreTrainedModel):
+    r"""
+    Fus-MAE as a backbone for detectors and segmenters: feature maps of chosen depths.
+
+    Stages are `stem` (after the early fusion) and `stage1` ... `stage<num_hidden_layers>`; `config.out_features` or
+    `config.out_indices` chooses. All maps have `hidden_size` channels and one cell a patch: the mean, over the sensors
+    present there, of the tokens after the encoder's last layer norm.
+
+    Example:
+
+    ```python
+    >>> import torch
+    >>> from fusmae_hf import FusMAEBackbone, FusMAEConfig
+
+    >>> backbone = FusMAEBackbone(FusMAEConfig.from_preset("tiny", out_features=["stage3", "stage11"]))
+    >>> with torch.no_grad():
+    ...     maps = backbone(torch.randn(1, 12, 64, 96), torch.randn(1, 2, 64, 96)).feature_maps
+    >>> [tuple(values.shape) for values in maps], backbone.channels
+    ([(1, 192, 8, 12), (1, 192, 8, 12)], [192, 192])
+    ```"""
+
+    def __init__(self, config: FusMAEConfig):
+        super().__init__(config)
+        self.fusmae = FusMAEModel(config)
+        self.num_features = [config.hidden_size for _ in range(config.num_hidden_layers + 1)]
+        self.post_init()
+
+    @can_return_tuple
+    @filter_output_hidden_states
+    def forward(
+        self,
+        pixel_values: torch.FloatTensor | None = None,
+        pixel_values_sar: torch.FloatTensor | None = None,
+        pixel_mask: torch.BoolTensor | None = None,
+        pixel_mask_sar: torch.BoolTensor | None = None,
+        optical_available: torch.BoolTensor | None = None,
+        sar_available: torch.BoolTensor | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> FusMAEBackboneOutput:
+        r"""
+        Args:
+            pixel_values, pixel_values_sar, pixel_mask, pixel_mask_sar, optical_available, sar_available:
+                As in [`FusMAEModel`]. A sample without a sensor gets the maps of the other one; a place without data
+                in any sensor is zero.
+
+        Raises:
+            ValueError: no sensor is given, or shapes disagree with the configuration or with each other.
+        """
+        inputs = {
+            "pixel_values": pixel_values,
+            "pixel_values_sar": pixel_values_sar,
+            "pixel_mask": pixel_mask,
+            "pixel_mask_sar": pixel_mask_sar,
+            "optical_available": optical_available,
+            "sar_available": sar_available,
+        }
+        encoded = self.fusmae(**inputs, **kwargs)
+        stages = [self.stage_names.index(name) for name in self.out_features]
+        return FusMAEBackboneOutput(
+            feature_maps=self.fusmae.feature_maps(stages, encoded.hidden_states, **inputs),
+            hidden_states=encoded.hidden_states,
+            attentions=encoded.attentions,
+            cross_attentions=encoded.cross_attentions,
+        )
+
+
 FusMAEModel.register_for_auto_class("AutoModel")
 FusMAEForPreTraining.register_for_auto_class("AutoModelForPreTraining")
+FusMAEForImageClassification.register_for_auto_class("AutoModelForImageClassification")
+FusMAEForSemanticSegmentation.register_for_auto_class("AutoModelForSemanticSegmentation")
+FusMAEBackbone.register_for_auto_class("AutoBackbone")
 
-__all__ = ["FusMAEForPreTraining", "FusMAEModel", "FusMAEPreTrainedModel"]
+__all__ = [
+    "FusMAEBackbone",
+    "FusMAEForImageClassification",
+    "FusMAEForPreTraining",
+    "FusMAEForSemanticSegmentation",
+    "FusMAEModel",
+    "FusMAEPreTrainedModel",
+]
