@@ -5,6 +5,7 @@ From top to bottom: outputs, patches and positions, attention, layers, encoder, 
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import nn
@@ -16,12 +17,14 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BackboneOutput
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, PreTrainedModel
 from transformers.processing_utils import Unpack
-from transformers.utils import ModelOutput, TransformersKwargs
-from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
+from transformers.utils import ModelOutput, TransformersKwargs, logging
+from transformers.utils.generic import can_return_tuple, is_flash_attention_requested, merge_with_config_defaults
 from transformers.utils.import_utils import is_tracing
 from transformers.utils.output_capturing import capture_outputs, maybe_install_capturing_hooks
 
 from .configuration_fusmae import FusMAEConfig
+
+logger = logging.get_logger(__name__)
 
 
 @dataclass
@@ -94,6 +97,32 @@ class FusMAEForPreTrainingOutput(ModelOutput):
     attentions: tuple[torch.FloatTensor, ...] | None = None
     cross_attentions: tuple[torch.FloatTensor, ...] | None = None
     decoder_cross_attentions: tuple[torch.FloatTensor, ...] | None = None
+
+
+@dataclass
+class FusMAEReconstruction(ModelOutput):
+    r"""
+    Images of both sensors, reconstructed where they were not visible, in the normalised units of the inputs.
+
+    Args:
+        pixel_values (`torch.FloatTensor` of shape `(batch_size, optical_bands, height, width)`):
+            The optical images: pixels as they were given where they were visible, predicted elsewhere.
+        pixel_values_sar (`torch.FloatTensor` of shape `(batch_size, sar_bands, height, width)`):
+            The same for SAR.
+        reconstructed (`torch.BoolTensor` of shape `(batch_size, height, width)`):
+            True where the optical pixels are predicted.
+        reconstructed_sar (`torch.BoolTensor` of shape `(batch_size, height, width)`):
+            True where the SAR pixels are predicted.
+        assumed_levels (`bool`):
+            True where mean and standard deviation of the predicted patches are assumed, not predicted
+            (`config.norm_pix_loss`).
+    """
+
+    pixel_values: torch.FloatTensor | None = None
+    pixel_values_sar: torch.FloatTensor | None = None
+    reconstructed: torch.BoolTensor | None = None
+    reconstructed_sar: torch.BoolTensor | None = None
+    assumed_levels: bool | None = None
 
 
 @dataclass
@@ -188,16 +217,22 @@ def unpatchify(patches: torch.Tensor, patch_size: int, height: int, width: int) 
 
 
 def position_embeddings(
-    rows: int, columns: int, dim: int, device: torch.device, dtype: torch.dtype = torch.float32
+    rows: int,
+    columns: int,
+    dim: int,
+    device: torch.device,
+    dtype: torch.dtype = torch.float32,
+    scale: float = 1.0,
 ) -> torch.Tensor:
     """Fixed sine-cosine positions of a grid of patches, `(rows * columns, dim)`, computed for whatever grid comes.
 
     A quarter of the channels each for sine and cosine of the row and of the column, with wavelengths from 2 pi to
-    20,000 pi patches (Vaswani et al. 2017, applied to each axis).
+    20,000 pi patches (Vaswani et al. 2017, applied to each axis). `scale` is the distance between neighbouring
+    patches, in patches of the training images.
     """
     frequencies = 10_000.0 ** (-torch.arange(dim // 4, device=device, dtype=torch.float32) / (dim // 4))
-    row = torch.arange(rows, device=device, dtype=torch.float32)[:, None] * frequencies
-    column = torch.arange(columns, device=device, dtype=torch.float32)[:, None] * frequencies
+    row = torch.arange(rows, device=device, dtype=torch.float32)[:, None] * scale * frequencies
+    column = torch.arange(columns, device=device, dtype=torch.float32)[:, None] * scale * frequencies
     row = torch.cat([row.sin(), row.cos()], dim=-1)[:, None].expand(rows, columns, -1)
     column = torch.cat([column.sin(), column.cos()], dim=-1)[None].expand(rows, columns, -1)
     return torch.cat([row, column], dim=-1).reshape(rows * columns, dim).to(dtype)
@@ -274,6 +309,7 @@ class FusMAEEmbeddings(nn.Module):
         projection: nn.Linear,
         ids_keep: torch.Tensor | None = None,
         present: torch.Tensor | None = None,
+        scale: float = 1.0,
     ) -> torch.Tensor:
         """Embed one sensor.
 
@@ -282,6 +318,7 @@ class FusMAEEmbeddings(nn.Module):
             projection: `optical_projection` or `sar_projection`.
             ids_keep: `(batch_size, kept)`, patches to embed; the others are never projected. None: all.
             present: `(batch_size, kept)` bool. Pixels of absent tokens, which may be NaN, are replaced by zero.
+            scale: of the positions.
 
         Returns:
             `(batch_size, kept, hidden_size)`.
@@ -291,7 +328,7 @@ class FusMAEEmbeddings(nn.Module):
         if present is not None:
             patches = torch.where(present[..., None], patches, 0.0)
         tokens = projection(patches)
-        positions = position_embeddings(rows, columns, tokens.shape[-1], tokens.device, tokens.dtype)
+        positions = position_embeddings(rows, columns, tokens.shape[-1], tokens.device, tokens.dtype, scale)
         return tokens + (positions if ids_keep is None else positions[ids_keep])
 
 
@@ -318,16 +355,18 @@ def attend(
     hidden_states: torch.Tensor,
     context: torch.Tensor,
     attention_mask: torch.Tensor | None,
+    implementation: str | None = None,
     **kwargs: Unpack[TransformersKwargs],
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Multi-head attention of `hidden_states` on `context` through the configured attention implementation."""
+    """Multi-head attention of `hidden_states` on `context`, through the configured implementation unless another is
+    named."""
     batch_size, queries = hidden_states.shape[:2]
     shape = (batch_size, -1, module.num_heads, module.head_dim)
     query = module.q_proj(hidden_states).view(shape).transpose(1, 2)
     key = module.k_proj(context).view(shape).transpose(1, 2)
     value = module.v_proj(context).view(shape).transpose(1, 2)
     attention: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
-        module.config._attn_implementation, eager_attention_forward
+        implementation or module.config._attn_implementation, eager_attention_forward
     )
     output, weights = attention(
         module, query, key, value, attention_mask, dropout=0.0, scaling=module.scaling, **kwargs
@@ -378,13 +417,19 @@ class FusMAECrossAttention(nn.Module):
             context: `(batch_size, keys, context_size)`.
             context_present: `(batch_size, keys)` bool, or None where all are.
         """
-        mask = create_bidirectional_mask(
-            config=self.config,
-            inputs_embeds=hidden_states,
-            attention_mask=context_present,
-            encoder_hidden_states=context,
-        )
-        output, weights = attend(self, hidden_states, context, mask, **kwargs)
+        implementation = None
+        if context_present is not None and is_flash_attention_requested(self.config):
+            # Flash attention leaves out queries by the mask of the keys, which are tokens of another sensor here.
+            implementation = "sdpa"
+            mask = context_present[:, None, None].expand(-1, -1, hidden_states.shape[1], -1)
+        else:
+            mask = create_bidirectional_mask(
+                config=self.config,
+                inputs_embeds=hidden_states,
+                attention_mask=context_present,
+                encoder_hidden_states=context,
+            )
+        output, weights = attend(self, hidden_states, context, mask, implementation, **kwargs)
         if context_present is not None:
             output = torch.where(context_present.any(dim=-1)[:, None, None], output, 0.0)
         return output, weights
@@ -486,8 +531,18 @@ class FusMAEPreTrainedModel(PreTrainedModel):
         elif isinstance(module, FusMAEDecoder):
             init.normal_(module.mask_token, std=self.config.initializer_range)
 
-    def _check_images(self, pixel_values: torch.Tensor | None, pixel_values_sar: torch.Tensor | None) -> None:
-        """Raise a ValueError unless there are images of the shape that the configuration tells."""
+    def _check_images(
+        self,
+        pixel_values: torch.Tensor | None,
+        pixel_values_sar: torch.Tensor | None,
+        optical_available: torch.Tensor | None = None,
+        sar_available: torch.Tensor | None = None,
+    ) -> None:
+        """Raise a ValueError unless there are images of the shape that the configuration tells, some in each sample.
+
+        That each sample has a sensor is checked where the availability lies on the CPU and no graph is traced: a look
+        at values would stall a GPU. Elsewhere a sample without any sensor has only its class token.
+        """
         if pixel_values is None and pixel_values_sar is None:
             raise ValueError(
                 "Neither sensor was given: pass `pixel_values` (optical), `pixel_values_sar` (SAR) or both."
@@ -516,6 +571,27 @@ class FusMAEPreTrainedModel(PreTrainedModel):
                     f"Both sensors must show the same places on the same grid, but `pixel_values` has batch and size "
                     f"{optical_shape[0], *optical_shape[2:]} and `pixel_values_sar` {sar_shape[0], *sar_shape[2:]}."
                 )
+        batch_size = (pixel_values if pixel_values is not None else pixel_values_sar).shape[0]
+        given = []
+        for sensor, images, available in (
+            ("optical", pixel_values, optical_available),
+            ("sar", pixel_values_sar, sar_available),
+        ):
+            if available is not None and (available.shape != (batch_size,) or available.dtype != torch.bool):
+                raise ValueError(
+                    f"`{sensor}_available` must be bool of shape ({batch_size},), one value a sample, but is "
+                    f"{available.dtype} of shape {tuple(available.shape)}."
+                )
+            if images is not None:
+                given.append(available)
+        if any(available is None or available.device.type != "cpu" or is_tracing(available) for available in given):
+            return
+        nothing = ~torch.stack(given).any(dim=0)
+        if nothing.any():
+            raise ValueError(
+                f"Sample {nothing.nonzero().flatten().tolist()} of the batch has no sensor: `optical_available` and "
+                "`sar_available` are False, or the pixel values of the other sensor are None. Leave such samples out."
+            )
 
     def _present_patches(
         self,
@@ -538,11 +614,6 @@ class FusMAEPreTrainedModel(PreTrainedModel):
         size = self.config.patch_size
         present = images.new_ones((batch_size, (height // size) * (width // size)), dtype=torch.bool)
         if available is not None:
-            if available.shape != (batch_size,) or available.dtype != torch.bool:
-                raise ValueError(
-                    f"`{sensor}_available` must be bool of shape ({batch_size},), one value a sample, but is "
-                    f"{available.dtype} of shape {tuple(available.shape)}."
-                )
             present = present & available.to(images.device)[:, None]
         if pixel_mask is not None:
             if pixel_mask.shape != (batch_size, height, width) or pixel_mask.dtype != torch.bool:
@@ -552,6 +623,14 @@ class FusMAEPreTrainedModel(PreTrainedModel):
                 )
             present = present & patchify(pixel_mask[:, None].to(images.device), size).any(dim=-1).squeeze(-1)
         return present
+
+    def _position_scale(self, gsd: float | None) -> float:
+        """Distance between patches in patches of the training images."""
+        if gsd is None:
+            return 1.0
+        if not gsd > 0:
+            raise ValueError(f"`gsd` must be a positive distance in metres, one for the whole batch, not {gsd}.")
+        return gsd / self.config.gsd
 
     def _may_look_at(self, labels: torch.Tensor) -> bool:
         """Whether the values of labels are checked: always on the CPU; on other devices, which a look would stall, in
@@ -641,6 +720,7 @@ class FusMAEModel(FusMAEPreTrainedModel):
         sar_available: torch.BoolTensor | None = None,
         ids_keep: torch.LongTensor | None = None,
         ids_keep_sar: torch.LongTensor | None = None,
+        gsd: float | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> FusMAEModelOutput:
         r"""
@@ -662,20 +742,28 @@ class FusMAEModel(FusMAEPreTrainedModel):
                 Optical patches to encode, by their number in the grid; all where None.
             ids_keep_sar (`torch.LongTensor` of shape `(batch_size, kept)`):
                 SAR patches to encode.
+            gsd (`float`):
+                Ground sampling distance of the images in metres, where it is not `config.gsd`. Positions are scaled by
+                their ratio, so that distances on the ground stay what they were in training (as in Scale-MAE, arXiv
+                2212.14532). That is extrapolation: the model has seen one distance only, and objects look different
+                at another. Resampling to `config.gsd` is the safe way.
 
         Raises:
             ValueError: no sensor is given, or shapes disagree with the configuration or with each other.
         """
-        self._check_images(pixel_values, pixel_values_sar)
+        self._check_images(pixel_values, pixel_values_sar, optical_available, sar_available)
         optical_present = self._present_patches("optical", pixel_values, optical_available, pixel_mask)
         sar_present = self._present_patches("sar", pixel_values_sar, sar_available, pixel_mask_sar)
+        scale = self._position_scale(gsd)
         optical = sar = None
         if pixel_values is not None:
             optical_present = None if optical_present is None else take_tokens(optical_present, ids_keep)
-            optical = self.embeddings(pixel_values, self.embeddings.optical_projection, ids_keep, optical_present)
+            optical = self.embeddings(
+                pixel_values, self.embeddings.optical_projection, ids_keep, optical_present, scale
+            )
         if pixel_values_sar is not None:
             sar_present = None if sar_present is None else take_tokens(sar_present, ids_keep_sar)
-            sar = self.embeddings(pixel_values_sar, self.embeddings.sar_projection, ids_keep_sar, sar_present)
+            sar = self.embeddings(pixel_values_sar, self.embeddings.sar_projection, ids_keep_sar, sar_present, scale)
         if self.fusion is not None:
             optical, sar = self.fusion(optical, sar, optical_present, sar_present, **kwargs)
 
@@ -738,6 +826,7 @@ class FusMAEDecoder(nn.Module):
         ids_keep: torch.Tensor | None = None,
         own_present: torch.Tensor | None = None,
         other_present: torch.Tensor | None = None,
+        scale: float = 1.0,
         **kwargs: Unpack[TransformersKwargs],
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Predict every patch of the grid.
@@ -748,6 +837,7 @@ class FusMAEDecoder(nn.Module):
             other: the encoder's tokens of the other sensor, or None.
             ids_keep: `(batch_size, kept)`, where the own tokens belong in the grid; None: they are the whole grid.
             own_present, other_present: `(batch_size, kept)` bool, which tokens hold data; None: all.
+            scale: of the positions.
 
         Returns:
             Pixels by patch `(batch_size, rows * columns, bands * patch_size ** 2)` and the weights of the fusion's
@@ -758,7 +848,7 @@ class FusMAEDecoder(nn.Module):
         if tokens is not None and other is not None and self.feature_fusion == "latent":
             fused, weights = self.fusion_attention(self.fusion_layernorm(tokens), other, other_present, **kwargs)
             tokens = tokens + fused
-        hidden_states = self._fill_grid(grid, tokens, other, ids_keep, own_present)
+        hidden_states = self._fill_grid(grid, tokens, other, ids_keep, own_present, scale)
         if self.feature_fusion == "query":
             streams = [(other, other_present)]
             if self.decoder_context == "all":
@@ -773,7 +863,7 @@ class FusMAEDecoder(nn.Module):
             hidden_states = layer(hidden_states, None, **kwargs)
         return self.predict(self.layernorm(hidden_states)), weights
 
-    def _fill_grid(self, grid, tokens, other, ids_keep, present):
+    def _fill_grid(self, grid, tokens, other, ids_keep, present, scale):
         """The whole grid at decoder width: encoded tokens in their places, mask tokens elsewhere, positions added."""
         rows, columns = grid
         if tokens is None:
@@ -786,7 +876,7 @@ class FusMAEDecoder(nn.Module):
                 index = ids_keep[..., None].expand(-1, -1, tokens.shape[-1])
                 hidden_states = whole.scatter(1, index, hidden_states)
         dim, device, dtype = hidden_states.shape[-1], hidden_states.device, hidden_states.dtype
-        return hidden_states + position_embeddings(rows, columns, dim, device, dtype)
+        return hidden_states + position_embeddings(rows, columns, dim, device, dtype, scale)
 
 
 def masked_patches(ids_keep: torch.Tensor, num_patches: int) -> torch.Tensor:
@@ -836,9 +926,53 @@ def reconstruction_error(
     return (per_patch * weight).sum(dim=1) / weight.sum(dim=1).clamp(min=1)
 
 
+class _View(NamedTuple):
+    """One sensor of some pairs and what is visible of it."""
+
+    images: torch.Tensor | None
+    pixel_mask: torch.Tensor | None
+    available: torch.Tensor | None
+    ids_keep: torch.Tensor | None
+    """Visible patches; None: all."""
+
+    @property
+    def is_seen(self) -> bool:
+        """Whether the encoder gets anything of this sensor."""
+        return self.images is not None and (self.ids_keep is None or self.ids_keep.shape[1] > 0)
+
+    def rows(self, rows: slice, seen: bool) -> "_View":
+        """Some samples; with no patch visible unless `seen`."""
+        images, pixel_mask, available, ids_keep = (None if values is None else values[rows] for values in self)
+        return _View(images, pixel_mask, available, ids_keep if seen else ids_keep[:, :0])
+
+    def inputs(self, suffix: str, sensor: str, alone: bool) -> dict[str, torch.Tensor | None]:
+        """Arguments for the encoder; none where nothing is visible.
+
+        Where the other sensor is hidden (`alone`), a sample may be left without any: a pixel mask says so, since an
+        availability would be refused.
+        """
+        if not self.is_seen:
+            return {}
+        pixel_mask, available = self.pixel_mask, self.available
+        if alone and available is not None:
+            everywhere = self.images.new_ones((self.images.shape[0], *self.images.shape[2:]), dtype=torch.bool)
+            pixel_mask = everywhere if pixel_mask is None else pixel_mask
+            pixel_mask, available = pixel_mask & available.to(pixel_mask.device)[:, None, None], None
+        return {
+            f"pixel_values{suffix}": self.images,
+            f"pixel_mask{suffix}": pixel_mask,
+            f"{sensor}_available": available,
+            f"ids_keep{suffix}": self.ids_keep,
+        }
+
+
 class FusMAEForPreTraining(FusMAEPreTrainedModel):
     r"""
     Fus-MAE with its two decoders: hides most patches of both sensors and reconstructs their pixels.
+
+    With `config.modality_dropout`, fixed slices of each training batch show the encoder one sensor alone, at about
+    half the cost; the other is reconstructed whole. The encoder runs once for each slice, and hidden states and
+    attentions are not returned then.
 
     Example:
 
@@ -914,6 +1048,33 @@ class FusMAEForPreTraining(FusMAEPreTrainedModel):
             shuffled_sar = shuffled.flip(1)
         return shuffled[:, : kept["optical"]], shuffled_sar[:, : kept["sar"]]
 
+    def dropout_groups(self, batch_size: int) -> list[tuple[slice, bool, bool]]:
+        """Split a batch by `config.modality_dropout`: fixed slices, by position alone, so that shapes never change.
+
+        Args:
+            batch_size: number of pairs.
+
+        Returns:
+            (rows, whether the encoder sees their optical patches, whether it sees their SAR patches): first the rows
+            whose optical patches are hidden, then the whole pairs, then those whose SAR patches are hidden. Shares are
+            rounded down to whole samples.
+        """
+        shares = self.config.modality_dropouts
+        hidden = {sensor: int(batch_size * share + 1e-6) for sensor, share in shares.items()}
+        for sensor, share in shares.items():
+            if share > 0 and hidden[sensor] == 0 and not is_tracing():
+                logger.warning_once(
+                    f"`modality_dropout` of {sensor} ({share}) hides no sample of a batch of {batch_size}: shares are "
+                    "rounded down to whole samples. Use larger batches."
+                )
+        first, last = hidden["optical"], batch_size - hidden["sar"]
+        groups = [
+            (slice(0, first), False, True),
+            (slice(first, last), True, True),
+            (slice(last, batch_size), True, False),
+        ]
+        return [group for group in groups if group[0].start < group[0].stop]
+
     @can_return_tuple
     def forward(
         self,
@@ -926,13 +1087,15 @@ class FusMAEForPreTraining(FusMAEPreTrainedModel):
         noise: torch.FloatTensor | None = None,
         noise_sar: torch.FloatTensor | None = None,
         return_loss: bool = True,
+        gsd: float | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> FusMAEForPreTrainingOutput:
         r"""
         Args:
-            pixel_values, pixel_values_sar, pixel_mask, pixel_mask_sar, optical_available, sar_available:
+            pixel_values, pixel_values_sar, pixel_mask, pixel_mask_sar, optical_available, sar_available, gsd:
                 As in [`FusMAEModel`]. Pixels without data count neither in the loss nor in the statistics of a
-                patch; a sensor that is None, or absent from a sample, is no target.
+                patch; a sensor that is None, or absent from a sample, is no target. A sensor that
+                `config.modality_dropout` hides in training is one.
             noise (`torch.FloatTensor` of shape `(batch_size, N)`):
                 Decides the masks: the patches with the smallest values stay visible. Drawn where None.
             noise_sar (`torch.FloatTensor` of shape `(batch_size, N)`):
@@ -942,72 +1105,227 @@ class FusMAEForPreTraining(FusMAEPreTrainedModel):
         Raises:
             ValueError: no sensor is given, or shapes disagree with the configuration or with each other.
         """
-        self._check_images(pixel_values, pixel_values_sar)
+        self._check_images(pixel_values, pixel_values_sar, optical_available, sar_available)
         images = pixel_values if pixel_values is not None else pixel_values_sar
-        size = self.config.patch_size
+        batch_size, size = images.shape[0], self.config.patch_size
         grid = (images.shape[2] // size, images.shape[3] // size)
-        ids_keep, ids_keep_sar = self.draw_masks(
-            images.shape[0], grid[0] * grid[1], noise, noise_sar, device=images.device
-        )
-        optical_present = self._present_patches("optical", pixel_values, optical_available, pixel_mask)
-        sar_present = self._present_patches("sar", pixel_values_sar, sar_available, pixel_mask_sar)
-        # A sensor of which no patch is visible is not encoded, yet it is reconstructed.
-        sees_optical = pixel_values is not None and ids_keep.shape[1] > 0
-        sees_sar = pixel_values_sar is not None and ids_keep_sar.shape[1] > 0
-        if not sees_optical and not sees_sar:
+        ids_keep, ids_keep_sar = self.draw_masks(batch_size, grid[0] * grid[1], noise, noise_sar, device=images.device)
+        optical = _View(pixel_values, pixel_mask, optical_available, ids_keep)
+        sar = _View(pixel_values_sar, pixel_mask_sar, sar_available, ids_keep_sar)
+        groups = [(slice(0, batch_size), True, True)]
+        if self.training and pixel_values is not None and pixel_values_sar is not None:
+            groups = self.dropout_groups(batch_size)
+        parts = []
+        for rows, sees_optical, sees_sar in groups:
+            views = optical.rows(rows, sees_optical), sar.rows(rows, sees_sar)
+            parts.append(self._reconstruct_group(grid, *views, scale=self._position_scale(gsd), **kwargs))
+        results, losses = {}, []
+        for sensor, suffix, own, other, loss_weight in (
+            ("optical", "", optical, sar, self.config.optical_loss_weight),
+            ("sar", "_sar", sar, optical, self.config.sar_loss_weight),
+        ):
+            if own.images is None:
+                continue
+            logits = torch.cat([part[sensor] for part in parts])
+            mask = torch.cat([part[f"{sensor}_mask"] for part in parts])
+            results |= {f"logits{suffix}": logits, f"mask{suffix}": mask}
+            if return_loss:
+                target = own.available
+                if len(groups) > 1 and other.available is not None:
+                    # What dropout hides can be told from the other sensor alone.
+                    index = ("optical", "sar").index(sensor)
+                    seen = torch.cat(
+                        [
+                            mask.new_full((rows.stop - rows.start,), sees[index], dtype=torch.bool)
+                            for rows, *sees in groups
+                        ]
+                    )
+                    tellable = seen | other.available.to(mask.device)
+                    target = tellable if target is None else tellable & target.to(mask.device)
+                # The mean over samples, so that the loss does not depend on how a batch is cut.
+                loss = self.sensor_error(logits, own.images, mask, own.pixel_mask, target).mean()
+                results[f"{sensor}_loss"] = loss
+                losses.append(loss_weight * loss)
+        if len(parts) == 1:
+            encoded = parts[0]["encoded"]
+            results |= {
+                name: encoded[name] for name in ("hidden_states", "attentions", "cross_attentions") if name in encoded
+            }
+            if kwargs.get("output_attentions", self.config.output_attentions):
+                results["decoder_cross_attentions"] = parts[0]["maps"]
+        return FusMAEForPreTrainingOutput(loss=sum(losses) if losses else None, **results)
+
+    def _reconstruct_group(
+        self,
+        grid: tuple[int, int],
+        optical: "_View",
+        sar: "_View",
+        sensors: tuple[str, ...] | None = None,
+        **kwargs,
+    ) -> dict:
+        """Encode what is visible of some pairs and decode every patch.
+
+        Args:
+            grid: (rows, columns) of patches.
+            optical, sar: the sensors.
+            sensors: which to decode; those given where None.
+
+        Returns:
+            `encoded`, the encoder's output; by sensor, its logits and `<sensor>_mask`; `maps` of the decoders' fusion.
+        """
+        scale = kwargs.pop("scale")
+        if not optical.is_seen and not sar.is_seen:
             raise ValueError(
                 f"Nothing is visible: the only sensor given is hidden entirely by the mask ratios "
                 f"{self.config.mask_ratios}."
             )
+        presents = {
+            sensor: self._present_patches(sensor, view.images, view.available, view.pixel_mask)
+            for sensor, view in (("optical", optical), ("sar", sar))
+        }
         encoded = self.fusmae(
-            pixel_values=pixel_values if sees_optical else None,
-            pixel_values_sar=pixel_values_sar if sees_sar else None,
-            pixel_mask=pixel_mask if sees_optical else None,
-            pixel_mask_sar=pixel_mask_sar if sees_sar else None,
-            optical_available=optical_available if sees_optical else None,
-            sar_available=sar_available if sees_sar else None,
-            ids_keep=ids_keep if sees_optical else None,
-            ids_keep_sar=ids_keep_sar if sees_sar else None,
+            **optical.inputs("", "optical", alone=not sar.is_seen),
+            **sar.inputs("_sar", "sar", alone=not optical.is_seen),
+            gsd=scale * self.config.gsd,
             **kwargs,
         )
-        optical = (
-            encoded.optical_hidden_state,
-            ids_keep,
-            None if optical_present is None or not sees_optical else take_tokens(optical_present, ids_keep),
-        )
-        sar = (
-            encoded.sar_hidden_state,
-            ids_keep_sar,
-            None if sar_present is None or not sees_sar else take_tokens(sar_present, ids_keep_sar),
-        )
-        results, maps, losses = {}, [], []
-        for sensor, suffix, decoder, images, own, other, valid_pixels, available, loss_weight in (
-            ("optical", "", self.optical_decoder, pixel_values, optical, sar, pixel_mask, optical_available,
-             self.config.optical_loss_weight),
-            ("sar", "_sar", self.sar_decoder, pixel_values_sar, sar, optical, pixel_mask_sar, sar_available,
-             self.config.sar_loss_weight),
-        ):  # fmt: skip
-            if images is None:
+        # A sensor of which no patch is visible is not encoded, yet it is reconstructed.
+        decoded = {}
+        for sensor, view in (("optical", optical), ("sar", sar)):
+            present = presents[sensor]
+            decoded[sensor] = (
+                encoded[f"{sensor}_hidden_state"] if view.is_seen else None,
+                view.ids_keep,
+                None if present is None or not view.is_seen else take_tokens(present, view.ids_keep),
+            )
+        part, maps = {"encoded": encoded}, []
+        for sensor, view, decoder in (
+            ("optical", optical, self.optical_decoder),
+            ("sar", sar, self.sar_decoder),
+        ):
+            if sensor not in sensors if sensors is not None else view.images is None:
                 continue
-            logits, weights = decoder(grid, own[0], other[0], own[1], own[2], other[2], **kwargs)
-            mask = masked_patches(own[1], grid[0] * grid[1])
-            results |= {f"logits{suffix}": logits, f"mask{suffix}": mask}
+            own, other = decoded[sensor], decoded["sar" if sensor == "optical" else "optical"]
+            part[sensor], weights = decoder(grid, own[0], other[0], own[1], own[2], other[2], scale=scale, **kwargs)
+            if view.ids_keep is not None:
+                part[f"{sensor}_mask"] = masked_patches(view.ids_keep, grid[0] * grid[1])
             if weights is not None:
                 maps.append(weights)
-            if return_loss:
-                # The mean over samples, so that the loss does not depend on how a batch is cut.
-                loss = self.sensor_error(logits, images, mask, valid_pixels, available).mean()
-                results[f"{sensor}_loss"] = loss
-                losses.append(loss_weight * loss)
-        if kwargs.get("output_attentions", self.config.output_attentions):
-            results["decoder_cross_attentions"] = tuple(maps)
-        return FusMAEForPreTrainingOutput(
-            loss=sum(losses) if losses else None,
-            hidden_states=encoded.hidden_states,
-            attentions=encoded.attentions,
-            cross_attentions=encoded.cross_attentions,
-            **results,
+        part["maps"] = tuple(maps)
+        return part
+
+    @torch.no_grad()
+    def reconstruct(
+        self,
+        pixel_values: torch.FloatTensor | None = None,
+        pixel_values_sar: torch.FloatTensor | None = None,
+        mask: torch.Tensor | None = None,
+        mask_sar: torch.Tensor | None = None,
+        pixel_mask: torch.BoolTensor | None = None,
+        pixel_mask_sar: torch.BoolTensor | None = None,
+        optical_available: torch.BoolTensor | None = None,
+        sar_available: torch.BoolTensor | None = None,
+        gsd: float | None = None,
+    ) -> FusMAEReconstruction:
+        r"""
+        Images of both sensors from what is visible: optical from SAR alone, SAR from optical alone, or the hidden
+        patches of either. Nothing is drawn: what is not hidden by `mask` is visible. A sensor that is not given is
+        reconstructed whole, on the grid of the other.
+
+        Args:
+            pixel_values, pixel_values_sar, pixel_mask, pixel_mask_sar, optical_available, sar_available, gsd:
+                As in [`FusMAEModel`].
+            mask (`torch.Tensor` of shape `(batch_size, N)`, bool or integer):
+                Nonzero for the optical patches to hide; samples may differ in number. None: hide none.
+            mask_sar (`torch.Tensor` of shape `(batch_size, N)`):
+                The same for SAR.
+
+        Returns:
+            [`FusMAEReconstruction`], in normalised units; `FusMAEImageProcessor.post_process_reconstruction` makes
+            physical ones of them. With `config.norm_pix_loss` the model has learned each patch without its mean and
+            standard deviation, and nothing tells those of a patch that it never saw: they are set to the average of
+            the visible patches of that sensor in that sample, or to 0 and 1, the average of the training data, where
+            none is visible, and `assumed_levels` is True. Textures are predictions then, brightness is not.
+
+        Raises:
+            ValueError: as in [`FusMAEModel`], a mask of another shape, or a sample in which nothing is visible.
+
+        Example:
+
+        ```python
+        >>> import torch
+        >>> from fusmae_hf import FusMAEConfig, FusMAEForPreTraining
+
+        >>> model = FusMAEForPreTraining(FusMAEConfig.from_preset("tiny")).eval()
+        >>> images = model.reconstruct(pixel_values_sar=torch.randn(1, 2, 64, 64))
+        >>> images.pixel_values.shape, images.reconstructed.all().item(), images.reconstructed_sar.any().item()
+        (torch.Size([1, 12, 64, 64]), True, False)
+        ```"""
+        self._check_images(pixel_values, pixel_values_sar, optical_available, sar_available)
+        images = pixel_values if pixel_values is not None else pixel_values_sar
+        size = self.config.patch_size
+        batch_size, (height, width) = images.shape[0], images.shape[2:]
+        grid = (height // size, width // size)
+        views, shown = {}, images.new_zeros(batch_size, dtype=torch.bool)
+        for sensor, name, values, hidden, valid, available in (
+            ("optical", "mask", pixel_values, mask, pixel_mask, optical_available),
+            ("sar", "mask_sar", pixel_values_sar, mask_sar, pixel_mask_sar, sar_available),
+        ):
+            self._present_patches(sensor, values, available, valid)  # refuses what does not fit
+            if hidden is not None and (values is None or hidden.shape != (batch_size, grid[0] * grid[1])):
+                raise ValueError(
+                    f"`{name}` must have shape {(batch_size, grid[0] * grid[1])}, one value a patch of the {sensor} "
+                    f"images, but has {tuple(hidden.shape)}{' and there are none' if values is None else ''}."
+                )
+            visible = images.new_full((batch_size, height, width), values is not None, dtype=torch.bool)
+            if valid is not None:
+                visible = visible & valid.to(images.device)
+            if available is not None:
+                visible = visible & available.to(images.device)[:, None, None]
+            if hidden is not None:
+                hidden = hidden.to(images.device).bool()[:, :, None, None].expand(-1, -1, 1, size**2)
+                visible = visible & ~unpatchify(hidden, size, height, width)[:, 0]
+            views[sensor] = _View(values, visible if values is not None else None, None, None)
+            shown = shown | visible.flatten(1).any(dim=1)
+        if not shown.all():
+            raise ValueError(
+                f"Nothing is visible in sample {(~shown).nonzero().flatten().tolist()}: `mask` and `mask_sar` hide it "
+                "all, or it holds no data."
+            )
+        part = self._reconstruct_group(
+            grid, views["optical"], views["sar"], sensors=("optical", "sar"), scale=self._position_scale(gsd)
         )
+        results = {}
+        for sensor, suffix in (("optical", ""), ("sar", "_sar")):
+            view, logits = views[sensor], part[sensor].float()
+            if self.config.norm_pix_loss:
+                logits = self._assume_levels(logits, view)
+            predicted = self.unpatchify(logits, height, width)
+            if view.images is None:
+                visible = images.new_zeros((batch_size, height, width), dtype=torch.bool)
+            else:
+                visible = view.pixel_mask
+                predicted = torch.where(visible[:, None], view.images.float(), predicted)
+            results |= {f"pixel_values{suffix}": predicted, f"reconstructed{suffix}": ~visible}
+        return FusMAEReconstruction(**results, assumed_levels=self.config.norm_pix_loss)
+
+    def _assume_levels(self, logits: torch.Tensor, view: "_View") -> torch.Tensor:
+        """Give patches that were predicted without mean and deviation those of the visible patches of their sample."""
+        mean, std = logits.new_zeros(logits.shape[0], 1, 1), logits.new_ones(logits.shape[0], 1, 1)
+        if view.images is not None:
+            valid = patchify(view.pixel_mask[:, None], self.config.patch_size)
+            patches = patchify(view.images.float(), self.config.patch_size)
+            patches = torch.where(valid, patches, 0.0)
+            count = valid.sum(dim=(2, 3)) * patches.shape[2]
+            means = patches.sum(dim=(2, 3)) / count.clamp(min=1)
+            squares = (torch.where(valid, patches - means[..., None, None], 0.0)).square().sum(dim=(2, 3))
+            deviations = (squares / count.clamp(min=1)).sqrt()
+            seen = count > 0
+            number = seen.sum(dim=1).clamp(min=1)
+            some = seen.any(dim=1)[:, None, None]
+            mean = torch.where(some, (means.sum(dim=1) / number)[:, None, None], mean)
+            std = torch.where(some, (deviations.sum(dim=1) / number)[:, None, None], std)
+        return logits * std + mean
 
     def sensor_error(
         self,
@@ -1187,11 +1505,12 @@ class FusMAEForImageClassification(FusMAEPreTrainedModel):
         optical_available: torch.BoolTensor | None = None,
         sar_available: torch.BoolTensor | None = None,
         labels: torch.Tensor | None = None,
+        gsd: float | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> FusMAEImageClassifierOutput:
         r"""
         Args:
-            pixel_values, pixel_values_sar, pixel_mask, pixel_mask_sar, optical_available, sar_available:
+            pixel_values, pixel_values_sar, pixel_mask, pixel_mask_sar, optical_available, sar_available, gsd:
                 As in [`FusMAEModel`].
             labels (`torch.Tensor`):
                 Single label: integers `(batch_size,)` in `[0, num_labels)`, -100 to leave a sample out. Multi-label:
@@ -1202,7 +1521,7 @@ class FusMAEForImageClassification(FusMAEPreTrainedModel):
             ValueError: inputs as in [`FusMAEModel`], or labels of another shape, dtype or range. On an accelerator
                 the range is checked in the first batch alone.
         """
-        self._check_images(pixel_values, pixel_values_sar)
+        self._check_images(pixel_values, pixel_values_sar, optical_available, sar_available)
         if labels is not None:
             images = pixel_values if pixel_values is not None else pixel_values_sar
             check_image_labels(labels, images.shape[0], self.config, self._may_look_at(labels))
@@ -1213,6 +1532,7 @@ class FusMAEForImageClassification(FusMAEPreTrainedModel):
             pixel_mask_sar=pixel_mask_sar,
             optical_available=optical_available,
             sar_available=sar_available,
+            gsd=gsd,
             **kwargs,
         )
         logits = self.classifier(self.classifier_norm(encoded.pooler_output))
@@ -1316,11 +1636,12 @@ class FusMAEForSemanticSegmentation(FusMAEPreTrainedModel):
         optical_available: torch.BoolTensor | None = None,
         sar_available: torch.BoolTensor | None = None,
         labels: torch.Tensor | None = None,
+        gsd: float | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> FusMAESemanticSegmenterOutput:
         r"""
         Args:
-            pixel_values, pixel_values_sar, pixel_mask, pixel_mask_sar, optical_available, sar_available:
+            pixel_values, pixel_values_sar, pixel_mask, pixel_mask_sar, optical_available, sar_available, gsd:
                 As in [`FusMAEModel`].
             labels (`torch.Tensor`):
                 Of the same ground as the images, at their size or a whole multiple or fraction of it; logits are
@@ -1333,7 +1654,7 @@ class FusMAEForSemanticSegmentation(FusMAEPreTrainedModel):
             ValueError: inputs as in [`FusMAEModel`], or labels of another shape, dtype or range. On an accelerator
                 the range is checked in the first batch alone.
         """
-        self._check_images(pixel_values, pixel_values_sar)
+        self._check_images(pixel_values, pixel_values_sar, optical_available, sar_available)
         images = pixel_values if pixel_values is not None else pixel_values_sar
         if labels is not None:
             look = self._may_look_at(labels)
@@ -1346,7 +1667,7 @@ class FusMAEForSemanticSegmentation(FusMAEPreTrainedModel):
             "optical_available": optical_available,
             "sar_available": sar_available,
         }
-        encoded = self.fusmae(**inputs, **kwargs)
+        encoded = self.fusmae(**inputs, gsd=gsd, **kwargs)
         logits = self.decoder(
             self.fusmae.feature_maps(self.config.segmentation_stages, encoded.hidden_states, **inputs)
         )
@@ -1406,11 +1727,12 @@ class FusMAEBackbone(BackboneMixin, FusMAEPreTrainedModel):
         pixel_mask_sar: torch.BoolTensor | None = None,
         optical_available: torch.BoolTensor | None = None,
         sar_available: torch.BoolTensor | None = None,
+        gsd: float | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> FusMAEBackboneOutput:
         r"""
         Args:
-            pixel_values, pixel_values_sar, pixel_mask, pixel_mask_sar, optical_available, sar_available:
+            pixel_values, pixel_values_sar, pixel_mask, pixel_mask_sar, optical_available, sar_available, gsd:
                 As in [`FusMAEModel`]. A sample without a sensor gets the maps of the other one; a place without data
                 in any sensor is zero.
 
@@ -1425,7 +1747,7 @@ class FusMAEBackbone(BackboneMixin, FusMAEPreTrainedModel):
             "optical_available": optical_available,
             "sar_available": sar_available,
         }
-        encoded = self.fusmae(**inputs, **kwargs)
+        encoded = self.fusmae(**inputs, gsd=gsd, **kwargs)
         stages = [self.stage_names.index(name) for name in self.out_features]
         return FusMAEBackboneOutput(
             feature_maps=self.fusmae.feature_maps(stages, encoded.hidden_states, **inputs),
