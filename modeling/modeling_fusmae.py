@@ -3,6 +3,9 @@
 From top to bottom: outputs, patches and positions, attention, layers, encoder, decoder, masking and loss, heads.
 """
 
+import contextlib
+import copy
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -12,6 +15,7 @@ from torch import nn
 from transformers import initialization as init
 from transformers.activations import ACT2FN
 from transformers.backbone_utils import BackboneMixin, filter_output_hidden_states
+from transformers.configuration_utils import PreTrainedConfig
 from transformers.masking_utils import create_bidirectional_mask
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BackboneOutput
@@ -493,6 +497,22 @@ class FusMAEFusionLayer(GradientCheckpointingLayer):
         return optical, sar
 
 
+# What leads to a checkpoint on the Hub.
+_HUB_KEYWORDS = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token")
+
+
+def _refuse_new_bands(name: str, wanted: list[str], known: list[str], new_bands: str | None) -> None:
+    """Raise a ValueError where a band is not among the known ones, unless fresh weights are asked for."""
+    if new_bands not in (None, "fresh"):
+        raise ValueError(f"`new_bands` must be None or 'fresh', not {new_bands!r}.")
+    missing = [band for band in wanted if band not in known]
+    if missing and new_bands is None:
+        raise ValueError(
+            f"`{name}`: the checkpoint never saw {missing}; it knows {list(known)}. Leave them out, or pass "
+            "`new_bands='fresh'` to draw new weights for them, which must be trained."
+        )
+
+
 class FusMAEPreTrainedModel(PreTrainedModel):
     """What all Fus-MAE models share: configuration, initialisation, loading, checks of the inputs."""
 
@@ -531,6 +551,116 @@ class FusMAEPreTrainedModel(PreTrainedModel):
         elif isinstance(module, FusMAEDecoder):
             init.normal_(module.mask_token, std=self.config.initializer_range)
 
+    @classmethod
+    def from_pretrained(
+        cls,
+        pretrained_model_name_or_path: str | os.PathLike | None,
+        *model_args,
+        config: PreTrainedConfig | str | os.PathLike | None = None,
+        new_bands: str | None = None,
+        **kwargs,
+    ):
+        r"""
+        Load a checkpoint, with its own bands or with others; all else as in transformers.
+
+        Weights go by band name: the checkpoint's own configuration says which band each belongs to.
+
+        Args:
+            pretrained_model_name_or_path: folder or Hub repository.
+            model_args: see [`~transformers.PreTrainedModel.from_pretrained`].
+            config: configuration instead of the checkpoint's. Its bands are treated like those given by name.
+            optical_bands, sar_bands (`list[str]`): the bands that the model is to take, in the order of its channels:
+                a subset of the checkpoint's, or another order.
+            new_bands: None to refuse bands that the checkpoint never saw, or `"fresh"` to draw new weights for them.
+            kwargs: see [`~transformers.PreTrainedModel.from_pretrained`].
+
+        Raises:
+            ValueError: the checkpoint never saw a band, and `new_bands` is not `"fresh"`.
+
+        Example: `FusMAEModel.from_pretrained(folder, optical_bands=["B02", "B03", "B04", "B08"])`.
+        """
+        names = ("optical_bands", "sar_bands")
+        wanted = {name: kwargs[name] for name in names if kwargs.get(name) is not None}
+        if isinstance(config, PreTrainedConfig):
+            wanted = {name: getattr(config, name) for name in names} | wanted
+        saved = None
+        if wanted and pretrained_model_name_or_path is not None:
+            hub = {name: kwargs[name] for name in _HUB_KEYWORDS if name in kwargs}
+            with contextlib.suppress(OSError):  # weights without a configuration beside them
+                saved = cls.config_class.from_pretrained(pretrained_model_name_or_path, **hub)
+        if saved is None:
+            return super().from_pretrained(pretrained_model_name_or_path, *model_args, config=config, **kwargs)
+        for name in names:
+            kwargs.pop(name, None)
+            if name in wanted:
+                _refuse_new_bands(name, wanted[name], getattr(saved, name), new_bands)
+        if isinstance(config, PreTrainedConfig):
+            config = copy.deepcopy(config)
+            for name in names:
+                setattr(config, name, getattr(saved, name))
+        loaded = super().from_pretrained(pretrained_model_name_or_path, *model_args, config=config, **kwargs)
+        (loaded[0] if isinstance(loaded, tuple) else loaded).select_bands(**wanted, new_bands=new_bands)
+        return loaded
+
+    @torch.no_grad()
+    def select_bands(
+        self,
+        optical_bands: list[str] | None = None,
+        sar_bands: list[str] | None = None,
+        new_bands: str | None = None,
+    ) -> None:
+        """Make the model take other bands, in place: weights that belong to a band follow its name.
+
+        Args:
+            optical_bands, sar_bands: the bands to take, in the order of the channels. None: as they are.
+            new_bands: None to refuse bands that the model does not have, `"fresh"` to draw new weights for them.
+
+        Raises:
+            ValueError: a band is unknown or named twice, or the weights are sharded or offloaded.
+        """
+        config = copy.deepcopy(self.config)
+        for name, bands in (("optical_bands", optical_bands), ("sar_bands", sar_bands)):
+            if bands is not None:
+                _refuse_new_bands(name, bands, getattr(self.config, name), new_bands)
+                setattr(config, name, list(bands))
+        config.validate_bands()
+        for sensor in ("optical", "sar"):
+            old, new = getattr(self.config, f"{sensor}_bands"), getattr(config, f"{sensor}_bands")
+            if old == new:
+                continue
+            index = [old.index(band) if band in old else None for band in new]
+            for layer, dim in self._band_layers(sensor):
+                self._select_band_weights(layer, dim, index)
+            setattr(self.config, f"{sensor}_bands", new)
+
+    def _band_layers(self, sensor: str) -> list[tuple[nn.Linear, int]]:
+        """Layers whose input (1) or output (0) is pixels of one sensor."""
+        return [(getattr(self.base_model.embeddings, f"{sensor}_projection"), 1)]
+
+    def _select_band_weights(self, layer: nn.Linear, dim: int, index: list[int | None]) -> None:
+        """Rearrange the pixels of a layer, in the order (band, row, column), by band; None draws new weights."""
+        weight, pixels = layer.weight, self.config.patch_size**2
+        if weight.device.type == "meta" or hasattr(weight, "device_mesh"):
+            raise ValueError("Bands cannot be selected of weights that are offloaded or sharded: load them plainly.")
+        shape = list(weight.shape)
+        shape[dim] = len(index) * pixels
+        fresh = nn.Linear(shape[1], shape[0], bias=layer.bias is not None, device=weight.device, dtype=weight.dtype)
+        self._init_weights(fresh)
+        places = [place for place, band in enumerate(index) if band is not None]
+        bands = [band for band in index if band is not None]
+        tensors = [("weight", dim)] + ([("bias", 0)] if layer.bias is not None else [])
+        for name, axis in tensors:
+            old, new = getattr(layer, name), getattr(fresh, name)
+            if name == "bias" and dim == 1:  # of the features, not of the pixels
+                new.copy_(old)
+            else:
+                chosen = old.unflatten(axis, (-1, pixels)).index_select(axis, torch.tensor(bands, device=old.device))
+                new.view(*new.shape[:axis], len(index), pixels, *new.shape[axis + 1 :]).index_copy_(
+                    axis, torch.tensor(places, device=new.device), chosen
+                )
+            setattr(layer, name, nn.Parameter(new.detach(), requires_grad=old.requires_grad))
+        layer.in_features, layer.out_features = shape[1], shape[0]
+
     def _check_images(
         self,
         pixel_values: torch.Tensor | None,
@@ -562,7 +692,7 @@ class FusMAEPreTrainedModel(PreTrainedModel):
             if images.shape[2] % size or images.shape[3] % size:
                 raise ValueError(
                     f"`{name}` is {images.shape[2]}x{images.shape[3]} px, which the patch size of {size} px does not "
-                    f"divide. Crop or resize it, for example with FusMAEImageProcessor(do_resize=True, size=...)."
+                    f"divide. Crop it, or use FusMAEImageProcessor(do_pad=True, size_divisor={size}) or do_resize."
                 )
         if pixel_values is not None and pixel_values_sar is not None:
             optical_shape, sar_shape = pixel_values.shape, pixel_values_sar.shape
@@ -992,6 +1122,9 @@ class FusMAEForPreTraining(FusMAEPreTrainedModel):
         self.optical_decoder = FusMAEDecoder(config, len(config.optical_bands))
         self.sar_decoder = FusMAEDecoder(config, len(config.sar_bands))
         self.post_init()
+
+    def _band_layers(self, sensor: str) -> list[tuple[nn.Linear, int]]:
+        return [*super()._band_layers(sensor), (getattr(self, f"{sensor}_decoder").predict, 0)]
 
     def unpatchify(self, logits: torch.Tensor, height: int, width: int) -> torch.Tensor:
         """Image `(batch_size, bands, height, width)` of `logits` or `logits_sar`, in normalised units."""
@@ -1489,7 +1622,7 @@ class FusMAEForImageClassification(FusMAEPreTrainedModel):
         self.num_labels = config.num_labels
         self.fusmae = FusMAEModel(config)
         # Not `layernorm`: loading would take the encoder's weights of that name for it.
-        self.classifier_norm = (
+        self.pooled_layernorm = (
             nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps) if config.classifier_norm else nn.Identity()
         )
         self.classifier = nn.Linear(config.hidden_size, config.num_labels)
@@ -1535,7 +1668,7 @@ class FusMAEForImageClassification(FusMAEPreTrainedModel):
             gsd=gsd,
             **kwargs,
         )
-        logits = self.classifier(self.classifier_norm(encoded.pooler_output))
+        logits = self.classifier(self.pooled_layernorm(encoded.pooler_output))
         loss = None
         if labels is not None:
             if resolve_problem_type(self.config, labels) == "single_label_classification":
