@@ -80,7 +80,7 @@ class FusMAEImageProcessor(BaseImageProcessor):
     >>> from fusmae_hf import FusMAEImageProcessor
 
     >>> processor = FusMAEImageProcessor(statistics="bigearthnet")
-    >>> sar = np.random.normal(-15, 5, (2, 120, 120)).astype("float32")  # VV, VH in dB
+    >>> sar = np.random.normal([[[-12]], [[-19]]], 5, (2, 120, 120)).astype("float32")  # VV, VH in dB
     >>> optical = np.random.randint(1, 5000, (12, 120, 120)).astype("uint16")  # digital numbers, B01 ... B12
     >>> inputs = processor(sar=sar, optical=optical)
     >>> inputs["pixel_values"].shape, inputs["pixel_values_sar"].shape

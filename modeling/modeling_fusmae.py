@@ -6,6 +6,7 @@ From top to bottom: outputs, patches and positions, attention, layers, encoder, 
 import contextlib
 import copy
 import os
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -538,6 +539,12 @@ class FusMAEPreTrainedModel(PreTrainedModel):
     accepts_loss_kwargs = False
     # A pretraining checkpoint serves every head; its decoders are not worth a report there.
     _keys_to_ignore_on_load_unexpected = [r"^optical_decoder\.", r"^sar_decoder\."]  # noqa: RUF012
+
+    def init_parallel_plans(self) -> None:
+        """Collect the sharding plans, without blocks that this configuration leaves out."""
+        super().init_parallel_plans()
+        blocks = {re.sub(r"\.\d+", ".*", name) for name, _ in self.named_modules()}
+        self._fsdp_plan = {name: style for name, style in self._fsdp_plan.items() if name in blocks}
 
     @torch.no_grad()
     def _init_weights(self, module):
@@ -1115,6 +1122,11 @@ class FusMAEForPreTraining(FusMAEPreTrainedModel):
     >>> outputs.loss.shape, outputs.logits_sar.shape, outputs.mask.sum(dim=1)
     (torch.Size([]), torch.Size([2, 225, 128]), tensor([169, 169]))
     ```"""
+
+    _fsdp_plan = {  # noqa: RUF012
+        "optical_decoder.layers.*": "free_full_weight",
+        "sar_decoder.layers.*": "free_full_weight",
+    }
 
     def __init__(self, config: FusMAEConfig):
         super().__init__(config)
