@@ -1718,7 +1718,7 @@ class FusMAESegmentationDecoder(nn.Module):
             hidden_states = nn.functional.interpolate(hidden_states, scale_factor=2.0, mode="bilinear")
             hidden_states = layernorm(convolution(hidden_states).permute(0, 2, 3, 1))
             hidden_states = self.act_fn(hidden_states).permute(0, 3, 1, 2)
-        return self.predict(hidden_states.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+        return self.predict(hidden_states.permute(0, 2, 3, 1)).permute(0, 3, 1, 2).contiguous()
 
 
 def dense_regression_error(predicted: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:

@@ -9,6 +9,7 @@ from transformers import (
 )
 
 from fusmae_hf import (
+    PRESETS,
     FusMAEBackbone,
     FusMAEConfig,
     FusMAEForImageClassification,
@@ -63,6 +64,35 @@ def test_pixels_without_data_may_hold_anything(tiny, images, head):
     expected = features(model(**images, pixel_mask=valid))
     images["pixel_values"] = torch.where(valid[:, None], images["pixel_values"], float("nan"))
     assert torch.equal(features(model(**images, pixel_mask=valid)), expected)
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_nan_of_an_absent_sensor_spreads_into_no_gradient_and_every_parameter_learns(tiny, images, head):
+    model = head(tiny()).train()
+    images["pixel_values_sar"][1], images["pixel_values"][2] = float("nan"), float("nan")
+    outputs = model(
+        **images,
+        sar_available=torch.tensor([True, False, True, True]),
+        optical_available=torch.tensor([True, True, False, True]),
+    )
+    features(outputs).square().sum().backward()
+    assert [name for name, p in model.named_parameters() if p.grad is None or not p.grad.isfinite().all()] == []
+
+
+@pytest.mark.parametrize("name", PRESETS)
+@pytest.mark.parametrize("head", HEADS)
+def test_every_preset_makes_every_head(name, head):
+    with torch.device("meta"):
+        model = head(FusMAEConfig.from_preset(name, num_labels=5, out_indices=[3, 11]))
+        outputs = model(torch.empty(2, 12, 120, 120), torch.empty(2, 2, 120, 120))
+    width = model.config.hidden_size
+    expected = {
+        FusMAEModel: (2, width),
+        FusMAEForImageClassification: (2, 5),
+        FusMAEForSemanticSegmentation: (2, 5 * 60 * 60),
+        FusMAEBackbone: (2, 2 * width * 15 * 15),
+    }
+    assert features(outputs).shape == expected[head]
 
 
 @pytest.mark.parametrize("head", HEADS)
