@@ -1519,6 +1519,7 @@ def _is_integer(labels: torch.Tensor) -> bool:
 
 def _refuse_classes(labels: torch.Tensor, num_labels: int, ignore_index: int) -> None:
     """Raise a ValueError where a label is neither a class nor `ignore_index`. Looks at values."""
+    labels = labels.long()  # small unsigned integers compare wrongly with negative and large numbers
     wrong = labels[((labels < 0) | (labels >= num_labels)) & (labels != ignore_index)]
     if wrong.numel():
         raise ValueError(
@@ -1526,6 +1527,13 @@ def _refuse_classes(labels: torch.Tensor, num_labels: int, ignore_index: int) ->
             f"classes are 0 to {num_labels - 1}, and {ignore_index} is left out of the loss. Number the classes from "
             "0, or load the model with the right `num_labels`."
         )
+
+
+def _regression_hint(config: FusMAEConfig) -> str:
+    """What to do about integer labels of a regression that was inferred."""
+    if config.problem_type is None and config.num_labels == 1:
+        return " One output means regression; for two classes use `num_labels=2`."
+    return ""
 
 
 def check_image_labels(labels: torch.Tensor, batch_size: int, config: FusMAEConfig, look: bool) -> None:
@@ -1555,7 +1563,7 @@ def check_image_labels(labels: torch.Tensor, batch_size: int, config: FusMAEConf
     if shape not in shapes or not labels.is_floating_point():
         raise ValueError(
             f"`labels` of problem_type={kind!r} must be floats of shape {' or '.join(map(str, shapes))} with "
-            f"`num_labels={num_labels}`, but are {labels.dtype} of shape {shape}."
+            f"`num_labels={num_labels}`, but are {labels.dtype} of shape {shape}.{_regression_hint(config)}"
         )
     if look and kind == "multi_label_classification" and not bool(((labels >= 0) & (labels <= 1)).all()):
         raise ValueError(
@@ -1595,7 +1603,7 @@ def check_dense_labels(
     if not fits or (not labels.is_floating_point() if dense else not _is_integer(labels)):
         raise ValueError(
             f"`labels` must be {'floats' if dense else 'integers'} of shape {expected} for problem_type={kind!r}, but "
-            f"are {labels.dtype} of shape {tuple(labels.shape)}."
+            f"are {labels.dtype} of shape {tuple(labels.shape)}.{_regression_hint(config)}"
         )
     height, width = labels.shape[-2:]
     if height * size[1] != width * size[0] or (height % size[0] and size[0] % height):
@@ -1820,12 +1828,10 @@ class FusMAEForSemanticSegmentation(FusMAEPreTrainedModel):
         if labels is not None and resolve_problem_type(self.config, labels) == "regression":
             loss = dense_regression_error(logits, labels)
         elif labels is not None:
-            ignore_index = self.config.semantic_loss_ignore_index
+            labels, ignore_index = labels.long(), self.config.semantic_loss_ignore_index
             # A batch without any label adds zero, not 0 / 0.
             count = (labels != ignore_index).sum().clamp(min=1)
-            loss = self.loss_function(
-                logits.float(), labels.long(), ignore_index=ignore_index, num_items_in_batch=count
-            )
+            loss = self.loss_function(logits.float(), labels, ignore_index=ignore_index, num_items_in_batch=count)
         return FusMAESemanticSegmenterOutput(
             loss=loss,
             logits=logits,

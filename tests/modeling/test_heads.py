@@ -157,7 +157,7 @@ def test_labels_decide_the_loss(tiny, images, fields, labels, error):
         ({"num_labels": 5}, torch.zeros(3, dtype=torch.long), r"shape \(4,\)"),
         ({"num_labels": 3}, torch.zeros(4), r"floats of shape \(4, 3\)"),
         ({"num_labels": 3}, torch.full((4, 3), 2.0), r"must lie in \[0, 1\]"),
-        ({"num_labels": 1}, torch.zeros(4, dtype=torch.long), "must be floats"),
+        ({"num_labels": 1}, torch.zeros(4, dtype=torch.long), "must be floats.*for two classes use `num_labels=2`"),
         ({"num_labels": 1}, torch.full((4,), float("nan")), "NaN or infinity"),
     ],
 )
@@ -188,15 +188,21 @@ def test_logits_have_four_cells_a_patch_and_labels_may_be_finer_or_coarser(tiny,
     torch.testing.assert_close(outputs.loss, torch.nn.functional.cross_entropy(upsampled, labels))
 
 
-@pytest.mark.parametrize("ignored", [255, -1])
-def test_ignored_pixels_do_not_count(tiny, images, ignored):
+@pytest.mark.parametrize(("ignored", "dtype"), [(255, torch.uint8), (255, torch.long), (-1, torch.int16)])
+def test_ignored_pixels_do_not_count(tiny, images, ignored, dtype):
     model = FusMAEForSemanticSegmentation(tiny(num_labels=3, semantic_loss_ignore_index=ignored)).eval()
-    labels = torch.randint(0, 3, (4, 16, 16))
+    labels = torch.randint(0, 3, (4, 16, 16)).to(dtype)
     labels[:, 4:] = ignored
     outputs = model(**images, labels=labels)
-    expected = torch.nn.functional.cross_entropy(outputs.logits[:, :, :4], labels[:, :4])
+    expected = torch.nn.functional.cross_entropy(outputs.logits[:, :, :4], labels[:, :4].long())
     torch.testing.assert_close(outputs.loss, expected)
-    assert model(**images, labels=torch.full((4, 16, 16), ignored)).loss == 0
+    assert model(**images, labels=torch.full((4, 16, 16), ignored, dtype=dtype)).loss == 0
+
+
+def test_no_data_of_bytes_is_no_negative_number(tiny, images):
+    model = FusMAEForSemanticSegmentation(tiny(num_labels=3, semantic_loss_ignore_index=-1))
+    with pytest.raises(ValueError, match=r"hold \[255\]"):
+        model(**images, labels=torch.full((4, 16, 16), 255, dtype=torch.uint8))
 
 
 def test_dense_regression_leaves_out_nan(tiny, images):

@@ -31,7 +31,7 @@ def folder(pretrained, tmp_path):
 @pytest.mark.parametrize("model_class", [*HEADS, AutoModel])
 def test_another_order_of_bands_gives_the_same_features(pretrained, folder, images, model_class):
     model = model_class.from_pretrained(folder, optical_bands=["B04", "B02", "B03"], sar_bands=["VH", "VV"])
-    assert model.config.optical_bands == ["B04", "B02", "B03"]
+    assert model.base_model.config.optical_bands == model.config.optical_bands == ["B04", "B02", "B03"]
     got = model.base_model(images["pixel_values"][:, [2, 0, 1]], images["pixel_values_sar"][:, [1, 0]])
     expected = pretrained.fusmae(**images)
     torch.testing.assert_close(got.pooler_output, expected.pooler_output, rtol=1e-4, atol=1e-5)
