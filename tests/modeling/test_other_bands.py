@@ -78,6 +78,13 @@ def test_fresh_weights_for_a_new_band_are_drawn_on_request(pretrained, folder, m
     assert model.optical_decoder.predict.out_features == 32
 
 
+def test_a_sensor_may_have_new_bands_alone(pretrained):
+    sar = pretrained.fusmae.embeddings.sar_projection.weight.clone()
+    pretrained.select_bands(optical_bands=["P1", "P2"], new_bands="fresh")
+    assert pretrained.fusmae.embeddings.optical_projection.weight.shape == (32, 2 * 16)
+    assert torch.equal(pretrained.fusmae.embeddings.sar_projection.weight, sar)
+
+
 def test_a_configuration_with_other_bands_counts_like_bands_given_by_name(folder, pretrained, images, tiny):
     config = tiny(optical_bands=["B03", "B04", "B02"])
     model = FusMAEModel.from_pretrained(folder, config=config)
