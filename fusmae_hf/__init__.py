@@ -6,11 +6,26 @@ Importing this package registers Fus-MAE with the Auto classes of transformers; 
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoModelForPreTraining
+from transformers import (
+    AutoBackbone,
+    AutoConfig,
+    AutoImageProcessor,
+    AutoModel,
+    AutoModelForImageClassification,
+    AutoModelForPreTraining,
+    AutoModelForSemanticSegmentation,
+)
 
 from .modeling.configuration_fusmae import PRESETS, FusMAEConfig
 from .modeling.image_processing_fusmae import FusMAEImageProcessor
-from .modeling.modeling_fusmae import FusMAEForPreTraining, FusMAEModel, FusMAEPreTrainedModel
+from .modeling.modeling_fusmae import (
+    FusMAEBackbone,
+    FusMAEForImageClassification,
+    FusMAEForPreTraining,
+    FusMAEForSemanticSegmentation,
+    FusMAEModel,
+    FusMAEPreTrainedModel,
+)
 
 if TYPE_CHECKING:
     from .data.loading import load_pairs
@@ -21,8 +36,11 @@ _LAZY = {"load_pairs": "fusmae_hf.data.loading"}
 
 __all__ = [
     "PRESETS",
+    "FusMAEBackbone",
     "FusMAEConfig",
+    "FusMAEForImageClassification",
     "FusMAEForPreTraining",
+    "FusMAEForSemanticSegmentation",
     "FusMAEImageProcessor",
     "FusMAEModel",
     "FusMAEPreTrainedModel",
@@ -33,6 +51,9 @@ __all__ = [
 AutoConfig.register("fusmae", FusMAEConfig, exist_ok=True)
 AutoModel.register(FusMAEConfig, FusMAEModel, exist_ok=True)
 AutoModelForPreTraining.register(FusMAEConfig, FusMAEForPreTraining, exist_ok=True)
+AutoModelForImageClassification.register(FusMAEConfig, FusMAEForImageClassification, exist_ok=True)
+AutoModelForSemanticSegmentation.register(FusMAEConfig, FusMAEForSemanticSegmentation, exist_ok=True)
+AutoBackbone.register(FusMAEConfig, FusMAEBackbone, exist_ok=True)
 AutoImageProcessor.register(FusMAEConfig, FusMAEImageProcessor, exist_ok=True)
 
 

@@ -27,6 +27,9 @@ AUTO_MAP = {
     "AutoConfig": "configuration_fusmae.FusMAEConfig",
     "AutoModel": "modeling_fusmae.FusMAEModel",
     "AutoModelForPreTraining": "modeling_fusmae.FusMAEForPreTraining",
+    "AutoModelForImageClassification": "modeling_fusmae.FusMAEForImageClassification",
+    "AutoModelForSemanticSegmentation": "modeling_fusmae.FusMAEForSemanticSegmentation",
+    "AutoBackbone": "modeling_fusmae.FusMAEBackbone",
     "AutoImageProcessor": "image_processing_fusmae.FusMAEImageProcessor",
 }
 """What each Auto class takes from a saved folder (`trust_remote_code=True`)."""
@@ -58,6 +61,7 @@ class FusMAEConfig(BackboneConfigMixin, PreTrainedConfig):
         image_size (`int` or `(height, width)`): size in pixels of the training patches; any other size that the patch
             size divides works too.
         patch_size (`int`): side of a square patch in pixels.
+        gsd (`float`): ground sampling distance of the training images in metres; see the `gsd` of the models.
         early_fusion (`str`): `"cross_attention"` for the layer in which the patch tokens of each sensor attend to
             those of the other, or `"none"`.
         feature_fusion (`str`): cross-attention in the decoder. `"query"`: the full grid of a sensor attends to the
@@ -72,9 +76,18 @@ class FusMAEConfig(BackboneConfigMixin, PreTrainedConfig):
             `{"optical": ..., "sar": ...}`.
         mask_strategy (`str`): `"independent"` draws each sensor's mask for itself, `"consistent"` hides the same
             places in both (nested where the ratios differ), `"complementary"` shows each place in one sensor at most.
+        modality_dropout (`float` or `dict`): in pretraining, share of each training batch of which the encoder does
+            not see a sensor at all, which it must reconstruct from the other: one number that holds for each sensor,
+            or `{"optical": ..., "sar": ...}`. The first samples of a batch lose optical, the last ones SAR; shares are
+            rounded down to whole samples of each process' micro-batch. Batches must come shuffled.
         norm_pix_loss (`bool`): whether targets are normalised by the mean and variance of their patch.
         optical_loss_weight (`float`): weight of the optical reconstruction loss.
         sar_loss_weight (`float`): weight of the SAR reconstruction loss.
+        classifier_norm (`bool`): whether a layer norm stands between the pooled features and the classifier.
+        segmentation_indices (`list[int]`): stages that the dense head joins, 0 (the input of the joint layers) to
+            `num_hidden_layers`, increasing. None: four, evenly spaced up to the last.
+        segmentation_hidden_size (`int`): width of the dense head.
+        semantic_loss_ignore_index (`int`): value of a label map where there is no label.
         out_features, out_indices: stages whose feature maps the backbone gives.
 
     Raises:
@@ -114,6 +127,7 @@ class FusMAEConfig(BackboneConfigMixin, PreTrainedConfig):
     qkv_bias: bool = True
     image_size: int | list[int] | tuple[int, int] = 120
     patch_size: int = 8
+    gsd: float | int = 10.0
     early_fusion: Literal["cross_attention", "none"] = "cross_attention"
     feature_fusion: Literal["query", "latent", "none"] = "query"
     decoder_context: Literal["other", "all"] = "other"
@@ -123,9 +137,14 @@ class FusMAEConfig(BackboneConfigMixin, PreTrainedConfig):
     decoder_intermediate_size: int = 1024
     mask_ratio: float | int | dict[str, float | int] = 0.75
     mask_strategy: Literal["independent", "consistent", "complementary"] = "independent"
+    modality_dropout: float | int | dict[str, float | int] = 0.0
     norm_pix_loss: bool = False
     optical_loss_weight: float | int = 1.0
     sar_loss_weight: float | int = 1.0
+    classifier_norm: bool = True
+    segmentation_indices: list[int] | tuple[int, ...] | None = None
+    segmentation_hidden_size: int = 256
+    semantic_loss_ignore_index: int = 255
     _out_features: list[str] | None = None
     _out_indices: list[int] | None = None
 
@@ -167,7 +186,7 @@ class FusMAEConfig(BackboneConfigMixin, PreTrainedConfig):
         """
         config_dict = dict(config_dict)
         if "num_hidden_layers" in kwargs:
-            for key in ("out_features", "out_indices"):  # of the old depth
+            for key in ("out_features", "out_indices", "segmentation_indices"):  # of the old depth
                 config_dict.pop(key, None)
         # As part of the dictionary, replaced fields are validated together with the others.
         config_dict.update({key: kwargs.pop(key) for key in cls._own_fields() & set(kwargs)})
@@ -200,9 +219,17 @@ class FusMAEConfig(BackboneConfigMixin, PreTrainedConfig):
                 raise ValueError(
                     f"{label}: `{prefix}hidden_size` must be a multiple of 4 (sine, cosine, two axes), not {width}."
                 )
-        for name in ("num_hidden_layers", "intermediate_size", "decoder_intermediate_size", "patch_size"):
+        for name in (
+            "num_hidden_layers",
+            "intermediate_size",
+            "decoder_intermediate_size",
+            "patch_size",
+            "segmentation_hidden_size",
+        ):
             if getattr(self, name) < 1:
                 raise ValueError(f"`{name}` must be at least 1, not {getattr(self, name)}.")
+        if not self.gsd > 0:
+            raise ValueError(f"`gsd` must be a positive distance in metres, not {self.gsd}.")
         if self.decoder_num_hidden_layers < 0:
             raise ValueError(
                 f"`decoder_num_hidden_layers` must not be negative, not {self.decoder_num_hidden_layers}."
@@ -212,6 +239,17 @@ class FusMAEConfig(BackboneConfigMixin, PreTrainedConfig):
             raise ValueError(
                 f"`image_size` {height}x{width} px is not a multiple of `patch_size` {self.patch_size} px. "
                 f"Choose a patch size that divides both sides."
+            )
+
+    def validate_segmentation_indices(self):
+        """Stages of the dense head exist and increase."""
+        if self.segmentation_indices is None:
+            return
+        stages = self.segmentation_stages
+        if not stages or stages != sorted(set(stages)) or stages[0] < 0 or stages[-1] > self.num_hidden_layers:
+            raise ValueError(
+                f"`segmentation_indices` must increase from 0 at least to {self.num_hidden_layers} (the number of "
+                f"joint layers) at most, not {stages}."
             )
 
     def validate_masking(self):
@@ -231,20 +269,46 @@ class FusMAEConfig(BackboneConfigMixin, PreTrainedConfig):
                 f"ratios {ratios} show {shown:.2f} of the places in all (at most 1). Raise the ratios or change "
                 f"the strategy."
             )
+        dropouts = self.modality_dropouts
+        if min(dropouts.values()) < 0 or sum(dropouts.values()) > 1:
+            raise ValueError(
+                f"`modality_dropout` must not be negative, nor exceed 1 for both sensors together, but is {dropouts}."
+            )
+        for hidden, shown in (("optical", "sar"), ("sar", "optical")):
+            if dropouts[hidden] > 0 and ratios[shown] == 1:
+                raise ValueError(
+                    f"`modality_dropout` hides {hidden} of some samples, of which `mask_ratio` hides all {shown} "
+                    "patches: nothing would be visible. Lower either."
+                )
         for name in ("optical_loss_weight", "sar_loss_weight"):
             if getattr(self, name) < 0:
                 raise ValueError(f"`{name}` must not be negative, not {getattr(self, name)}.")
 
     @property
+    def segmentation_stages(self) -> list[int]:
+        """Stages that the dense head joins: `segmentation_indices`, or four evenly spaced ones."""
+        if self.segmentation_indices is not None:
+            return list(self.segmentation_indices)
+        depth = self.num_hidden_layers
+        return sorted({max(1, (depth * quarter + 2) // 4) for quarter in range(1, 5)})
+
+    @property
     def mask_ratios(self) -> dict[str, float]:
         """Mask ratio by sensor, `{"optical": ..., "sar": ...}`."""
-        if isinstance(self.mask_ratio, dict):
-            if set(self.mask_ratio) != {"optical", "sar"}:
-                raise ValueError(
-                    f"`mask_ratio` by sensor needs the keys 'optical' and 'sar' alone, not {sorted(self.mask_ratio)}."
-                )
-            return {sensor: float(self.mask_ratio[sensor]) for sensor in ("optical", "sar")}
-        return {"optical": float(self.mask_ratio), "sar": float(self.mask_ratio)}
+        return self._by_sensor("mask_ratio")
+
+    @property
+    def modality_dropouts(self) -> dict[str, float]:
+        """Share of samples that lose a sensor in pretraining, `{"optical": ..., "sar": ...}`."""
+        return self._by_sensor("modality_dropout")
+
+    def _by_sensor(self, name: str) -> dict[str, float]:
+        value = getattr(self, name)
+        if isinstance(value, dict):
+            if set(value) != {"optical", "sar"}:
+                raise ValueError(f"`{name}` by sensor needs the keys 'optical' and 'sar' alone, not {sorted(value)}.")
+            return {sensor: float(value[sensor]) for sensor in ("optical", "sar")}
+        return {"optical": float(value), "sar": float(value)}
 
     @property
     def image_height_width(self) -> tuple[int, int]:

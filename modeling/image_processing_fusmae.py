@@ -39,6 +39,7 @@ class FusMAEImageProcessorKwargs(ImagesKwargs, total=False):
     optical_offset: float | int | None
     sar_nodata: float | int | None
     optical_nodata: float | int | None
+    size_divisor: int | None
 
 
 class FusMAEImageProcessor(BaseImageProcessor):
@@ -67,6 +68,10 @@ class FusMAEImageProcessor(BaseImageProcessor):
         do_normalize (`bool`): subtract the mean and divide by the standard deviation.
         do_resize (`bool`): resize to `size`, bilinear with antialiasing. Off unless asked for.
         size (`dict[str, int]`): `{"height": ..., "width": ...}` in pixels.
+        do_pad (`bool`): pad at the bottom and on the right to the largest patch of the batch, and on to the next
+            multiple of `size_divisor`. Padding is marked as without data in the pixel masks, which are always returned
+            then. Off unless asked for: patches of other sizes are refused by the model.
+        size_divisor (`int`): the patch size of the model, in pixels.
 
     Example:
 
@@ -75,7 +80,7 @@ class FusMAEImageProcessor(BaseImageProcessor):
     >>> from fusmae_hf import FusMAEImageProcessor
 
     >>> processor = FusMAEImageProcessor(statistics="bigearthnet")
-    >>> sar = np.random.normal(-15, 5, (2, 120, 120)).astype("float32")  # VV, VH in dB
+    >>> sar = np.random.normal([[[-12]], [[-19]]], 5, (2, 120, 120)).astype("float32")  # VV, VH in dB
     >>> optical = np.random.randint(1, 5000, (12, 120, 120)).astype("uint16")  # digital numbers, B01 ... B12
     >>> inputs = processor(sar=sar, optical=optical)
     >>> inputs["pixel_values"].shape, inputs["pixel_values_sar"].shape
@@ -105,6 +110,8 @@ class FusMAEImageProcessor(BaseImageProcessor):
         do_normalize: bool = True,
         do_resize: bool = False,
         size: dict[str, int] | None = None,
+        do_pad: bool = False,
+        size_divisor: int | None = None,
         **kwargs,
     ):
         super().__init__(**kwargs)
@@ -121,6 +128,10 @@ class FusMAEImageProcessor(BaseImageProcessor):
         self.size = None if size is None else dict(size)
         if do_resize and set(self.size or {}) != {"height", "width"}:
             raise ValueError(f'`do_resize` needs `size={{"height": ..., "width": ...}}` in pixels, not {size!r}.')
+        self.do_pad = do_pad
+        self.size_divisor = size_divisor
+        if do_pad and (not isinstance(size_divisor, int) or size_divisor < 1):
+            raise ValueError(f"`do_pad` needs `size_divisor`, the patch size of the model, not {size_divisor!r}.")
         self.sar_mean, self.sar_std = self._statistics("sar", self.sar_bands, sar_mean, sar_std)
         self.optical_mean, self.optical_std = self._statistics(
             "optical", self.optical_bands, optical_mean, optical_std
@@ -204,11 +215,12 @@ class FusMAEImageProcessor(BaseImageProcessor):
         """
         if sar is None and optical is None:
             raise ValueError("Neither sensor was given: pass `sar=`, `optical=` or both.")
-        data = {}
-        sizes = {}
-        for sensor, values, bands, units, offset, suffix in (
-            ("optical", optical, optical_bands, optical_units, optical_offset, ""),
-            ("sar", sar, sar_bands, sar_units, 0.0, "_sar"),
+        if self.do_pad and return_pixel_mask is False:
+            raise ValueError("`do_pad` marks padding in the pixel masks: `return_pixel_mask=False` cannot go with it.")
+        patches, availables, sizes = {}, {}, {}
+        for sensor, values, bands, units, offset in (
+            ("optical", optical, optical_bands, optical_units, optical_offset),
+            ("sar", sar, sar_bands, sar_units, 0.0),
         ):
             if values is None:
                 continue
@@ -220,34 +232,70 @@ class FusMAEImageProcessor(BaseImageProcessor):
             offset = self.optical_offset if offset is None else float(offset)
             batches, available = _to_batches(values, sensor)
             bands = list(getattr(self, f"{sensor}_bands") if bands is None else bands)
-            prepared = [self._prepare(batch, sensor, bands, units, offset) for batch in batches]
-            shapes = sorted({tuple(pixels.shape[2:]) for pixels, _ in prepared})
-            if len(shapes) > 1:
+            patches[sensor] = [self._prepare(batch, sensor, bands, units, offset) for batch in batches]
+            availables[sensor] = available
+            sizes[sensor] = [tuple(mask.shape[1:]) for _, mask in patches[sensor] for _ in range(mask.shape[0])]
+            if len(set(sizes[sensor])) > 1 and not self.do_pad:
                 raise ValueError(
-                    f"{sensor}: the patches of a batch differ in size (height, width): {shapes}. Crop them, or use a "
-                    "processor with do_resize=True and a size."
+                    f"{sensor}: the patches of a batch differ in size (height, width): {sorted(set(sizes[sensor]))}. "
+                    "Crop them, or use a processor with do_pad=True or do_resize=True."
                 )
-            pixels, mask = torch.cat([p for p, _ in prepared]), torch.cat([m for _, m in prepared])
+        self._refuse_other_grids(sizes, availables)
+        target = None
+        if self.do_pad:
+            largest = [max(size[axis] for shapes in sizes.values() for size in shapes) for axis in (0, 1)]
+            target = [-(-side // self.size_divisor) * self.size_divisor for side in largest]
+        data = {}
+        for sensor, suffix in (("optical", ""), ("sar", "_sar")):
+            if sensor not in patches:
+                continue
+            available = availables[sensor]
+            padded = patches[sensor] if target is None else [self._pad(*p, target, sensor) for p in patches[sensor]]
+            pixels, mask = torch.cat([p for p, _ in padded]), torch.cat([m for _, m in padded])
             if available is not None:
                 pixels, mask = _spread(pixels, available), _spread(mask, available)
                 data[f"{sensor}_available"] = available.to(pixels.device)
             if return_pixel_mask is None:
                 self._refuse_empty(mask, available, sensor)
-                with_mask = not bool(mask[slice(None) if available is None else available].all())
+                with_mask = self.do_pad or not bool(mask[slice(None) if available is None else available].all())
             else:
                 with_mask = return_pixel_mask
             data[f"pixel_values{suffix}"] = pixels
             if with_mask:
                 data[f"pixel_mask{suffix}"] = mask
-            sizes[sensor] = (pixels.shape[0], *pixels.shape[2:])
-        if len(set(sizes.values())) > 1:
-            raise ValueError(
-                f"Both sensors must show the same places on the same grid, but (batch, height, width) is "
-                f"{sizes['sar']} for SAR and {sizes['optical']} for optical. Resample one onto the grid of the other."
-            )
         if self._checks_left > 0:
             self._checks_left -= 1
         return BatchFeature(data=data, tensor_type=return_tensors)
+
+    @staticmethod
+    def _refuse_other_grids(sizes, availables):
+        """Raise a ValueError unless both sensors show the same places, sample by sample."""
+        if len(sizes) < 2:
+            return
+        shapes = {}
+        for sensor, given in sizes.items():
+            available = availables[sensor]
+            rest = iter(given)
+            present = [True] * len(given) if available is None else available.tolist()
+            shapes[sensor] = [next(rest) if here else None for here in present]
+        pairs = list(zip(shapes["sar"], shapes["optical"], strict=False))
+        differing = [pair for pair in pairs if None not in pair and pair[0] != pair[1]]
+        if len(shapes["sar"]) != len(shapes["optical"]) or differing:
+            first = differing[0] if differing else (shapes["sar"][0], shapes["optical"][0])
+            raise ValueError(
+                f"Both sensors must show the same places on the same grid, but there are {len(shapes['sar'])} SAR "
+                f"patches of (height, width) {first[0]} for {len(shapes['optical'])} optical ones of {first[1]}. "
+                "Resample one onto the grid of the other."
+            )
+
+    def _pad(self, pixels, mask, size, sensor):
+        """Extend pixels and mask at the bottom and on the right to (height, width)."""
+        padding = (0, size[1] - mask.shape[2], 0, size[0] - mask.shape[1])
+        mask = torch.nn.functional.pad(mask, padding)
+        pixels = torch.nn.functional.pad(pixels, padding)
+        if not self.do_normalize:
+            pixels = torch.where(mask[:, None], pixels, self._tensors(sensor, pixels.device)[0])
+        return pixels, mask
 
     def _prepare(self, values, sensor, bands, units, offset) -> tuple[torch.Tensor, torch.Tensor]:
         """Normalised pixels `(batch, bands, height, width)` and where they hold data `(batch, height, width)`."""
@@ -314,6 +362,77 @@ class FusMAEImageProcessor(BaseImageProcessor):
         """
         mean, std = self._tensors(_one_of("sensor", sensor, ("sar", "optical")), pixel_values.device)
         return pixel_values.float() * std + mean
+
+    def post_process_reconstruction(
+        self,
+        outputs: Any,
+        optical_offset: float = 0.0,
+        optical_units: str = "dn",
+        sar_units: str = "db",
+        size: tuple[int, int] | None = None,
+    ) -> dict[str, torch.Tensor]:
+        """Physical units of what `FusMAEForPreTraining.reconstruct` gives.
+
+        Args:
+            outputs: with `pixel_values` and `pixel_values_sar`, either of which may be None.
+            optical_offset: added to the optical values, in digital numbers. The processor subtracted its own from
+                the inputs, so that 0, the default, gives digital numbers without offset (reflectance x 10,000);
+                pass the processor's `optical_offset` to get the numbers of the product back.
+            optical_units: `"dn"` or `"reflectance"` (divided by 10,000, after the offset was added). Where the
+                processor's statistics are of raw values, `"dn"` means these.
+            sar_units: `"db"` or `"linear"` (power). Where the processor's statistics are of raw values, `"db"` means
+                these.
+            size: (height, width) to crop to, where the inputs were padded.
+
+        Returns:
+            `{"optical": ..., "sar": ...}`, float32 `(batch_size, bands, height, width)`; predicted values are neither
+            clipped nor rounded. With `norm_pix_loss`, mind `outputs.assumed_levels`: brightness is no prediction then.
+
+        Raises:
+            ValueError: unknown units, or units that raw values do not have.
+        """
+        _one_of("optical_units", optical_units, ("dn", "reflectance"))
+        _one_of("sar_units", sar_units, ("db", "linear"))
+        for sensor, units, plain in (("optical", optical_units, "dn"), ("sar", sar_units, "db")):
+            if getattr(self, f"{sensor}_units") == "raw" and units != plain:
+                raise ValueError(f"{sensor}: this processor holds raw values, which cannot be made {units!r}.")
+        images = {}
+        for sensor, pixels in (("optical", outputs.pixel_values), ("sar", outputs.pixel_values_sar)):
+            if pixels is None:
+                continue
+            values = self.denormalize(pixels, sensor) if self.do_normalize else pixels.float()
+            if sensor == "optical":
+                values = (values + optical_offset) / (REFLECTANCE_SCALE if optical_units == "reflectance" else 1.0)
+            elif sar_units == "linear":
+                values = 10 ** (values / 10)
+            images[sensor] = values if size is None else values[..., : size[0], : size[1]]
+        return images
+
+    def post_process_semantic_segmentation(
+        self, outputs: Any, target_sizes: list[tuple[int, int]] | None = None
+    ) -> list[torch.Tensor]:
+        """Label maps of what [`FusMAEForSemanticSegmentation`] gives.
+
+        Args:
+            outputs: with `logits` `(batch_size, num_labels, rows, columns)`.
+            target_sizes: (height, width) of each sample, to which logits are upsampled bilinearly; that of the logits
+                where None. Padding counts as part of the image: crop it from the result.
+
+        Returns:
+            An int64 tensor `(height, width)` for each sample.
+
+        Raises:
+            ValueError: there is not one size for each sample.
+        """
+        logits = outputs.logits
+        if target_sizes is None:
+            return list(logits.argmax(dim=1))
+        if len(target_sizes) != logits.shape[0]:
+            raise ValueError(f"`target_sizes` has {len(target_sizes)} sizes for {logits.shape[0]} samples.")
+        return [
+            torch.nn.functional.interpolate(sample[None], tuple(size), mode="bilinear")[0].argmax(dim=0)
+            for sample, size in zip(logits, target_sizes, strict=True)
+        ]
 
     @staticmethod
     def _refuse_empty(mask, available, sensor):

@@ -3,22 +3,34 @@
 From top to bottom: outputs, patches and positions, attention, layers, encoder, decoder, masking and loss, heads.
 """
 
+import contextlib
+import copy
+import os
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import nn
 from transformers import initialization as init
 from transformers.activations import ACT2FN
+from transformers.backbone_utils import BackboneMixin, filter_output_hidden_states
+from transformers.configuration_utils import PreTrainedConfig
 from transformers.masking_utils import create_bidirectional_mask
 from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.modeling_outputs import BackboneOutput
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, PreTrainedModel
 from transformers.processing_utils import Unpack
-from transformers.utils import ModelOutput, TransformersKwargs
-from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
-from transformers.utils.output_capturing import capture_outputs
+from transformers.utils import ModelOutput, TransformersKwargs, logging
+from transformers.utils.generic import can_return_tuple, is_flash_attention_requested, merge_with_config_defaults
+from transformers.utils.import_utils import is_tracing
+from transformers.utils.output_capturing import capture_outputs, maybe_install_capturing_hooks
 
 from .configuration_fusmae import FusMAEConfig
+from .labels_fusmae import check_dense_labels, check_image_labels, resolve_problem_type
+
+logger = logging.get_logger(__name__)
 
 
 @dataclass
@@ -93,6 +105,91 @@ class FusMAEForPreTrainingOutput(ModelOutput):
     decoder_cross_attentions: tuple[torch.FloatTensor, ...] | None = None
 
 
+@dataclass
+class FusMAEReconstruction(ModelOutput):
+    r"""
+    Images of both sensors, reconstructed where they were not visible, in the normalised units of the inputs.
+
+    Args:
+        pixel_values (`torch.FloatTensor` of shape `(batch_size, optical_bands, height, width)`):
+            The optical images: pixels as they were given where they were visible, predicted elsewhere.
+        pixel_values_sar (`torch.FloatTensor` of shape `(batch_size, sar_bands, height, width)`):
+            The same for SAR.
+        reconstructed (`torch.BoolTensor` of shape `(batch_size, height, width)`):
+            True where the optical pixels are predicted.
+        reconstructed_sar (`torch.BoolTensor` of shape `(batch_size, height, width)`):
+            True where the SAR pixels are predicted.
+        assumed_levels (`bool`):
+            True where mean and standard deviation of the predicted patches are assumed, not predicted
+            (`config.norm_pix_loss`).
+    """
+
+    pixel_values: torch.FloatTensor | None = None
+    pixel_values_sar: torch.FloatTensor | None = None
+    reconstructed: torch.BoolTensor | None = None
+    reconstructed_sar: torch.BoolTensor | None = None
+    assumed_levels: bool | None = None
+
+
+@dataclass
+class FusMAEImageClassifierOutput(ModelOutput):
+    r"""
+    Classification or regression of a batch of pairs.
+
+    Args:
+        loss (`torch.FloatTensor` of shape `()`):
+            Where labels were given.
+        logits (`torch.FloatTensor` of shape `(batch_size, num_labels)`):
+            Scores before softmax or sigmoid; the predicted values in regression.
+        hidden_states, attentions, cross_attentions:
+            As in [`FusMAEModelOutput`].
+    """
+
+    loss: torch.FloatTensor | None = None
+    logits: torch.FloatTensor | None = None
+    hidden_states: tuple[torch.FloatTensor, ...] | None = None
+    attentions: tuple[torch.FloatTensor, ...] | None = None
+    cross_attentions: tuple[torch.FloatTensor, ...] | None = None
+
+
+@dataclass
+class FusMAESemanticSegmenterOutput(ModelOutput):
+    r"""
+    Dense prediction for a batch of pairs.
+
+    Args:
+        loss (`torch.FloatTensor` of shape `()`):
+            Where labels were given.
+        logits (`torch.FloatTensor` of shape `(batch_size, num_labels, 4 * rows, 4 * columns)`):
+            Scores before softmax, or the predicted values in regression, four to the side of each patch of the grid:
+            one every 2 pixels at a patch size of 8. `FusMAEImageProcessor.post_process_semantic_segmentation` gives
+            label maps at any size.
+        hidden_states, attentions, cross_attentions:
+            As in [`FusMAEModelOutput`].
+    """
+
+    loss: torch.FloatTensor | None = None
+    logits: torch.FloatTensor | None = None
+    hidden_states: tuple[torch.FloatTensor, ...] | None = None
+    attentions: tuple[torch.FloatTensor, ...] | None = None
+    cross_attentions: tuple[torch.FloatTensor, ...] | None = None
+
+
+@dataclass
+class FusMAEBackboneOutput(BackboneOutput):
+    r"""
+    Feature maps of a batch of pairs.
+
+    Args:
+        feature_maps (`tuple(torch.FloatTensor)` of shape `(batch_size, hidden_size, rows, columns)`):
+            One map for each stage of `config.out_features`.
+        hidden_states, attentions, cross_attentions:
+            As in [`FusMAEModelOutput`].
+    """
+
+    cross_attentions: tuple[torch.FloatTensor, ...] | None = None
+
+
 def patchify(images: torch.Tensor, patch_size: int) -> torch.Tensor:
     """Cut images into patches, row by row.
 
@@ -126,16 +223,22 @@ def unpatchify(patches: torch.Tensor, patch_size: int, height: int, width: int) 
 
 
 def position_embeddings(
-    rows: int, columns: int, dim: int, device: torch.device, dtype: torch.dtype = torch.float32
+    rows: int,
+    columns: int,
+    dim: int,
+    device: torch.device,
+    dtype: torch.dtype = torch.float32,
+    scale: float = 1.0,
 ) -> torch.Tensor:
     """Fixed sine-cosine positions of a grid of patches, `(rows * columns, dim)`, computed for whatever grid comes.
 
     A quarter of the channels each for sine and cosine of the row and of the column, with wavelengths from 2 pi to
-    20,000 pi patches (Vaswani et al. 2017, applied to each axis).
+    20,000 pi patches (Vaswani et al. 2017, applied to each axis). `scale` is the distance between neighbouring
+    patches, in patches of the training images.
     """
     frequencies = 10_000.0 ** (-torch.arange(dim // 4, device=device, dtype=torch.float32) / (dim // 4))
-    row = torch.arange(rows, device=device, dtype=torch.float32)[:, None] * frequencies
-    column = torch.arange(columns, device=device, dtype=torch.float32)[:, None] * frequencies
+    row = torch.arange(rows, device=device, dtype=torch.float32)[:, None] * scale * frequencies
+    column = torch.arange(columns, device=device, dtype=torch.float32)[:, None] * scale * frequencies
     row = torch.cat([row.sin(), row.cos()], dim=-1)[:, None].expand(rows, columns, -1)
     column = torch.cat([column.sin(), column.cos()], dim=-1)[None].expand(rows, columns, -1)
     return torch.cat([row, column], dim=-1).reshape(rows * columns, dim).to(dtype)
@@ -173,6 +276,27 @@ def join_streams(
     )
 
 
+def fuse_map(hidden_states: torch.Tensor, grid: tuple[int, int], present: list[torch.Tensor | None]) -> torch.Tensor:
+    """Map of the tokens at each place of the grid: their mean over the sensors that are present there.
+
+    Args:
+        hidden_states: `(batch_size, 1 + sensors * rows * columns, dim)`, the class token first.
+        grid: (rows, columns) of patches.
+        present: of each sensor, `(batch_size, rows * columns)` bool, or None where it is present everywhere.
+
+    Returns:
+        `(batch_size, rows, columns, dim)`; zero where no sensor is present.
+    """
+    tokens = hidden_states[:, 1:].unflatten(1, (len(present), grid[0] * grid[1]))
+    if all(mask is None for mask in present):
+        fused = tokens.mean(dim=1)
+    else:
+        everywhere = tokens.new_ones((tokens.shape[0], tokens.shape[2]), dtype=torch.bool)
+        masks = torch.stack([everywhere if mask is None else mask for mask in present], dim=1)[..., None]
+        fused = torch.where(masks, tokens, 0.0).sum(dim=1) / masks.sum(dim=1).clamp(min=1)
+    return fused.to(tokens.dtype).unflatten(1, grid)
+
+
 class FusMAEEmbeddings(nn.Module):
     """Patches of each sensor projected with weights of their own, with positions; and the class token."""
 
@@ -191,6 +315,7 @@ class FusMAEEmbeddings(nn.Module):
         projection: nn.Linear,
         ids_keep: torch.Tensor | None = None,
         present: torch.Tensor | None = None,
+        scale: float = 1.0,
     ) -> torch.Tensor:
         """Embed one sensor.
 
@@ -199,6 +324,7 @@ class FusMAEEmbeddings(nn.Module):
             projection: `optical_projection` or `sar_projection`.
             ids_keep: `(batch_size, kept)`, patches to embed; the others are never projected. None: all.
             present: `(batch_size, kept)` bool. Pixels of absent tokens, which may be NaN, are replaced by zero.
+            scale: of the positions.
 
         Returns:
             `(batch_size, kept, hidden_size)`.
@@ -209,7 +335,8 @@ class FusMAEEmbeddings(nn.Module):
             patches = torch.where(present[..., None], patches, 0.0)
         tokens = projection(patches)
         # In the dtype of the weights: under autocast the residual stream that starts here stays in float32.
-        positions = position_embeddings(rows, columns, tokens.shape[-1], tokens.device, projection.weight.dtype)
+        dim, device, dtype = tokens.shape[-1], tokens.device, projection.weight.dtype
+        positions = position_embeddings(rows, columns, dim, device, dtype, scale)
         return tokens + (positions if ids_keep is None else positions[ids_keep])
 
 
@@ -236,16 +363,18 @@ def attend(
     hidden_states: torch.Tensor,
     context: torch.Tensor,
     attention_mask: torch.Tensor | None,
+    implementation: str | None = None,
     **kwargs: Unpack[TransformersKwargs],
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Multi-head attention of `hidden_states` on `context` through the configured attention implementation."""
+    """Multi-head attention of `hidden_states` on `context`, through the configured implementation unless another is
+    named."""
     batch_size, queries = hidden_states.shape[:2]
     shape = (batch_size, -1, module.num_heads, module.head_dim)
     query = module.q_proj(hidden_states).view(shape).transpose(1, 2)
     key = module.k_proj(context).view(shape).transpose(1, 2)
     value = module.v_proj(context).view(shape).transpose(1, 2)
     attention: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
-        module.config._attn_implementation, eager_attention_forward
+        implementation or module.config._attn_implementation, eager_attention_forward
     )
     output, weights = attention(
         module, query, key, value, attention_mask, dropout=0.0, scaling=module.scaling, **kwargs
@@ -296,13 +425,19 @@ class FusMAECrossAttention(nn.Module):
             context: `(batch_size, keys, context_size)`.
             context_present: `(batch_size, keys)` bool, or None where all are.
         """
-        mask = create_bidirectional_mask(
-            config=self.config,
-            inputs_embeds=hidden_states,
-            attention_mask=context_present,
-            encoder_hidden_states=context,
-        )
-        output, weights = attend(self, hidden_states, context, mask, **kwargs)
+        implementation = None
+        if context_present is not None and is_flash_attention_requested(self.config):
+            # Flash attention leaves out queries by the mask of the keys, which are tokens of another sensor here.
+            implementation = "sdpa"
+            mask = context_present[:, None, None].expand(-1, -1, hidden_states.shape[1], -1)
+        else:
+            mask = create_bidirectional_mask(
+                config=self.config,
+                inputs_embeds=hidden_states,
+                attention_mask=context_present,
+                encoder_hidden_states=context,
+            )
+        output, weights = attend(self, hidden_states, context, mask, implementation, **kwargs)
         if context_present is not None:
             output = torch.where(context_present.any(dim=-1)[:, None, None], output, 0.0)
         return output, weights
@@ -366,6 +501,22 @@ class FusMAEFusionLayer(GradientCheckpointingLayer):
         return optical, sar
 
 
+# What leads to a checkpoint on the Hub.
+_HUB_KEYWORDS = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token")
+
+
+def _refuse_new_bands(name: str, wanted: list[str], known: list[str], new_bands: str | None) -> None:
+    """Raise a ValueError where a band is not among the known ones, unless fresh weights are asked for."""
+    if new_bands not in (None, "fresh"):
+        raise ValueError(f"`new_bands` must be None or 'fresh', not {new_bands!r}.")
+    missing = [band for band in wanted if band not in known]
+    if missing and new_bands is None:
+        raise ValueError(
+            f"`{name}`: the checkpoint never saw {missing}; it knows {list(known)}. Leave them out, or pass "
+            "`new_bands='fresh'` to draw new weights for them, which must be trained."
+        )
+
+
 class FusMAEPreTrainedModel(PreTrainedModel):
     """What all Fus-MAE models share: configuration, initialisation, loading, checks of the inputs."""
 
@@ -387,8 +538,16 @@ class FusMAEPreTrainedModel(PreTrainedModel):
         "cross_attentions": FusMAECrossAttention,
     }
 
+    # The Trainer divides the loss by the accumulated batches itself.
+    accepts_loss_kwargs = False
     # A pretraining checkpoint serves every head; its decoders are not worth a report there.
     _keys_to_ignore_on_load_unexpected = [r"^optical_decoder\.", r"^sar_decoder\."]  # noqa: RUF012
+
+    def init_parallel_plans(self) -> None:
+        """Collect the sharding plans, without blocks that this configuration leaves out."""
+        super().init_parallel_plans()
+        blocks = {re.sub(r"\.\d+", ".*", name) for name, _ in self.named_modules()}
+        self._fsdp_plan = {name: style for name, style in self._fsdp_plan.items() if name in blocks}
 
     @torch.no_grad()
     def _init_weights(self, module):
@@ -402,8 +561,126 @@ class FusMAEPreTrainedModel(PreTrainedModel):
         elif isinstance(module, FusMAEDecoder):
             init.normal_(module.mask_token, std=self.config.initializer_range)
 
-    def _check_images(self, pixel_values: torch.Tensor | None, pixel_values_sar: torch.Tensor | None) -> None:
-        """Raise a ValueError unless there are images of the shape that the configuration tells."""
+    @classmethod
+    def from_pretrained(
+        cls,
+        pretrained_model_name_or_path: str | os.PathLike | None,
+        *model_args,
+        config: PreTrainedConfig | str | os.PathLike | None = None,
+        new_bands: str | None = None,
+        **kwargs,
+    ):
+        r"""
+        Load a checkpoint, with its own bands or with others; all else as in transformers.
+
+        Weights go by band name: the checkpoint's own configuration says which band each belongs to.
+
+        Args:
+            pretrained_model_name_or_path: folder or Hub repository.
+            model_args: see [`~transformers.PreTrainedModel.from_pretrained`].
+            config: configuration instead of the checkpoint's. Its bands are treated like those given by name.
+            optical_bands, sar_bands (`list[str]`): the bands that the model is to take, in the order of its channels:
+                a subset of the checkpoint's, or another order.
+            new_bands: None to refuse bands that the checkpoint never saw, or `"fresh"` to draw new weights for them.
+            kwargs: see [`~transformers.PreTrainedModel.from_pretrained`].
+
+        Raises:
+            ValueError: the checkpoint never saw a band, and `new_bands` is not `"fresh"`.
+
+        Example: `FusMAEModel.from_pretrained(folder, optical_bands=["B02", "B03", "B04", "B08"])`.
+        """
+        names = ("optical_bands", "sar_bands")
+        wanted = {name: kwargs[name] for name in names if kwargs.get(name) is not None}
+        if isinstance(config, PreTrainedConfig):
+            wanted = {name: getattr(config, name) for name in names} | wanted
+        saved = None
+        if wanted and pretrained_model_name_or_path is not None:
+            hub = {name: kwargs[name] for name in _HUB_KEYWORDS if name in kwargs}
+            with contextlib.suppress(OSError):  # weights without a configuration beside them
+                saved = cls.config_class.from_pretrained(pretrained_model_name_or_path, **hub)
+        if saved is None:
+            return super().from_pretrained(pretrained_model_name_or_path, *model_args, config=config, **kwargs)
+        for name in names:
+            kwargs.pop(name, None)
+            if name in wanted:
+                _refuse_new_bands(name, wanted[name], getattr(saved, name), new_bands)
+        if isinstance(config, PreTrainedConfig):
+            config = copy.deepcopy(config)
+            for name in names:
+                setattr(config, name, getattr(saved, name))
+        loaded = super().from_pretrained(pretrained_model_name_or_path, *model_args, config=config, **kwargs)
+        (loaded[0] if isinstance(loaded, tuple) else loaded).select_bands(**wanted, new_bands=new_bands)
+        return loaded
+
+    @torch.no_grad()
+    def select_bands(
+        self,
+        optical_bands: list[str] | None = None,
+        sar_bands: list[str] | None = None,
+        new_bands: str | None = None,
+    ) -> None:
+        """Make the model take other bands, in place: weights that belong to a band follow its name.
+
+        Args:
+            optical_bands, sar_bands: the bands to take, in the order of the channels. None: as they are.
+            new_bands: None to refuse bands that the model does not have, `"fresh"` to draw new weights for them.
+
+        Raises:
+            ValueError: a band is unknown or named twice, or the weights are sharded or offloaded.
+        """
+        config = copy.deepcopy(self.config)
+        for name, bands in (("optical_bands", optical_bands), ("sar_bands", sar_bands)):
+            if bands is not None:
+                _refuse_new_bands(name, bands, getattr(self.config, name), new_bands)
+                setattr(config, name, list(bands))
+        config.validate_bands()
+        for sensor in ("optical", "sar"):
+            old, new = getattr(self.config, f"{sensor}_bands"), getattr(config, f"{sensor}_bands")
+            if old == new:
+                continue
+            index = [old.index(band) if band in old else None for band in new]
+            for layer, dim in self._band_layers(sensor):
+                self._select_band_weights(layer, dim, index)
+            setattr(self.config, f"{sensor}_bands", new)
+
+    def _band_layers(self, sensor: str) -> list[tuple[nn.Linear, int]]:
+        """Layers whose input (1) or output (0) is pixels of one sensor."""
+        return [(getattr(self.base_model.embeddings, f"{sensor}_projection"), 1)]
+
+    def _select_band_weights(self, layer: nn.Linear, dim: int, index: list[int | None]) -> None:
+        """Rearrange the pixels of a layer, in the order (band, row, column), by band; None draws new weights."""
+        weight, pixels = layer.weight, self.config.patch_size**2
+        if weight.device.type == "meta" or hasattr(weight, "device_mesh"):
+            raise ValueError("Bands cannot be selected of weights that are offloaded or sharded: load them plainly.")
+        shape = list(weight.shape)
+        shape[dim] = len(index) * pixels
+        fresh = nn.Linear(shape[1], shape[0], bias=layer.bias is not None, device=weight.device, dtype=weight.dtype)
+        self._init_weights(fresh)
+        known = [(place, band) for place, band in enumerate(index) if band is not None]
+        places, bands = torch.tensor(known, dtype=torch.long, device=weight.device).reshape(-1, 2).unbind(dim=1)
+        tensors = [("weight", dim)] + ([("bias", 0)] if layer.bias is not None else [])
+        for name, axis in tensors:
+            old, new = getattr(layer, name), getattr(fresh, name)
+            if name == "bias" and dim == 1:  # of the features, not of the pixels
+                new.copy_(old)
+            else:
+                chosen = old.unflatten(axis, (-1, pixels)).index_select(axis, bands)
+                new.unflatten(axis, (-1, pixels)).index_copy_(axis, places, chosen)
+            setattr(layer, name, nn.Parameter(new.detach(), requires_grad=old.requires_grad))
+        layer.in_features, layer.out_features = shape[1], shape[0]
+
+    def _check_images(
+        self,
+        pixel_values: torch.Tensor | None,
+        pixel_values_sar: torch.Tensor | None,
+        optical_available: torch.Tensor | None = None,
+        sar_available: torch.Tensor | None = None,
+    ) -> None:
+        """Raise a ValueError unless there are images of the shape that the configuration tells, some in each sample.
+
+        That each sample has a sensor is checked where the availability lies on the CPU and no graph is traced: a look
+        at values would stall a GPU. Elsewhere a sample without any sensor has only its class token.
+        """
         if pixel_values is None and pixel_values_sar is None:
             raise ValueError(
                 "Neither sensor was given: pass `pixel_values` (optical), `pixel_values_sar` (SAR) or both."
@@ -423,7 +700,7 @@ class FusMAEPreTrainedModel(PreTrainedModel):
             if images.shape[2] % size or images.shape[3] % size:
                 raise ValueError(
                     f"`{name}` is {images.shape[2]}x{images.shape[3]} px, which the patch size of {size} px does not "
-                    f"divide. Crop or resize it, for example with FusMAEImageProcessor(do_resize=True, size=...)."
+                    f"divide. Crop it, or use FusMAEImageProcessor(do_pad=True, size_divisor={size}) or do_resize."
                 )
         if pixel_values is not None and pixel_values_sar is not None:
             optical_shape, sar_shape = pixel_values.shape, pixel_values_sar.shape
@@ -432,6 +709,27 @@ class FusMAEPreTrainedModel(PreTrainedModel):
                     f"Both sensors must show the same places on the same grid, but `pixel_values` has batch and size "
                     f"{optical_shape[0], *optical_shape[2:]} and `pixel_values_sar` {sar_shape[0], *sar_shape[2:]}."
                 )
+        batch_size = (pixel_values if pixel_values is not None else pixel_values_sar).shape[0]
+        given = []
+        for sensor, images, available in (
+            ("optical", pixel_values, optical_available),
+            ("sar", pixel_values_sar, sar_available),
+        ):
+            if available is not None and (available.shape != (batch_size,) or available.dtype != torch.bool):
+                raise ValueError(
+                    f"`{sensor}_available` must be bool of shape ({batch_size},), one value a sample, but is "
+                    f"{available.dtype} of shape {tuple(available.shape)}."
+                )
+            if images is not None:
+                given.append(available)
+        if any(available is None or available.device.type != "cpu" or is_tracing(available) for available in given):
+            return
+        nothing = ~torch.stack(given).any(dim=0)
+        if nothing.any():
+            raise ValueError(
+                f"Sample {nothing.nonzero().flatten().tolist()} of the batch has no sensor: `optical_available` and "
+                "`sar_available` are False, or the pixel values of the other sensor are None. Leave such samples out."
+            )
 
     def _present_patches(
         self,
@@ -454,11 +752,6 @@ class FusMAEPreTrainedModel(PreTrainedModel):
         size = self.config.patch_size
         present = images.new_ones((batch_size, (height // size) * (width // size)), dtype=torch.bool)
         if available is not None:
-            if available.shape != (batch_size,) or available.dtype != torch.bool:
-                raise ValueError(
-                    f"`{sensor}_available` must be bool of shape ({batch_size},), one value a sample, but is "
-                    f"{available.dtype} of shape {tuple(available.shape)}."
-                )
             present = present & available.to(images.device)[:, None]
         if pixel_mask is not None:
             if pixel_mask.shape != (batch_size, height, width) or pixel_mask.dtype != torch.bool:
@@ -468,6 +761,23 @@ class FusMAEPreTrainedModel(PreTrainedModel):
                 )
             present = present & patchify(pixel_mask[:, None].to(images.device), size).any(dim=-1).squeeze(-1)
         return present
+
+    def _position_scale(self, gsd: float | None) -> float:
+        """Distance between patches in patches of the training images."""
+        if gsd is None:
+            return 1.0
+        if not gsd > 0:
+            raise ValueError(f"`gsd` must be a positive distance in metres, one for the whole batch, not {gsd}.")
+        return gsd / self.config.gsd
+
+    def _may_look_at(self, labels: torch.Tensor) -> bool:
+        """Whether the values of labels are checked: always on the CPU; on other devices, which a look would stall, in
+        the first batch alone; never while a graph is traced."""
+        if is_tracing(labels):
+            return False
+        first = not getattr(self, "_labels_seen", False)
+        self._labels_seen = True
+        return first or labels.device.type == "cpu"
 
 
 class FusMAEModel(FusMAEPreTrainedModel):
@@ -509,6 +819,33 @@ class FusMAEModel(FusMAEPreTrainedModel):
         """Replace the table that holds the class token."""
         self.embeddings.class_token = value
 
+    def feature_maps(
+        self,
+        stages: list[int],
+        hidden_states: tuple[torch.Tensor, ...],
+        pixel_values: torch.Tensor | None = None,
+        pixel_values_sar: torch.Tensor | None = None,
+        pixel_mask: torch.Tensor | None = None,
+        pixel_mask_sar: torch.Tensor | None = None,
+        optical_available: torch.Tensor | None = None,
+        sar_available: torch.Tensor | None = None,
+    ) -> tuple[torch.Tensor, ...]:
+        """Maps `(batch_size, hidden_size, rows, columns)` of some stages, from the `hidden_states` of [`forward`].
+
+        After the last layer norm, the mean over the sensors that are present at a place; zero where none is.
+        """
+        images = pixel_values if pixel_values is not None else pixel_values_sar
+        grid = (images.shape[2] // self.config.patch_size, images.shape[3] // self.config.patch_size)
+        present = []
+        if pixel_values is not None:
+            present.append(self._present_patches("optical", pixel_values, optical_available, pixel_mask))
+        if pixel_values_sar is not None:
+            present.append(self._present_patches("sar", pixel_values_sar, sar_available, pixel_mask_sar))
+        return tuple(
+            fuse_map(self.layernorm(hidden_states[stage]), grid, present).permute(0, 3, 1, 2).contiguous()
+            for stage in stages
+        )
+
     @merge_with_config_defaults
     @capture_outputs(tie_last_hidden_states=False)
     def forward(
@@ -521,6 +858,7 @@ class FusMAEModel(FusMAEPreTrainedModel):
         sar_available: torch.BoolTensor | None = None,
         ids_keep: torch.LongTensor | None = None,
         ids_keep_sar: torch.LongTensor | None = None,
+        gsd: float | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> FusMAEModelOutput:
         r"""
@@ -542,20 +880,28 @@ class FusMAEModel(FusMAEPreTrainedModel):
                 Optical patches to encode, by their number in the grid; all where None.
             ids_keep_sar (`torch.LongTensor` of shape `(batch_size, kept)`):
                 SAR patches to encode.
+            gsd (`float`):
+                Ground sampling distance of the images in metres, where it is not `config.gsd`. Positions are scaled by
+                their ratio, so that distances on the ground stay what they were in training (as in Scale-MAE, arXiv
+                2212.14532). That is extrapolation: the model has seen one distance only, and objects look different
+                at another. Resampling to `config.gsd` is the safe way.
 
         Raises:
             ValueError: no sensor is given, or shapes disagree with the configuration or with each other.
         """
-        self._check_images(pixel_values, pixel_values_sar)
+        self._check_images(pixel_values, pixel_values_sar, optical_available, sar_available)
         optical_present = self._present_patches("optical", pixel_values, optical_available, pixel_mask)
         sar_present = self._present_patches("sar", pixel_values_sar, sar_available, pixel_mask_sar)
+        scale = self._position_scale(gsd)
         optical = sar = None
         if pixel_values is not None:
             optical_present = None if optical_present is None else take_tokens(optical_present, ids_keep)
-            optical = self.embeddings(pixel_values, self.embeddings.optical_projection, ids_keep, optical_present)
+            optical = self.embeddings(
+                pixel_values, self.embeddings.optical_projection, ids_keep, optical_present, scale
+            )
         if pixel_values_sar is not None:
             sar_present = None if sar_present is None else take_tokens(sar_present, ids_keep_sar)
-            sar = self.embeddings(pixel_values_sar, self.embeddings.sar_projection, ids_keep_sar, sar_present)
+            sar = self.embeddings(pixel_values_sar, self.embeddings.sar_projection, ids_keep_sar, sar_present, scale)
         if self.fusion is not None:
             optical, sar = self.fusion(optical, sar, optical_present, sar_present, **kwargs)
 
@@ -618,6 +964,7 @@ class FusMAEDecoder(nn.Module):
         ids_keep: torch.Tensor | None = None,
         own_present: torch.Tensor | None = None,
         other_present: torch.Tensor | None = None,
+        scale: float = 1.0,
         **kwargs: Unpack[TransformersKwargs],
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Predict every patch of the grid.
@@ -628,6 +975,7 @@ class FusMAEDecoder(nn.Module):
             other: the encoder's tokens of the other sensor, or None.
             ids_keep: `(batch_size, kept)`, where the own tokens belong in the grid; None: they are the whole grid.
             own_present, other_present: `(batch_size, kept)` bool, which tokens hold data; None: all.
+            scale: of the positions.
 
         Returns:
             Pixels by patch `(batch_size, rows * columns, bands * patch_size ** 2)` and the weights of the fusion's
@@ -638,7 +986,7 @@ class FusMAEDecoder(nn.Module):
         if tokens is not None and other is not None and self.feature_fusion == "latent":
             fused, weights = self.fusion_attention(self.fusion_layernorm(tokens), other, other_present, **kwargs)
             tokens = tokens + fused
-        hidden_states = self._fill_grid(grid, tokens, other, ids_keep, own_present)
+        hidden_states = self._fill_grid(grid, tokens, other, ids_keep, own_present, scale)
         if self.feature_fusion == "query":
             streams = [(other, other_present)]
             if self.decoder_context == "all":
@@ -653,7 +1001,7 @@ class FusMAEDecoder(nn.Module):
             hidden_states = layer(hidden_states, None, **kwargs)
         return self.predict(self.layernorm(hidden_states)), weights
 
-    def _fill_grid(self, grid, tokens, other, ids_keep, present):
+    def _fill_grid(self, grid, tokens, other, ids_keep, present, scale):
         """The whole grid at decoder width: encoded tokens in their places, mask tokens elsewhere, positions added."""
         rows, columns = grid
         if tokens is None:
@@ -667,7 +1015,7 @@ class FusMAEDecoder(nn.Module):
                 index = ids_keep[..., None].expand(-1, -1, tokens.shape[-1])
                 hidden_states = whole.scatter(1, index, hidden_states)
         dim, device, dtype = hidden_states.shape[-1], hidden_states.device, hidden_states.dtype
-        return hidden_states + position_embeddings(rows, columns, dim, device, dtype)
+        return hidden_states + position_embeddings(rows, columns, dim, device, dtype, scale)
 
 
 def masked_patches(ids_keep: torch.Tensor, num_patches: int) -> torch.Tensor:
@@ -717,9 +1065,53 @@ def reconstruction_error(
     return (per_patch * weight).sum(dim=1) / weight.sum(dim=1).clamp(min=1)
 
 
+class _View(NamedTuple):
+    """One sensor of some pairs and what is visible of it."""
+
+    images: torch.Tensor | None
+    pixel_mask: torch.Tensor | None
+    available: torch.Tensor | None
+    ids_keep: torch.Tensor | None
+    """Visible patches; None: all."""
+
+    @property
+    def is_seen(self) -> bool:
+        """Whether the encoder gets anything of this sensor."""
+        return self.images is not None and (self.ids_keep is None or self.ids_keep.shape[1] > 0)
+
+    def rows(self, rows: slice, seen: bool) -> "_View":
+        """Some samples; with no patch visible unless `seen`."""
+        images, pixel_mask, available, ids_keep = (None if values is None else values[rows] for values in self)
+        return _View(images, pixel_mask, available, ids_keep if seen else ids_keep[:, :0])
+
+    def inputs(self, suffix: str, sensor: str, alone: bool) -> dict[str, torch.Tensor | None]:
+        """Arguments for the encoder; none where nothing is visible.
+
+        Where the other sensor is hidden (`alone`), a sample may be left without any: a pixel mask says so, since an
+        availability would be refused.
+        """
+        if not self.is_seen:
+            return {}
+        pixel_mask, available = self.pixel_mask, self.available
+        if alone and available is not None:
+            everywhere = self.images.new_ones((self.images.shape[0], *self.images.shape[2:]), dtype=torch.bool)
+            pixel_mask = everywhere if pixel_mask is None else pixel_mask
+            pixel_mask, available = pixel_mask & available.to(pixel_mask.device)[:, None, None], None
+        return {
+            f"pixel_values{suffix}": self.images,
+            f"pixel_mask{suffix}": pixel_mask,
+            f"{sensor}_available": available,
+            f"ids_keep{suffix}": self.ids_keep,
+        }
+
+
 class FusMAEForPreTraining(FusMAEPreTrainedModel):
     r"""
     Fus-MAE with its two decoders: hides most patches of both sensors and reconstructs their pixels.
+
+    With `config.modality_dropout`, fixed slices of each training batch show the encoder one sensor alone, at about
+    half the cost; the other is reconstructed whole. The encoder runs once for each slice, and hidden states and
+    attentions are not returned then.
 
     Example:
 
@@ -733,8 +1125,10 @@ class FusMAEForPreTraining(FusMAEPreTrainedModel):
     (torch.Size([]), torch.Size([2, 225, 128]), tensor([169, 169]))
     ```"""
 
-    # The Trainer divides the loss by the accumulated batches itself.
-    accepts_loss_kwargs = False
+    _fsdp_plan = {  # noqa: RUF012
+        "optical_decoder.layers.*": "free_full_weight",
+        "sar_decoder.layers.*": "free_full_weight",
+    }
 
     def __init__(self, config: FusMAEConfig):
         super().__init__(config)
@@ -742,6 +1136,9 @@ class FusMAEForPreTraining(FusMAEPreTrainedModel):
         self.optical_decoder = FusMAEDecoder(config, len(config.optical_bands))
         self.sar_decoder = FusMAEDecoder(config, len(config.sar_bands))
         self.post_init()
+
+    def _band_layers(self, sensor: str) -> list[tuple[nn.Linear, int]]:
+        return [*super()._band_layers(sensor), (getattr(self, f"{sensor}_decoder").predict, 0)]
 
     def unpatchify(self, logits: torch.Tensor, height: int, width: int) -> torch.Tensor:
         """Image `(batch_size, bands, height, width)` of `logits` or `logits_sar`, in normalised units."""
@@ -798,6 +1195,33 @@ class FusMAEForPreTraining(FusMAEPreTrainedModel):
             shuffled_sar = shuffled.flip(1)
         return shuffled[:, : kept["optical"]], shuffled_sar[:, : kept["sar"]]
 
+    def dropout_groups(self, batch_size: int) -> list[tuple[slice, bool, bool]]:
+        """Split a batch by `config.modality_dropout`: fixed slices, by position alone, so that shapes never change.
+
+        Args:
+            batch_size: number of pairs.
+
+        Returns:
+            (rows, whether the encoder sees their optical patches, whether it sees their SAR patches): first the rows
+            whose optical patches are hidden, then the whole pairs, then those whose SAR patches are hidden. Shares are
+            rounded down to whole samples.
+        """
+        shares = self.config.modality_dropouts
+        hidden = {sensor: int(batch_size * share + 1e-6) for sensor, share in shares.items()}
+        for sensor, share in shares.items():
+            if share > 0 and hidden[sensor] == 0 and not is_tracing():
+                logger.warning_once(
+                    f"`modality_dropout` of {sensor} ({share}) hides no sample of a batch of {batch_size}: shares are "
+                    "rounded down to whole samples. Use larger batches."
+                )
+        first, last = hidden["optical"], batch_size - hidden["sar"]
+        groups = [
+            (slice(0, first), False, True),
+            (slice(first, last), True, True),
+            (slice(last, batch_size), True, False),
+        ]
+        return [group for group in groups if group[0].start < group[0].stop]
+
     @can_return_tuple
     def forward(
         self,
@@ -810,13 +1234,15 @@ class FusMAEForPreTraining(FusMAEPreTrainedModel):
         noise: torch.FloatTensor | None = None,
         noise_sar: torch.FloatTensor | None = None,
         return_loss: bool = True,
+        gsd: float | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> FusMAEForPreTrainingOutput:
         r"""
         Args:
-            pixel_values, pixel_values_sar, pixel_mask, pixel_mask_sar, optical_available, sar_available:
+            pixel_values, pixel_values_sar, pixel_mask, pixel_mask_sar, optical_available, sar_available, gsd:
                 As in [`FusMAEModel`]. Pixels without data count neither in the loss nor in the statistics of a
-                patch; a sensor that is None, or absent from a sample, is no target.
+                patch; a sensor that is None, or absent from a sample, is no target. A sensor that
+                `config.modality_dropout` hides in training is one.
             noise (`torch.FloatTensor` of shape `(batch_size, N)`):
                 Decides the masks: the patches with the smallest values stay visible. Drawn where None.
             noise_sar (`torch.FloatTensor` of shape `(batch_size, N)`):
@@ -826,72 +1252,227 @@ class FusMAEForPreTraining(FusMAEPreTrainedModel):
         Raises:
             ValueError: no sensor is given, or shapes disagree with the configuration or with each other.
         """
-        self._check_images(pixel_values, pixel_values_sar)
+        self._check_images(pixel_values, pixel_values_sar, optical_available, sar_available)
         images = pixel_values if pixel_values is not None else pixel_values_sar
-        size = self.config.patch_size
+        batch_size, size = images.shape[0], self.config.patch_size
         grid = (images.shape[2] // size, images.shape[3] // size)
-        ids_keep, ids_keep_sar = self.draw_masks(
-            images.shape[0], grid[0] * grid[1], noise, noise_sar, device=images.device
-        )
-        optical_present = self._present_patches("optical", pixel_values, optical_available, pixel_mask)
-        sar_present = self._present_patches("sar", pixel_values_sar, sar_available, pixel_mask_sar)
-        # A sensor of which no patch is visible is not encoded, yet it is reconstructed.
-        sees_optical = pixel_values is not None and ids_keep.shape[1] > 0
-        sees_sar = pixel_values_sar is not None and ids_keep_sar.shape[1] > 0
-        if not sees_optical and not sees_sar:
+        ids_keep, ids_keep_sar = self.draw_masks(batch_size, grid[0] * grid[1], noise, noise_sar, device=images.device)
+        optical = _View(pixel_values, pixel_mask, optical_available, ids_keep)
+        sar = _View(pixel_values_sar, pixel_mask_sar, sar_available, ids_keep_sar)
+        groups = [(slice(0, batch_size), True, True)]
+        if self.training and pixel_values is not None and pixel_values_sar is not None:
+            groups = self.dropout_groups(batch_size)
+        parts = []
+        for rows, sees_optical, sees_sar in groups:
+            views = optical.rows(rows, sees_optical), sar.rows(rows, sees_sar)
+            parts.append(self._reconstruct_group(grid, *views, scale=self._position_scale(gsd), **kwargs))
+        results, losses = {}, []
+        for sensor, suffix, own, other, loss_weight in (
+            ("optical", "", optical, sar, self.config.optical_loss_weight),
+            ("sar", "_sar", sar, optical, self.config.sar_loss_weight),
+        ):
+            if own.images is None:
+                continue
+            logits = torch.cat([part[sensor] for part in parts])
+            mask = torch.cat([part[f"{sensor}_mask"] for part in parts])
+            results |= {f"logits{suffix}": logits, f"mask{suffix}": mask}
+            if return_loss:
+                target = own.available
+                if len(groups) > 1 and other.available is not None:
+                    # What dropout hides can be told from the other sensor alone.
+                    index = ("optical", "sar").index(sensor)
+                    seen = torch.cat(
+                        [
+                            mask.new_full((rows.stop - rows.start,), sees[index], dtype=torch.bool)
+                            for rows, *sees in groups
+                        ]
+                    )
+                    tellable = seen | other.available.to(mask.device)
+                    target = tellable if target is None else tellable & target.to(mask.device)
+                # The mean over samples, so that the loss does not depend on how a batch is cut.
+                loss = self.sensor_error(logits, own.images, mask, own.pixel_mask, target).mean()
+                results[f"{sensor}_loss"] = loss
+                losses.append(loss_weight * loss)
+        if len(parts) == 1:
+            encoded = parts[0]["encoded"]
+            results |= {
+                name: encoded[name] for name in ("hidden_states", "attentions", "cross_attentions") if name in encoded
+            }
+            if kwargs.get("output_attentions", self.config.output_attentions):
+                results["decoder_cross_attentions"] = parts[0]["maps"]
+        return FusMAEForPreTrainingOutput(loss=sum(losses) if losses else None, **results)
+
+    def _reconstruct_group(
+        self,
+        grid: tuple[int, int],
+        optical: "_View",
+        sar: "_View",
+        sensors: tuple[str, ...] | None = None,
+        **kwargs,
+    ) -> dict:
+        """Encode what is visible of some pairs and decode every patch.
+
+        Args:
+            grid: (rows, columns) of patches.
+            optical, sar: the sensors.
+            sensors: which to decode; those given where None.
+
+        Returns:
+            `encoded`, the encoder's output; by sensor, its logits and `<sensor>_mask`; `maps` of the decoders' fusion.
+        """
+        scale = kwargs.pop("scale")
+        if not optical.is_seen and not sar.is_seen:
             raise ValueError(
                 f"Nothing is visible: the only sensor given is hidden entirely by the mask ratios "
                 f"{self.config.mask_ratios}."
             )
+        presents = {
+            sensor: self._present_patches(sensor, view.images, view.available, view.pixel_mask)
+            for sensor, view in (("optical", optical), ("sar", sar))
+        }
         encoded = self.fusmae(
-            pixel_values=pixel_values if sees_optical else None,
-            pixel_values_sar=pixel_values_sar if sees_sar else None,
-            pixel_mask=pixel_mask if sees_optical else None,
-            pixel_mask_sar=pixel_mask_sar if sees_sar else None,
-            optical_available=optical_available if sees_optical else None,
-            sar_available=sar_available if sees_sar else None,
-            ids_keep=ids_keep if sees_optical else None,
-            ids_keep_sar=ids_keep_sar if sees_sar else None,
+            **optical.inputs("", "optical", alone=not sar.is_seen),
+            **sar.inputs("_sar", "sar", alone=not optical.is_seen),
+            gsd=scale * self.config.gsd,
             **kwargs,
         )
-        optical = (
-            encoded.optical_hidden_state,
-            ids_keep,
-            None if optical_present is None or not sees_optical else take_tokens(optical_present, ids_keep),
-        )
-        sar = (
-            encoded.sar_hidden_state,
-            ids_keep_sar,
-            None if sar_present is None or not sees_sar else take_tokens(sar_present, ids_keep_sar),
-        )
-        results, maps, losses = {}, [], []
-        for sensor, suffix, decoder, images, own, other, valid_pixels, available, loss_weight in (
-            ("optical", "", self.optical_decoder, pixel_values, optical, sar, pixel_mask, optical_available,
-             self.config.optical_loss_weight),
-            ("sar", "_sar", self.sar_decoder, pixel_values_sar, sar, optical, pixel_mask_sar, sar_available,
-             self.config.sar_loss_weight),
-        ):  # fmt: skip
-            if images is None:
+        # A sensor of which no patch is visible is not encoded, yet it is reconstructed.
+        decoded = {}
+        for sensor, view in (("optical", optical), ("sar", sar)):
+            present = presents[sensor]
+            decoded[sensor] = (
+                encoded[f"{sensor}_hidden_state"] if view.is_seen else None,
+                view.ids_keep,
+                None if present is None or not view.is_seen else take_tokens(present, view.ids_keep),
+            )
+        part, maps = {"encoded": encoded}, []
+        for sensor, view, decoder in (
+            ("optical", optical, self.optical_decoder),
+            ("sar", sar, self.sar_decoder),
+        ):
+            if sensor not in sensors if sensors is not None else view.images is None:
                 continue
-            logits, weights = decoder(grid, own[0], other[0], own[1], own[2], other[2], **kwargs)
-            mask = masked_patches(own[1], grid[0] * grid[1])
-            results |= {f"logits{suffix}": logits, f"mask{suffix}": mask}
+            own, other = decoded[sensor], decoded["sar" if sensor == "optical" else "optical"]
+            part[sensor], weights = decoder(grid, own[0], other[0], own[1], own[2], other[2], scale=scale, **kwargs)
+            if view.ids_keep is not None:
+                part[f"{sensor}_mask"] = masked_patches(view.ids_keep, grid[0] * grid[1])
             if weights is not None:
                 maps.append(weights)
-            if return_loss:
-                # The mean over samples, so that the loss does not depend on how a batch is cut.
-                loss = self.sensor_error(logits, images, mask, valid_pixels, available).mean()
-                results[f"{sensor}_loss"] = loss
-                losses.append(loss_weight * loss)
-        if kwargs.get("output_attentions", self.config.output_attentions):
-            results["decoder_cross_attentions"] = tuple(maps)
-        return FusMAEForPreTrainingOutput(
-            loss=sum(losses) if losses else None,
-            hidden_states=encoded.hidden_states,
-            attentions=encoded.attentions,
-            cross_attentions=encoded.cross_attentions,
-            **results,
+        part["maps"] = tuple(maps)
+        return part
+
+    @torch.no_grad()
+    def reconstruct(
+        self,
+        pixel_values: torch.FloatTensor | None = None,
+        pixel_values_sar: torch.FloatTensor | None = None,
+        mask: torch.Tensor | None = None,
+        mask_sar: torch.Tensor | None = None,
+        pixel_mask: torch.BoolTensor | None = None,
+        pixel_mask_sar: torch.BoolTensor | None = None,
+        optical_available: torch.BoolTensor | None = None,
+        sar_available: torch.BoolTensor | None = None,
+        gsd: float | None = None,
+    ) -> FusMAEReconstruction:
+        r"""
+        Images of both sensors from what is visible: optical from SAR alone, SAR from optical alone, or the hidden
+        patches of either. Nothing is drawn: what is not hidden by `mask` is visible. A sensor that is not given is
+        reconstructed whole, on the grid of the other.
+
+        Args:
+            pixel_values, pixel_values_sar, pixel_mask, pixel_mask_sar, optical_available, sar_available, gsd:
+                As in [`FusMAEModel`].
+            mask (`torch.Tensor` of shape `(batch_size, N)`, bool or integer):
+                Nonzero for the optical patches to hide; samples may differ in number. None: hide none.
+            mask_sar (`torch.Tensor` of shape `(batch_size, N)`):
+                The same for SAR.
+
+        Returns:
+            [`FusMAEReconstruction`], in normalised units; `FusMAEImageProcessor.post_process_reconstruction` makes
+            physical ones of them. With `config.norm_pix_loss` the model has learned each patch without its mean and
+            standard deviation, and nothing tells those of a patch that it never saw: they are set to the average of
+            the visible patches of that sensor in that sample, or to 0 and 1, the average of the training data, where
+            none is visible, and `assumed_levels` is True. Textures are predictions then, brightness is not.
+
+        Raises:
+            ValueError: as in [`FusMAEModel`], a mask of another shape, or a sample in which nothing is visible.
+
+        Example:
+
+        ```python
+        >>> import torch
+        >>> from fusmae_hf import FusMAEConfig, FusMAEForPreTraining
+
+        >>> model = FusMAEForPreTraining(FusMAEConfig.from_preset("tiny")).eval()
+        >>> images = model.reconstruct(pixel_values_sar=torch.randn(1, 2, 64, 64))
+        >>> images.pixel_values.shape, images.reconstructed.all().item(), images.reconstructed_sar.any().item()
+        (torch.Size([1, 12, 64, 64]), True, False)
+        ```"""
+        self._check_images(pixel_values, pixel_values_sar, optical_available, sar_available)
+        images = pixel_values if pixel_values is not None else pixel_values_sar
+        size = self.config.patch_size
+        batch_size, (height, width) = images.shape[0], images.shape[2:]
+        grid = (height // size, width // size)
+        views, shown = {}, images.new_zeros(batch_size, dtype=torch.bool)
+        for sensor, name, values, hidden, valid, available in (
+            ("optical", "mask", pixel_values, mask, pixel_mask, optical_available),
+            ("sar", "mask_sar", pixel_values_sar, mask_sar, pixel_mask_sar, sar_available),
+        ):
+            self._present_patches(sensor, values, available, valid)  # refuses what does not fit
+            if hidden is not None and (values is None or hidden.shape != (batch_size, grid[0] * grid[1])):
+                raise ValueError(
+                    f"`{name}` must have shape {(batch_size, grid[0] * grid[1])}, one value a patch of the {sensor} "
+                    f"images, but has {tuple(hidden.shape)}{' and there are none' if values is None else ''}."
+                )
+            visible = images.new_full((batch_size, height, width), values is not None, dtype=torch.bool)
+            if valid is not None:
+                visible = visible & valid.to(images.device)
+            if available is not None:
+                visible = visible & available.to(images.device)[:, None, None]
+            if hidden is not None:
+                hidden = hidden.to(images.device).bool()[:, :, None, None].expand(-1, -1, 1, size**2)
+                visible = visible & ~unpatchify(hidden, size, height, width)[:, 0]
+            views[sensor] = _View(values, visible if values is not None else None, None, None)
+            shown = shown | visible.flatten(1).any(dim=1)
+        if not shown.all():
+            raise ValueError(
+                f"Nothing is visible in sample {(~shown).nonzero().flatten().tolist()}: `mask` and `mask_sar` hide it "
+                "all, or it holds no data."
+            )
+        part = self._reconstruct_group(
+            grid, views["optical"], views["sar"], sensors=("optical", "sar"), scale=self._position_scale(gsd)
         )
+        results = {}
+        for sensor, suffix in (("optical", ""), ("sar", "_sar")):
+            view, logits = views[sensor], part[sensor].float()
+            if self.config.norm_pix_loss:
+                logits = self._assume_levels(logits, view)
+            predicted = self.unpatchify(logits, height, width)
+            if view.images is None:
+                visible = images.new_zeros((batch_size, height, width), dtype=torch.bool)
+            else:
+                visible = view.pixel_mask
+                predicted = torch.where(visible[:, None], view.images.float(), predicted)
+            results |= {f"pixel_values{suffix}": predicted, f"reconstructed{suffix}": ~visible}
+        return FusMAEReconstruction(**results, assumed_levels=self.config.norm_pix_loss)
+
+    def _assume_levels(self, logits: torch.Tensor, view: "_View") -> torch.Tensor:
+        """Give patches that were predicted without mean and deviation those of the visible patches of their sample."""
+        mean, std = logits.new_zeros(logits.shape[0], 1, 1), logits.new_ones(logits.shape[0], 1, 1)
+        if view.images is not None:
+            valid = patchify(view.pixel_mask[:, None], self.config.patch_size)
+            patches = patchify(view.images.float(), self.config.patch_size)
+            patches = torch.where(valid, patches, 0.0)
+            count = valid.sum(dim=(2, 3)) * patches.shape[2]
+            means = patches.sum(dim=(2, 3)) / count.clamp(min=1)
+            squares = (torch.where(valid, patches - means[..., None, None], 0.0)).square().sum(dim=(2, 3))
+            deviations = (squares / count.clamp(min=1)).sqrt()
+            seen = count > 0
+            number = seen.sum(dim=1).clamp(min=1)
+            some = seen.any(dim=1)[:, None, None]
+            mean = torch.where(some, (means.sum(dim=1) / number)[:, None, None], mean)
+            std = torch.where(some, (deviations.sum(dim=1) / number)[:, None, None], std)
+        return logits * std + mean
 
     def sensor_error(
         self,
@@ -925,7 +1506,309 @@ class FusMAEForPreTraining(FusMAEPreTrainedModel):
         return reconstruction_error(logits, target, mask, valid, self.config.norm_pix_loss)
 
 
+class FusMAEForImageClassification(FusMAEPreTrainedModel):
+    r"""
+    Fus-MAE with a linear classifier on the mean of the patch tokens: single label, multi-label or regression.
+
+    The kind of problem is `config.problem_type`; where that is None it follows from the first labels: floats for one
+    output mean regression, integers one class a sample, floats for several outputs several labels a sample.
+
+    Example:
+
+    ```python
+    >>> import torch
+    >>> from fusmae_hf import FusMAEConfig, FusMAEForImageClassification
+
+    >>> config = FusMAEConfig.from_preset("tiny", num_labels=19, problem_type="multi_label_classification")
+    >>> model = FusMAEForImageClassification(config)
+    >>> sar, labels = torch.randn(2, 2, 120, 120), torch.randint(0, 2, (2, 19)).float()
+    >>> outputs = model(pixel_values_sar=sar, labels=labels)  # SAR alone is fine
+    >>> outputs.logits.shape, outputs.loss.shape
+    (torch.Size([2, 19]), torch.Size([]))
+    ```"""
+
+    def __init__(self, config: FusMAEConfig):
+        super().__init__(config)
+        self.num_labels = config.num_labels
+        self.fusmae = FusMAEModel(config)
+        # Not `layernorm`: loading would take the encoder's weights of that name for it.
+        self.pooled_layernorm = (
+            nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps) if config.classifier_norm else nn.Identity()
+        )
+        self.classifier = nn.Linear(config.hidden_size, config.num_labels)
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        pixel_values: torch.FloatTensor | None = None,
+        pixel_values_sar: torch.FloatTensor | None = None,
+        pixel_mask: torch.BoolTensor | None = None,
+        pixel_mask_sar: torch.BoolTensor | None = None,
+        optical_available: torch.BoolTensor | None = None,
+        sar_available: torch.BoolTensor | None = None,
+        labels: torch.Tensor | None = None,
+        gsd: float | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> FusMAEImageClassifierOutput:
+        r"""
+        Args:
+            pixel_values, pixel_values_sar, pixel_mask, pixel_mask_sar, optical_available, sar_available, gsd:
+                As in [`FusMAEModel`].
+            labels (`torch.Tensor`):
+                Single label: integers `(batch_size,)` in `[0, num_labels)`, -100 to leave a sample out. Multi-label:
+                floats `(batch_size, num_labels)` in [0, 1]. Regression: floats `(batch_size, num_labels)`, or
+                `(batch_size,)` for one output.
+
+        Raises:
+            ValueError: inputs as in [`FusMAEModel`], or labels of another shape, dtype or range. On an accelerator
+                the range is checked in the first batch alone.
+        """
+        self._check_images(pixel_values, pixel_values_sar, optical_available, sar_available)
+        if labels is not None:
+            images = pixel_values if pixel_values is not None else pixel_values_sar
+            check_image_labels(labels, images.shape[0], self.config, self._may_look_at(labels))
+        encoded = self.fusmae(
+            pixel_values=pixel_values,
+            pixel_values_sar=pixel_values_sar,
+            pixel_mask=pixel_mask,
+            pixel_mask_sar=pixel_mask_sar,
+            optical_available=optical_available,
+            sar_available=sar_available,
+            gsd=gsd,
+            **kwargs,
+        )
+        logits = self.classifier(self.pooled_layernorm(encoded.pooler_output))
+        loss = None
+        if labels is not None:
+            if resolve_problem_type(self.config, labels) == "single_label_classification":
+                labels = labels.long()
+            loss = self.loss_function(labels, logits, self.config)
+        return FusMAEImageClassifierOutput(
+            loss=loss,
+            logits=logits,
+            hidden_states=encoded.hidden_states,
+            attentions=encoded.attentions,
+            cross_attentions=encoded.cross_attentions,
+        )
+
+
+class FusMAESegmentationDecoder(nn.Module):
+    """Joins maps of several depths and brings them to four predictions to the side of a patch."""
+
+    def __init__(self, config: FusMAEConfig):
+        super().__init__()
+        width = config.segmentation_hidden_size
+        self.projections = nn.ModuleList(nn.Linear(config.hidden_size, width) for _ in config.segmentation_stages)
+        self.convolutions = nn.ModuleList(nn.Conv2d(width, width, kernel_size=3, padding=1) for _ in range(2))
+        self.layernorms = nn.ModuleList(nn.LayerNorm(width, eps=config.layer_norm_eps) for _ in range(2))
+        self.act_fn = ACT2FN[config.hidden_act]
+        self.predict = nn.Linear(width, config.num_labels)
+
+    def forward(self, maps: list[torch.Tensor]) -> torch.Tensor:
+        """Predictions `(batch_size, num_labels, 4 * rows, 4 * columns)` from maps
+        `(batch_size, hidden_size, rows, columns)`, one for each depth."""
+        projected = [
+            projection(values.permute(0, 2, 3, 1)) for projection, values in zip(self.projections, maps, strict=True)
+        ]
+        hidden_states = sum(projected).permute(0, 3, 1, 2)
+        for convolution, layernorm in zip(self.convolutions, self.layernorms, strict=True):
+            hidden_states = nn.functional.interpolate(hidden_states, scale_factor=2.0, mode="bilinear")
+            hidden_states = layernorm(convolution(hidden_states).permute(0, 2, 3, 1))
+            hidden_states = self.act_fn(hidden_states).permute(0, 3, 1, 2)
+        return self.predict(hidden_states.permute(0, 2, 3, 1)).permute(0, 3, 1, 2).contiguous()
+
+
+def dense_regression_error(predicted: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Mean squared error over the labels that are finite; zero where none is.
+
+    Args:
+        predicted: `(batch_size, num_labels, rows, columns)`, upsampled bilinearly to the labels.
+        labels: `(batch_size, num_labels, height, width)`, or `(batch_size, height, width)` for one output. NaN and
+            infinity mean no data.
+    """
+    labels = labels[:, None] if labels.ndim == 3 else labels
+    predicted = nn.functional.interpolate(predicted.float(), labels.shape[-2:], mode="bilinear")
+    valid = labels.isfinite()
+    error = torch.where(valid, predicted - torch.where(valid, labels.float(), 0.0), 0.0)
+    return error.square().sum() / valid.sum().clamp(min=1)
+
+
+class FusMAEForSemanticSegmentation(FusMAEPreTrainedModel):
+    r"""
+    Fus-MAE with a light dense head: semantic segmentation, or regression of a value for each pixel.
+
+    The head joins the fused tokens (the mean over the sensors present at a place) of the stages
+    `config.segmentation_stages` and upsamples them twice. Images of any size that the patch size divides work.
+
+    Example:
+
+    ```python
+    >>> import torch
+    >>> from fusmae_hf import FusMAEConfig, FusMAEForSemanticSegmentation
+
+    >>> model = FusMAEForSemanticSegmentation(FusMAEConfig.from_preset("tiny", num_labels=10))
+    >>> sar, optical = torch.randn(1, 2, 64, 96), torch.randn(1, 12, 64, 96)
+    >>> labels = torch.randint(0, 10, (1, 64, 96))
+    >>> labels[:, :8] = 255  # left out of the loss
+    >>> outputs = model(pixel_values=optical, pixel_values_sar=sar, labels=labels)
+    >>> outputs.logits.shape, outputs.loss.shape
+    (torch.Size([1, 10, 32, 48]), torch.Size([]))
+    ```"""
+
+    def __init__(self, config: FusMAEConfig):
+        super().__init__(config)
+        self.num_labels = config.num_labels
+        self.fusmae = FusMAEModel(config)
+        self.decoder = FusMAESegmentationDecoder(config)
+        self.post_init()
+
+    def post_init(self):
+        """Install the hooks that collect hidden states, which this head always needs, before any compilation."""
+        super().post_init()
+        maybe_install_capturing_hooks(self)
+
+    @can_return_tuple
+    @filter_output_hidden_states
+    def forward(
+        self,
+        pixel_values: torch.FloatTensor | None = None,
+        pixel_values_sar: torch.FloatTensor | None = None,
+        pixel_mask: torch.BoolTensor | None = None,
+        pixel_mask_sar: torch.BoolTensor | None = None,
+        optical_available: torch.BoolTensor | None = None,
+        sar_available: torch.BoolTensor | None = None,
+        labels: torch.Tensor | None = None,
+        gsd: float | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> FusMAESemanticSegmenterOutput:
+        r"""
+        Args:
+            pixel_values, pixel_values_sar, pixel_mask, pixel_mask_sar, optical_available, sar_available, gsd:
+                As in [`FusMAEModel`].
+            labels (`torch.Tensor`):
+                Of the same ground as the images, at their size or a whole multiple or fraction of it; logits are
+                upsampled to them. Classes: integers `(batch_size, height, width)` in `[0, num_labels)`, with
+                `config.semantic_loss_ignore_index` (255) where there is no label. Regression
+                (`problem_type="regression"`, or `num_labels=1`): floats `(batch_size, num_labels, height, width)`, or
+                `(batch_size, height, width)` for one output, with NaN where there is no label.
+
+        Raises:
+            ValueError: inputs as in [`FusMAEModel`], or labels of another shape, dtype or range. On an accelerator
+                the range is checked in the first batch alone.
+        """
+        self._check_images(pixel_values, pixel_values_sar, optical_available, sar_available)
+        images = pixel_values if pixel_values is not None else pixel_values_sar
+        if labels is not None:
+            look = self._may_look_at(labels)
+            check_dense_labels(labels, images.shape[0], tuple(images.shape[2:]), self.config, look)
+        inputs = {
+            "pixel_values": pixel_values,
+            "pixel_values_sar": pixel_values_sar,
+            "pixel_mask": pixel_mask,
+            "pixel_mask_sar": pixel_mask_sar,
+            "optical_available": optical_available,
+            "sar_available": sar_available,
+        }
+        encoded = self.fusmae(**inputs, gsd=gsd, **kwargs)
+        logits = self.decoder(
+            self.fusmae.feature_maps(self.config.segmentation_stages, encoded.hidden_states, **inputs)
+        )
+        loss = None
+        if labels is not None and resolve_problem_type(self.config, labels) == "regression":
+            loss = dense_regression_error(logits, labels)
+        elif labels is not None:
+            labels, ignore_index = labels.long(), self.config.semantic_loss_ignore_index
+            # A batch without any label adds zero, not 0 / 0.
+            count = (labels != ignore_index).sum().clamp(min=1)
+            loss = self.loss_function(logits.float(), labels, ignore_index=ignore_index, num_items_in_batch=count)
+        return FusMAESemanticSegmenterOutput(
+            loss=loss,
+            logits=logits,
+            hidden_states=encoded.hidden_states,
+            attentions=encoded.attentions,
+            cross_attentions=encoded.cross_attentions,
+        )
+
+
+class FusMAEBackbone(BackboneMixin, FusMAEPreTrainedModel):
+    r"""
+    Fus-MAE as a backbone for detectors and segmenters: feature maps of chosen depths.
+
+    Stages are `stem` (after the early fusion) and `stage1` ... `stage<num_hidden_layers>`; `config.out_features` or
+    `config.out_indices` chooses. All maps have `hidden_size` channels and one cell a patch: the mean, over the sensors
+    present there, of the tokens after the encoder's last layer norm.
+
+    Example:
+
+    ```python
+    >>> import torch
+    >>> from fusmae_hf import FusMAEBackbone, FusMAEConfig
+
+    >>> backbone = FusMAEBackbone(FusMAEConfig.from_preset("tiny", out_features=["stage3", "stage11"]))
+    >>> with torch.no_grad():
+    ...     maps = backbone(torch.randn(1, 12, 64, 96), torch.randn(1, 2, 64, 96)).feature_maps
+    >>> [tuple(values.shape) for values in maps], backbone.channels
+    ([(1, 192, 8, 12), (1, 192, 8, 12)], [192, 192])
+    ```"""
+
+    def __init__(self, config: FusMAEConfig):
+        super().__init__(config)
+        self.fusmae = FusMAEModel(config)
+        self.num_features = [config.hidden_size for _ in range(config.num_hidden_layers + 1)]
+        self.post_init()
+
+    @can_return_tuple
+    @filter_output_hidden_states
+    def forward(
+        self,
+        pixel_values: torch.FloatTensor | None = None,
+        pixel_values_sar: torch.FloatTensor | None = None,
+        pixel_mask: torch.BoolTensor | None = None,
+        pixel_mask_sar: torch.BoolTensor | None = None,
+        optical_available: torch.BoolTensor | None = None,
+        sar_available: torch.BoolTensor | None = None,
+        gsd: float | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> FusMAEBackboneOutput:
+        r"""
+        Args:
+            pixel_values, pixel_values_sar, pixel_mask, pixel_mask_sar, optical_available, sar_available, gsd:
+                As in [`FusMAEModel`]. A sample without a sensor gets the maps of the other one; a place without data
+                in any sensor is zero.
+
+        Raises:
+            ValueError: no sensor is given, or shapes disagree with the configuration or with each other.
+        """
+        inputs = {
+            "pixel_values": pixel_values,
+            "pixel_values_sar": pixel_values_sar,
+            "pixel_mask": pixel_mask,
+            "pixel_mask_sar": pixel_mask_sar,
+            "optical_available": optical_available,
+            "sar_available": sar_available,
+        }
+        encoded = self.fusmae(**inputs, gsd=gsd, **kwargs)
+        stages = [self.stage_names.index(name) for name in self.out_features]
+        return FusMAEBackboneOutput(
+            feature_maps=self.fusmae.feature_maps(stages, encoded.hidden_states, **inputs),
+            hidden_states=encoded.hidden_states,
+            attentions=encoded.attentions,
+            cross_attentions=encoded.cross_attentions,
+        )
+
+
 FusMAEModel.register_for_auto_class("AutoModel")
 FusMAEForPreTraining.register_for_auto_class("AutoModelForPreTraining")
+FusMAEForImageClassification.register_for_auto_class("AutoModelForImageClassification")
+FusMAEForSemanticSegmentation.register_for_auto_class("AutoModelForSemanticSegmentation")
+FusMAEBackbone.register_for_auto_class("AutoBackbone")
 
-__all__ = ["FusMAEForPreTraining", "FusMAEModel", "FusMAEPreTrainedModel"]
+__all__ = [
+    "FusMAEBackbone",
+    "FusMAEForImageClassification",
+    "FusMAEForPreTraining",
+    "FusMAEForSemanticSegmentation",
+    "FusMAEModel",
+    "FusMAEPreTrainedModel",
+]

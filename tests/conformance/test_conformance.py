@@ -6,7 +6,14 @@ import pytest
 import torch
 from transformers.models.auto import modeling_auto
 
-from fusmae_hf import FusMAEConfig, FusMAEForPreTraining, FusMAEModel
+from fusmae_hf import (
+    FusMAEBackbone,
+    FusMAEConfig,
+    FusMAEForImageClassification,
+    FusMAEForPreTraining,
+    FusMAEForSemanticSegmentation,
+    FusMAEModel,
+)
 
 from .upstream import available, upstream
 
@@ -18,12 +25,16 @@ pytestmark = [
 if available():
     ConfigTester = upstream("test_configuration_common").ConfigTester
     ModelTesterMixin = upstream("test_modeling_common").ModelTesterMixin
+    BackboneTesterMixin = upstream("test_backbone_common").BackboneTesterMixin
 else:
-    ConfigTester, ModelTesterMixin = object, object
+    ConfigTester, ModelTesterMixin, BackboneTesterMixin = object, object, object
 
 # The mixins recognise what a class is for by its name in transformers' own tables.
 modeling_auto.MODEL_MAPPING_NAMES["fusmae"] = "FusMAEModel"
 modeling_auto.MODEL_FOR_PRETRAINING_MAPPING_NAMES["fusmae"] = "FusMAEForPreTraining"
+modeling_auto.MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES["fusmae"] = "FusMAEForImageClassification"
+modeling_auto.MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING_NAMES["fusmae"] = "FusMAEForSemanticSegmentation"
+modeling_auto.MODEL_FOR_BACKBONE_MAPPING_NAMES["fusmae"] = "FusMAEBackbone"
 
 
 class FusMAEModelTester:
@@ -59,6 +70,7 @@ class FusMAEModelTester:
             decoder_num_attention_heads=4,
             decoder_intermediate_size=24,
             mask_ratio=self.mask_ratio,
+            segmentation_hidden_size=16,
         )
 
     def prepare_config_and_inputs_for_common(self) -> tuple[FusMAEConfig, dict[str, torch.Tensor]]:
@@ -88,10 +100,23 @@ class FusMAEConformance(ModelTesterMixin):
 
 
 class FusMAEModelConformanceTest(FusMAEConformance, unittest.TestCase):
-    all_model_classes = (FusMAEModel,)
+    all_model_classes = (
+        FusMAEModel,
+        FusMAEForImageClassification,
+        FusMAEForSemanticSegmentation,
+        FusMAEBackbone,
+    )
     masked = False
 
 
 class FusMAEForPreTrainingConformanceTest(FusMAEConformance, unittest.TestCase):
     all_model_classes = (FusMAEForPreTraining,)
     masked = True
+
+
+class FusMAEBackboneConformanceTest(BackboneTesterMixin, unittest.TestCase):
+    all_model_classes = (FusMAEBackbone,)
+    config_class = FusMAEConfig
+
+    def setUp(self):
+        self.model_tester = FusMAEModelTester(self, masked=False)

@@ -19,6 +19,7 @@ TINY = {
     "decoder_num_hidden_layers": 1,
     "decoder_num_attention_heads": 4,
     "decoder_intermediate_size": 24,
+    "segmentation_hidden_size": 16,
 }
 
 

@@ -42,6 +42,10 @@ def test_a_misspelt_field_is_refused_with_the_field_that_was_meant():
         ({"sar_bands": ["VV", "VV"]}, "repeats a name"),
         ({"sar_loss_weight": -1}, "must not be negative"),
         ({"num_hidden_layers": 0}, "at least 1"),
+        ({"gsd": 0}, "positive distance"),
+        ({"modality_dropout": 0.6}, "nor exceed 1 for both"),
+        ({"modality_dropout": {"optical": 0.5}}, "keys 'optical' and 'sar'"),
+        ({"modality_dropout": 0.1, "mask_ratio": {"optical": 0.5, "sar": 1}}, "nothing would be visible"),
         ({"hidden_size": "768"}, "hidden_size"),
     ],
 )

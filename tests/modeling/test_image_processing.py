@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoImageProcessor
 
-from fusmae_hf import FusMAEConfig, FusMAEImageProcessor, FusMAEModel
+from fusmae_hf import FusMAEConfig, FusMAEForPreTraining, FusMAEImageProcessor, FusMAEModel
+from fusmae_hf.modeling.modeling_fusmae import FusMAESemanticSegmenterOutput
 from fusmae_hf.modeling.sensors_fusmae import OPTICAL_BANDS, OPTICAL_BANDS_L1C, STATISTICS
 
 VV, VH = (-12.0, -19.0)
@@ -271,3 +272,79 @@ def test_values_are_looked_at_in_the_first_batches_alone(sar, optical):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         processor(sar=sar[::-1], optical=optical)
+
+
+# --- padding -------------------------------------------------------------------------------------------------------
+
+
+def test_padding_is_marked_and_the_model_ignores_it(sar, optical):
+    sar, optical = sar[:, :13, :10], optical[:, :13, :10]
+    inputs = FusMAEImageProcessor(do_pad=True, size_divisor=8)(sar=sar, optical=optical)
+    assert inputs["pixel_values"].shape == (1, 12, 16, 16)
+    for suffix in ("", "_sar"):
+        assert inputs[f"pixel_mask{suffix}"][0, :13, :10].all()
+        assert inputs[f"pixel_mask{suffix}"].sum() == 13 * 10
+        assert (inputs[f"pixel_values{suffix}"][0, :, 13:] == 0).all()
+    wider = FusMAEImageProcessor(do_pad=True, size_divisor=32)(sar=sar, optical=optical)
+    model = FusMAEModel(FusMAEConfig.from_preset("tiny", num_hidden_layers=1)).eval()
+    with torch.no_grad():
+        pooled = [model(**values).pooler_output for values in (inputs, wider)]
+    torch.testing.assert_close(pooled[0], pooled[1], rtol=1e-4, atol=1e-5)
+
+
+def test_patches_of_different_sizes_are_padded_to_the_largest(sar, optical):
+    small = FusMAEImageProcessor(do_pad=True, size_divisor=4)(
+        sar=[sar[:, :9], None, sar[:, :8, :5]], optical=[optical[:, :9], optical[:, :8], optical[:, :8, :5]]
+    )
+    assert small["pixel_values_sar"].shape == (3, 2, 12, 16)
+    assert small["pixel_mask"].flatten(1).sum(dim=1).tolist() == [9 * 16, 8 * 16, 8 * 5]
+    assert small["pixel_mask_sar"].flatten(1).sum(dim=1).tolist() == [9 * 16, 0, 8 * 5]
+
+
+@pytest.mark.parametrize(
+    ("options", "call", "message"),
+    [
+        ({"do_pad": True}, {}, "needs `size_divisor`"),
+        ({"do_pad": True, "size_divisor": 8}, {"return_pixel_mask": False}, "cannot go with it"),
+        ({"do_pad": True, "size_divisor": 8}, {"sar": np.full((2, 9, 16), -9.0)}, "same places on the same grid"),
+    ],
+)
+def test_padding_that_could_not_be_told_from_data_is_refused(sar, optical, options, call, message):
+    with pytest.raises(ValueError, match=message):
+        FusMAEImageProcessor(**options)(**{"sar": sar, "optical": optical} | call)
+
+
+# --- results of the models -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("offset", [0, 1000])
+def test_a_reconstruction_comes_back_in_physical_units(sar, optical, offset):
+    optical = optical.astype("float32") + offset
+    processor = FusMAEImageProcessor(optical_offset=offset, do_pad=True, size_divisor=8)
+    inputs = processor(sar=sar[:, :13], optical=optical[:, :13])
+    outputs = FusMAEForPreTraining(FusMAEConfig.from_preset("tiny", num_hidden_layers=1)).reconstruct(**inputs)
+    images = processor.post_process_reconstruction(outputs, size=(13, 16))
+    np.testing.assert_allclose(images["optical"][0], optical[:, :13] - offset, atol=0.01)
+    np.testing.assert_allclose(images["sar"][0], sar[:, :13], atol=1e-4)
+    images = processor.post_process_reconstruction(
+        outputs, optical_offset=offset, optical_units="reflectance", sar_units="linear", size=(13, 16)
+    )
+    np.testing.assert_allclose(images["optical"][0], optical[:, :13] / 10_000, atol=1e-5)
+    np.testing.assert_allclose(images["sar"][0], 10 ** (sar[:, :13] / 10), rtol=1e-3)
+
+
+def test_raw_values_are_not_made_physical():
+    processor = FusMAEImageProcessor(sar_units="raw")
+    with pytest.raises(ValueError, match="cannot be made 'linear'"):
+        processor.post_process_reconstruction(None, sar_units="linear")
+
+
+def test_label_maps_come_at_the_size_that_is_asked_for():
+    outputs = FusMAESemanticSegmenterOutput(logits=torch.randn(2, 3, 4, 4))
+    processor = FusMAEImageProcessor()
+    maps = processor.post_process_semantic_segmentation(outputs)
+    assert torch.equal(torch.stack(maps), outputs.logits.argmax(dim=1))
+    sizes = [(16, 16), (9, 7)]
+    assert [tuple(m.shape) for m in processor.post_process_semantic_segmentation(outputs, sizes)] == sizes
+    with pytest.raises(ValueError, match="1 sizes for 2 samples"):
+        processor.post_process_semantic_segmentation(outputs, sizes[:1])

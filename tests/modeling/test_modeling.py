@@ -3,7 +3,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fusmae_hf import FusMAEConfig, FusMAEForPreTraining, FusMAEModel
+from fusmae_hf import (
+    FusMAEBackbone,
+    FusMAEConfig,
+    FusMAEForImageClassification,
+    FusMAEForPreTraining,
+    FusMAEForSemanticSegmentation,
+    FusMAEModel,
+)
 from fusmae_hf.modeling.modeling_fusmae import (
     FusMAEDecoder,
     FusMAEFusionLayer,
@@ -53,6 +60,12 @@ def test_positions_of_a_larger_grid_continue_those_of_a_smaller_one():
     small = position_embeddings(3, 4, 32, torch.device("cpu")).reshape(3, 4, 32)
     large = position_embeddings(5, 9, 32, torch.device("cpu")).reshape(5, 9, 32)
     assert torch.equal(large[:3, :4], small)
+
+
+def test_positions_of_another_sampling_distance_keep_distances_on_the_ground():
+    at_10_m = position_embeddings(8, 8, 32, torch.device("cpu")).reshape(8, 8, 32)
+    at_20_m = position_embeddings(4, 4, 32, torch.device("cpu"), scale=2.0).reshape(4, 4, 32)
+    assert torch.equal(at_20_m, at_10_m[::2, ::2])
 
 
 RATIOS = st.sampled_from([0.0, 0.1, 0.25, 0.5, 0.6, 0.75, 0.9, 1.0])
@@ -393,10 +406,28 @@ def test_a_sensor_that_is_hidden_entirely_is_still_reconstructed(tiny, images):
     assert not torch.allclose(other.logits_sar, outputs.logits_sar)  # made of the optical patches
 
 
+def test_another_sampling_distance_scales_the_positions_of_encoder_and_decoder(tiny, images):
+    model = FusMAEForPreTraining(tiny(gsd=10)).eval()
+    noise = {"noise": torch.rand(4, 16), "noise_sar": torch.rand(4, 16)}
+    plain = model(**images, **noise)
+    assert torch.equal(model(**images, **noise, gsd=10).logits, plain.logits)
+    assert not torch.allclose(model(**images, **noise, gsd=20).logits, plain.logits)
+    assert not torch.allclose(model.fusmae(**images, gsd=20).pooler_output, model.fusmae(**images).pooler_output)
+
+
 # --- bad input -----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("model_class", [FusMAEModel, FusMAEForPreTraining])
+@pytest.mark.parametrize(
+    "model_class",
+    [
+        FusMAEModel,
+        FusMAEForPreTraining,
+        FusMAEForImageClassification,
+        FusMAEForSemanticSegmentation,
+        FusMAEBackbone,
+    ],
+)
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -408,6 +439,18 @@ def test_a_sensor_that_is_hidden_entirely_is_still_reconstructed(tiny, images):
         ({"pixel_values_sar": torch.zeros(3, 2, 16, 16)}, "same places on the same grid"),
         ({"sar_available": torch.ones(4)}, "must be bool of shape"),
         ({"sar_available": torch.ones(3, dtype=torch.bool)}, "must be bool of shape"),
+        (
+            {"pixel_values": None, "sar_available": torch.tensor([True, False, True, True])},
+            r"Sample \[1\].* no sensor",
+        ),
+        (
+            {
+                "sar_available": torch.tensor([1, 0, 0, 1]).bool(),
+                "optical_available": torch.tensor([1, 1, 0, 0]).bool(),
+            },
+            r"Sample \[2\] of the batch has no sensor",
+        ),
+        ({"gsd": 0.0}, "must be a positive distance"),
         ({"pixel_values_sar": None, "sar_available": torch.ones(4, dtype=torch.bool)}, "without pixel values"),
         ({"pixel_mask": torch.ones(4, 4, 4, dtype=torch.bool)}, "pixel mask of the optical sensor must be bool"),
     ],

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from fusmae_hf import FusMAEForPreTraining, FusMAEImageProcessor, FusMAEModel
+from fusmae_hf.modeling.configuration_fusmae import AUTO_MAP
 
 PROGRAM = """
 import sys
@@ -19,23 +20,41 @@ class NotInstalled:
 
 sys.meta_path.insert(0, NotInstalled())
 import torch
-from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoModelForPreTraining
+import transformers
+from transformers import AutoConfig, AutoImageProcessor
 
 folder, pairs, result = sys.argv[1:]
 pairs = torch.load(pairs, weights_only=True)
 config = AutoConfig.from_pretrained(folder, trust_remote_code=True)
 processor = AutoImageProcessor.from_pretrained(folder, trust_remote_code=True)
-model = AutoModel.from_pretrained(folder, trust_remote_code=True).eval()
-pretrained = AutoModelForPreTraining.from_pretrained(folder, trust_remote_code=True).eval()
 inputs = processor(sar=pairs["sar"], optical=pairs["optical"])
-noise = {"noise": pairs["noise"], "noise_sar": pairs["noise_sar"]}
-with torch.no_grad():
-    features, loss = model(**inputs).pooler_output, pretrained(**inputs, **noise).loss
-pretrained.save_pretrained(folder + "-again")
+results = {"bands": config.optical_bands}
+
+def load(name, folder):
+    auto_class = getattr(transformers, name)
+    if name == "AutoBackbone":  # its from_pretrained asks the Hub whether a local folder exists
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=True)
+        auto_class = type(auto_class.from_config(config, trust_remote_code=True))
+    return auto_class.from_pretrained(folder, trust_remote_code=True).eval()
+
+for name, reference in config.auto_map.items():
+    if name in ("AutoConfig", "AutoImageProcessor"):
+        continue
+    model = load(name, folder)
+    assert type(model).__name__ == reference.split(".")[1], type(model)
+    noise = {"noise": pairs["noise"], "noise_sar": pairs["noise_sar"]} if name == "AutoModelForPreTraining" else {}
+    torch.manual_seed(0)
+    with torch.no_grad():
+        outputs = model(**inputs, **noise)
+    results[name] = outputs.loss if noise else model.base_model(**inputs).pooler_output
+    model.save_pretrained(folder + name)
+    again = load(name, folder + name)
+    assert all(torch.equal(a, b) for a, b in zip(again.parameters(), model.parameters(), strict=True))
+some = transformers.AutoModel.from_pretrained(folder, trust_remote_code=True, optical_bands=["B04"])
+assert some.config.optical_bands == ["B04"]
 processor.save_pretrained(folder + "-again")
-assert type(AutoModel.from_pretrained(folder + "-again", trust_remote_code=True)).__name__ == "FusMAEModel"
 assert not any(name.startswith("fusmae_hf") for name in sys.modules)
-torch.save({"features": features, "loss": loss, "bands": config.optical_bands}, result)
+torch.save(results, result)
 """
 
 
@@ -63,9 +82,11 @@ def test_every_auto_class_loads_from_a_folder_in_a_process_without_the_package(t
     with torch.no_grad():
         expected = FusMAEModel.from_pretrained(folder)(**inputs).pooler_output
         loss = model(**inputs, noise=pairs["noise"], noise_sar=pairs["noise_sar"]).loss
-    torch.testing.assert_close(result["features"], expected)
-    torch.testing.assert_close(result["loss"], loss)
-    assert result["bands"] == ["B02", "B03", "B04"]
+    assert result.pop("bands") == ["B02", "B03", "B04"]
+    torch.testing.assert_close(result.pop("AutoModelForPreTraining"), loss)
+    assert set(result) == set(AUTO_MAP) - {"AutoConfig", "AutoImageProcessor", "AutoModelForPreTraining"}
+    for features in result.values():
+        torch.testing.assert_close(features, expected)
 
 
 def test_importing_the_source_folder_by_its_bare_name_is_refused(pytestconfig):
