@@ -172,9 +172,9 @@ def plot_losses(log_history: Sequence[dict[str, float]], title: str) -> "Figure"
     return figure
 
 
-def _curves(log_history: Sequence[dict[str, float]], key: str) -> dict[str, list[tuple[int, float]]]:
+def _curves(log_history: Sequence[dict[str, float]], key: str) -> dict[str, list[tuple[float, float]]]:
     """(step, value) of every logged series of the loss `key`, by the name to show."""
-    curves: dict[str, list[tuple[int, float]]] = {}
+    curves: dict[str, list[tuple[float, float]]] = {}
     for entry in log_history:
         for logged, value in entry.items():
             if logged == key:

@@ -262,11 +262,11 @@ class FusMAEConfig(BackboneConfigMixin, PreTrainedConfig):
             raise ValueError(
                 "`mask_ratio` hides every patch of both sensors; leave at least one sensor partly visible."
             )
-        shown = sum(1 - ratio for ratio in ratios.values())
-        if self.mask_strategy == "complementary" and shown > 1 + 1e-9:
+        share = sum(1 - ratio for ratio in ratios.values())
+        if self.mask_strategy == "complementary" and share > 1 + 1e-9:
             raise ValueError(
                 f"`mask_strategy='complementary'` shows each place in one sensor at most, but the mask "
-                f"ratios {ratios} show {shown:.2f} of the places in all (at most 1). Raise the ratios or change "
+                f"ratios {ratios} show {share:.2f} of the places in all (at most 1). Raise the ratios or change "
                 f"the strategy."
             )
         dropouts = self.modality_dropouts

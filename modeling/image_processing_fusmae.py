@@ -90,8 +90,8 @@ class FusMAEImageProcessor(BaseImageProcessor):
     valid_kwargs = FusMAEImageProcessorKwargs
     model_input_names = ["pixel_values", "pixel_values_sar"]  # noqa: RUF012 - a list in every processor
     # None is saved only where the class has another default.
-    statistics = "bigearthnet"
-    optical_nodata = 0.0
+    statistics: str | None = "bigearthnet"
+    optical_nodata: float | None = 0.0
 
     def __init__(
         self,
@@ -171,9 +171,9 @@ class FusMAEImageProcessor(BaseImageProcessor):
             output.pop(state, None)
         return output
 
-    def __call__(self, **kwargs) -> BatchFeature:
+    def __call__(self, *args: Any, **kwargs: Any) -> BatchFeature:
         """See [`~FusMAEImageProcessor.preprocess`]. Sensors are named, so that they cannot be swapped by accident."""
-        return self.preprocess(**kwargs)
+        return self.preprocess(*args, **kwargs)
 
     def preprocess(
         self,
@@ -244,7 +244,8 @@ class FusMAEImageProcessor(BaseImageProcessor):
         target = None
         if self.do_pad:
             largest = [max(size[axis] for shapes in sizes.values() for size in shapes) for axis in (0, 1)]
-            target = [-(-side // self.size_divisor) * self.size_divisor for side in largest]
+            divisor = self.size_divisor or 1
+            target = [-(-side // divisor) * divisor for side in largest]
         data = {}
         for sensor, suffix in (("optical", ""), ("sar", "_sar")):
             if sensor not in patches:
@@ -334,7 +335,8 @@ class FusMAEImageProcessor(BaseImageProcessor):
             pixels = pixels - offset
         pixels = torch.where(valid[:, None], pixels, 0.0 if self.do_normalize else mean)
         if self.do_resize:
-            size = (self.size["height"], self.size["width"])
+            sides = self.size or {}
+            size = (sides["height"], sides["width"])
             pixels = torch.nn.functional.interpolate(pixels, size, mode="bilinear", antialias=True)
             valid = torch.nn.functional.interpolate(valid[:, None].float(), size, mode="nearest-exact")[:, 0] > 0.5
             pixels = torch.where(valid[:, None], pixels, 0.0 if self.do_normalize else mean)
@@ -343,12 +345,13 @@ class FusMAEImageProcessor(BaseImageProcessor):
     def _tensors(self, sensor: str, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
         """Mean and std of the model's bands, `(1, bands, 1, 1)` each."""
         bands = getattr(self, f"{sensor}_bands")
-        return tuple(
+        mean, std = (
             torch.tensor([getattr(self, f"{sensor}_{name}")[band] for band in bands], device=device)[
                 None, :, None, None
             ]
             for name in ("mean", "std")
         )
+        return mean, std
 
     def denormalize(self, pixel_values: torch.Tensor, sensor: str) -> torch.Tensor:
         """Undo the normalisation: dB for SAR and digital numbers without offset for optical, or raw values.

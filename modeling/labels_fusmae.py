@@ -5,6 +5,13 @@ import torch
 from .configuration_fusmae import FusMAEConfig
 
 
+def count_labels(config: FusMAEConfig) -> int:
+    """`config.num_labels`, which must be set."""
+    if config.num_labels is None:
+        raise ValueError("`id2label` of the configuration is None: a head needs labels. Set `num_labels`.")
+    return config.num_labels
+
+
 def resolve_problem_type(config: FusMAEConfig, labels: torch.Tensor) -> str:
     """`config.problem_type`, or what number and dtype of the labels mean where it is None, as in transformers."""
     if config.problem_type is not None:
@@ -46,7 +53,7 @@ def check_image_labels(labels: torch.Tensor, batch_size: int, config: FusMAEConf
         config: of the model.
         look: whether to check the values, too.
     """
-    kind, num_labels = resolve_problem_type(config, labels), config.num_labels
+    kind, num_labels = resolve_problem_type(config, labels), count_labels(config)
     shape = tuple(labels.shape)
     if kind == "single_label_classification":
         if shape != (batch_size,) or not _is_integer(labels):
@@ -58,7 +65,7 @@ def check_image_labels(labels: torch.Tensor, batch_size: int, config: FusMAEConf
         if look:
             _refuse_classes(labels, num_labels, ignore_index=-100)
         return
-    shapes = [(batch_size, num_labels)]
+    shapes: list[tuple[int, ...]] = [(batch_size, num_labels)]
     if kind == "regression" and num_labels == 1:
         shapes.append((batch_size,))
     if shape not in shapes or not labels.is_floating_point():
@@ -86,7 +93,7 @@ def check_dense_labels(
         config: of the model.
         look: whether to check the values, too.
     """
-    kind, num_labels = resolve_problem_type(config, labels), config.num_labels
+    kind, num_labels = resolve_problem_type(config, labels), count_labels(config)
     if kind == "multi_label_classification":
         raise ValueError(
             "Dense labels are classes (integers) or values (floats with problem_type='regression'); "

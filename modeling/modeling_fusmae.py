@@ -9,7 +9,7 @@ import os
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -28,7 +28,7 @@ from transformers.utils.import_utils import is_tracing
 from transformers.utils.output_capturing import capture_outputs, maybe_install_capturing_hooks
 
 from .configuration_fusmae import FusMAEConfig
-from .labels_fusmae import check_dense_labels, check_image_labels, resolve_problem_type
+from .labels_fusmae import check_dense_labels, check_image_labels, count_labels, resolve_problem_type
 
 logger = logging.get_logger(__name__)
 
@@ -56,13 +56,13 @@ class FusMAEModelOutput(ModelOutput):
             SAR queries on optical keys. Empty where there is no fusion or one sensor alone.
     """
 
-    last_hidden_state: torch.FloatTensor | None = None
-    sar_hidden_state: torch.FloatTensor | None = None
-    optical_hidden_state: torch.FloatTensor | None = None
-    pooler_output: torch.FloatTensor | None = None
-    hidden_states: tuple[torch.FloatTensor, ...] | None = None
-    attentions: tuple[torch.FloatTensor, ...] | None = None
-    cross_attentions: tuple[torch.FloatTensor, ...] | None = None
+    last_hidden_state: torch.Tensor | None = None
+    sar_hidden_state: torch.Tensor | None = None
+    optical_hidden_state: torch.Tensor | None = None
+    pooler_output: torch.Tensor | None = None
+    hidden_states: tuple[torch.Tensor, ...] | None = None
+    attentions: tuple[torch.Tensor, ...] | None = None
+    cross_attentions: tuple[torch.Tensor, ...] | None = None
 
 
 @dataclass
@@ -92,17 +92,17 @@ class FusMAEForPreTrainingOutput(ModelOutput):
             Of the decoders' fusion, optical queries first, `(batch_size, decoder_num_attention_heads, queries, keys)`.
     """
 
-    loss: torch.FloatTensor | None = None
-    optical_loss: torch.FloatTensor | None = None
-    sar_loss: torch.FloatTensor | None = None
-    logits: torch.FloatTensor | None = None
-    logits_sar: torch.FloatTensor | None = None
-    mask: torch.LongTensor | None = None
-    mask_sar: torch.LongTensor | None = None
-    hidden_states: tuple[torch.FloatTensor, ...] | None = None
-    attentions: tuple[torch.FloatTensor, ...] | None = None
-    cross_attentions: tuple[torch.FloatTensor, ...] | None = None
-    decoder_cross_attentions: tuple[torch.FloatTensor, ...] | None = None
+    loss: torch.Tensor | None = None
+    optical_loss: torch.Tensor | None = None
+    sar_loss: torch.Tensor | None = None
+    logits: torch.Tensor | None = None
+    logits_sar: torch.Tensor | None = None
+    mask: torch.Tensor | None = None
+    mask_sar: torch.Tensor | None = None
+    hidden_states: tuple[torch.Tensor, ...] | None = None
+    attentions: tuple[torch.Tensor, ...] | None = None
+    cross_attentions: tuple[torch.Tensor, ...] | None = None
+    decoder_cross_attentions: tuple[torch.Tensor, ...] | None = None
 
 
 @dataclass
@@ -124,10 +124,10 @@ class FusMAEReconstruction(ModelOutput):
             (`config.norm_pix_loss`).
     """
 
-    pixel_values: torch.FloatTensor | None = None
-    pixel_values_sar: torch.FloatTensor | None = None
-    reconstructed: torch.BoolTensor | None = None
-    reconstructed_sar: torch.BoolTensor | None = None
+    pixel_values: torch.Tensor | None = None
+    pixel_values_sar: torch.Tensor | None = None
+    reconstructed: torch.Tensor | None = None
+    reconstructed_sar: torch.Tensor | None = None
     assumed_levels: bool | None = None
 
 
@@ -145,11 +145,11 @@ class FusMAEImageClassifierOutput(ModelOutput):
             As in [`FusMAEModelOutput`].
     """
 
-    loss: torch.FloatTensor | None = None
-    logits: torch.FloatTensor | None = None
-    hidden_states: tuple[torch.FloatTensor, ...] | None = None
-    attentions: tuple[torch.FloatTensor, ...] | None = None
-    cross_attentions: tuple[torch.FloatTensor, ...] | None = None
+    loss: torch.Tensor | None = None
+    logits: torch.Tensor | None = None
+    hidden_states: tuple[torch.Tensor, ...] | None = None
+    attentions: tuple[torch.Tensor, ...] | None = None
+    cross_attentions: tuple[torch.Tensor, ...] | None = None
 
 
 @dataclass
@@ -168,11 +168,11 @@ class FusMAESemanticSegmenterOutput(ModelOutput):
             As in [`FusMAEModelOutput`].
     """
 
-    loss: torch.FloatTensor | None = None
-    logits: torch.FloatTensor | None = None
-    hidden_states: tuple[torch.FloatTensor, ...] | None = None
-    attentions: tuple[torch.FloatTensor, ...] | None = None
-    cross_attentions: tuple[torch.FloatTensor, ...] | None = None
+    loss: torch.Tensor | None = None
+    logits: torch.Tensor | None = None
+    hidden_states: tuple[torch.Tensor, ...] | None = None
+    attentions: tuple[torch.Tensor, ...] | None = None
+    cross_attentions: tuple[torch.Tensor, ...] | None = None
 
 
 @dataclass
@@ -187,7 +187,16 @@ class FusMAEBackboneOutput(BackboneOutput):
             As in [`FusMAEModelOutput`].
     """
 
-    cross_attentions: tuple[torch.FloatTensor, ...] | None = None
+    cross_attentions: tuple[torch.Tensor, ...] | None = None
+
+
+def given_images(pixel_values: torch.Tensor | None, pixel_values_sar: torch.Tensor | None) -> torch.Tensor:
+    """The optical images, or the SAR images where there are no optical ones. Raises a ValueError without either."""
+    if pixel_values is not None:
+        return pixel_values
+    if pixel_values_sar is not None:
+        return pixel_values_sar
+    raise ValueError("Neither sensor was given: pass `pixel_values` (optical), `pixel_values_sar` (SAR) or both.")
 
 
 def patchify(images: torch.Tensor, patch_size: int) -> torch.Tensor:
@@ -307,7 +316,7 @@ class FusMAEEmbeddings(nn.Module):
         self.optical_projection = nn.Linear(len(config.optical_bands) * pixels, config.hidden_size)
         self.sar_projection = nn.Linear(len(config.sar_bands) * pixels, config.hidden_size)
         # A table of one row: the learned token is this model's only input embedding.
-        self.class_token = nn.Embedding(1, config.hidden_size)
+        self.class_token: nn.Module = nn.Embedding(1, config.hidden_size)
 
     def forward(
         self,
@@ -524,7 +533,7 @@ class FusMAEPreTrainedModel(PreTrainedModel):
     config_class = FusMAEConfig
     base_model_prefix = "fusmae"
     main_input_name = "pixel_values"
-    input_modalities = ("image",)
+    input_modalities = ["image"]  # noqa: RUF012
     supports_gradient_checkpointing = True
     _no_split_modules = ["FusMAEEmbeddings", "FusMAEFusionLayer", "FusMAELayer"]  # noqa: RUF012
     _supports_sdpa = True
@@ -547,7 +556,7 @@ class FusMAEPreTrainedModel(PreTrainedModel):
         """Collect the sharding plans, without blocks that this configuration leaves out."""
         super().init_parallel_plans()
         blocks = {re.sub(r"\.\d+", ".*", name) for name, _ in self.named_modules()}
-        self._fsdp_plan = {name: style for name, style in self._fsdp_plan.items() if name in blocks}
+        self._fsdp_plan = {name: style for name, style in (self._fsdp_plan or {}).items() if name in blocks}
 
     @torch.no_grad()
     def _init_weights(self, module):
@@ -681,10 +690,7 @@ class FusMAEPreTrainedModel(PreTrainedModel):
         That each sample has a sensor is checked where the availability lies on the CPU and no graph is traced: a look
         at values would stall a GPU. Elsewhere a sample without any sensor has only its class token.
         """
-        if pixel_values is None and pixel_values_sar is None:
-            raise ValueError(
-                "Neither sensor was given: pass `pixel_values` (optical), `pixel_values_sar` (SAR) or both."
-            )
+        batch_size = given_images(pixel_values, pixel_values_sar).shape[0]
         size = self.config.patch_size
         for name, images, bands in (
             ("pixel_values", pixel_values, self.config.optical_bands),
@@ -709,7 +715,6 @@ class FusMAEPreTrainedModel(PreTrainedModel):
                     f"Both sensors must show the same places on the same grid, but `pixel_values` has batch and size "
                     f"{optical_shape[0], *optical_shape[2:]} and `pixel_values_sar` {sar_shape[0], *sar_shape[2:]}."
                 )
-        batch_size = (pixel_values if pixel_values is not None else pixel_values_sar).shape[0]
         given = []
         for sensor, images, available in (
             ("optical", pixel_values, optical_available),
@@ -722,9 +727,14 @@ class FusMAEPreTrainedModel(PreTrainedModel):
                 )
             if images is not None:
                 given.append(available)
-        if any(available is None or available.device.type != "cpu" or is_tracing(available) for available in given):
+        known = [
+            available
+            for available in given
+            if available is not None and available.device.type == "cpu" and not is_tracing(available)
+        ]
+        if len(known) < len(given):
             return
-        nothing = ~torch.stack(given).any(dim=0)
+        nothing = ~torch.stack(known).any(dim=0)
         if nothing.any():
             raise ValueError(
                 f"Sample {nothing.nonzero().flatten().tolist()} of the batch has no sensor: `optical_available` and "
@@ -834,7 +844,7 @@ class FusMAEModel(FusMAEPreTrainedModel):
 
         After the last layer norm, the mean over the sensors that are present at a place; zero where none is.
         """
-        images = pixel_values if pixel_values is not None else pixel_values_sar
+        images = given_images(pixel_values, pixel_values_sar)
         grid = (images.shape[2] // self.config.patch_size, images.shape[3] // self.config.patch_size)
         present = []
         if pixel_values is not None:
@@ -850,14 +860,14 @@ class FusMAEModel(FusMAEPreTrainedModel):
     @capture_outputs(tie_last_hidden_states=False)
     def forward(
         self,
-        pixel_values: torch.FloatTensor | None = None,
-        pixel_values_sar: torch.FloatTensor | None = None,
-        pixel_mask: torch.BoolTensor | None = None,
-        pixel_mask_sar: torch.BoolTensor | None = None,
-        optical_available: torch.BoolTensor | None = None,
-        sar_available: torch.BoolTensor | None = None,
-        ids_keep: torch.LongTensor | None = None,
-        ids_keep_sar: torch.LongTensor | None = None,
+        pixel_values: torch.Tensor | None = None,
+        pixel_values_sar: torch.Tensor | None = None,
+        pixel_mask: torch.Tensor | None = None,
+        pixel_mask_sar: torch.Tensor | None = None,
+        optical_available: torch.Tensor | None = None,
+        sar_available: torch.Tensor | None = None,
+        ids_keep: torch.Tensor | None = None,
+        ids_keep_sar: torch.Tensor | None = None,
         gsd: float | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> FusMAEModelOutput:
@@ -1071,7 +1081,7 @@ class _View(NamedTuple):
     images: torch.Tensor | None
     pixel_mask: torch.Tensor | None
     available: torch.Tensor | None
-    ids_keep: torch.Tensor | None
+    ids_keep: torch.Tensor | None = None
     """Visible patches; None: all."""
 
     @property
@@ -1079,10 +1089,12 @@ class _View(NamedTuple):
         """Whether the encoder gets anything of this sensor."""
         return self.images is not None and (self.ids_keep is None or self.ids_keep.shape[1] > 0)
 
-    def rows(self, rows: slice, seen: bool) -> "_View":
-        """Some samples; with no patch visible unless `seen`."""
-        images, pixel_mask, available, ids_keep = (None if values is None else values[rows] for values in self)
-        return _View(images, pixel_mask, available, ids_keep if seen else ids_keep[:, :0])
+    def rows(self, rows: slice, ids_keep: torch.Tensor) -> "_View":
+        """Some samples; of `ids_keep` `(batch_size, kept)`, the visible patches of all samples, theirs."""
+        images, pixel_mask, available = (
+            None if values is None else values[rows] for values in (self.images, self.pixel_mask, self.available)
+        )
+        return _View(images, pixel_mask, available, ids_keep[rows])
 
     def inputs(self, suffix: str, sensor: str, alone: bool) -> dict[str, torch.Tensor | None]:
         """Arguments for the encoder; none where nothing is visible.
@@ -1090,7 +1102,7 @@ class _View(NamedTuple):
         Where the other sensor is hidden (`alone`), a sample may be left without any: a pixel mask says so, since an
         availability would be refused.
         """
-        if not self.is_seen:
+        if self.images is None or not self.is_seen:
             return {}
         pixel_mask, available = self.pixel_mask, self.available
         if alone and available is not None:
@@ -1225,14 +1237,14 @@ class FusMAEForPreTraining(FusMAEPreTrainedModel):
     @can_return_tuple
     def forward(
         self,
-        pixel_values: torch.FloatTensor | None = None,
-        pixel_values_sar: torch.FloatTensor | None = None,
-        pixel_mask: torch.BoolTensor | None = None,
-        pixel_mask_sar: torch.BoolTensor | None = None,
-        optical_available: torch.BoolTensor | None = None,
-        sar_available: torch.BoolTensor | None = None,
-        noise: torch.FloatTensor | None = None,
-        noise_sar: torch.FloatTensor | None = None,
+        pixel_values: torch.Tensor | None = None,
+        pixel_values_sar: torch.Tensor | None = None,
+        pixel_mask: torch.Tensor | None = None,
+        pixel_mask_sar: torch.Tensor | None = None,
+        optical_available: torch.Tensor | None = None,
+        sar_available: torch.Tensor | None = None,
+        noise: torch.Tensor | None = None,
+        noise_sar: torch.Tensor | None = None,
         return_loss: bool = True,
         gsd: float | None = None,
         **kwargs: Unpack[TransformersKwargs],
@@ -1253,20 +1265,24 @@ class FusMAEForPreTraining(FusMAEPreTrainedModel):
             ValueError: no sensor is given, or shapes disagree with the configuration or with each other.
         """
         self._check_images(pixel_values, pixel_values_sar, optical_available, sar_available)
-        images = pixel_values if pixel_values is not None else pixel_values_sar
+        images = given_images(pixel_values, pixel_values_sar)
         batch_size, size = images.shape[0], self.config.patch_size
         grid = (images.shape[2] // size, images.shape[3] // size)
         ids_keep, ids_keep_sar = self.draw_masks(batch_size, grid[0] * grid[1], noise, noise_sar, device=images.device)
-        optical = _View(pixel_values, pixel_mask, optical_available, ids_keep)
-        sar = _View(pixel_values_sar, pixel_mask_sar, sar_available, ids_keep_sar)
+        optical = _View(pixel_values, pixel_mask, optical_available)
+        sar = _View(pixel_values_sar, pixel_mask_sar, sar_available)
         groups = [(slice(0, batch_size), True, True)]
         if self.training and pixel_values is not None and pixel_values_sar is not None:
             groups = self.dropout_groups(batch_size)
         parts = []
         for rows, sees_optical, sees_sar in groups:
-            views = optical.rows(rows, sees_optical), sar.rows(rows, sees_sar)
+            views = (
+                optical.rows(rows, ids_keep if sees_optical else ids_keep[:, :0]),
+                sar.rows(rows, ids_keep_sar if sees_sar else ids_keep_sar[:, :0]),
+            )
             parts.append(self._reconstruct_group(grid, *views, scale=self._position_scale(gsd), **kwargs))
-        results, losses = {}, []
+        results: dict[str, Any] = {}
+        loss = None
         for sensor, suffix, own, other, loss_weight in (
             ("optical", "", optical, sar, self.config.optical_loss_weight),
             ("sar", "_sar", sar, optical, self.config.sar_loss_weight),
@@ -1290,9 +1306,9 @@ class FusMAEForPreTraining(FusMAEPreTrainedModel):
                     tellable = seen | other.available.to(mask.device)
                     target = tellable if target is None else tellable & target.to(mask.device)
                 # The mean over samples, so that the loss does not depend on how a batch is cut.
-                loss = self.sensor_error(logits, own.images, mask, own.pixel_mask, target).mean()
-                results[f"{sensor}_loss"] = loss
-                losses.append(loss_weight * loss)
+                error = self.sensor_error(logits, own.images, mask, own.pixel_mask, target).mean()
+                results[f"{sensor}_loss"] = error
+                loss = loss_weight * error if loss is None else loss + loss_weight * error
         if len(parts) == 1:
             encoded = parts[0]["encoded"]
             results |= {
@@ -1300,7 +1316,7 @@ class FusMAEForPreTraining(FusMAEPreTrainedModel):
             }
             if kwargs.get("output_attentions", self.config.output_attentions):
                 results["decoder_cross_attentions"] = parts[0]["maps"]
-        return FusMAEForPreTrainingOutput(loss=sum(losses) if losses else None, **results)
+        return FusMAEForPreTrainingOutput(loss=loss, **results)
 
     def _reconstruct_group(
         self,
@@ -1364,14 +1380,14 @@ class FusMAEForPreTraining(FusMAEPreTrainedModel):
     @torch.no_grad()
     def reconstruct(
         self,
-        pixel_values: torch.FloatTensor | None = None,
-        pixel_values_sar: torch.FloatTensor | None = None,
+        pixel_values: torch.Tensor | None = None,
+        pixel_values_sar: torch.Tensor | None = None,
         mask: torch.Tensor | None = None,
         mask_sar: torch.Tensor | None = None,
-        pixel_mask: torch.BoolTensor | None = None,
-        pixel_mask_sar: torch.BoolTensor | None = None,
-        optical_available: torch.BoolTensor | None = None,
-        sar_available: torch.BoolTensor | None = None,
+        pixel_mask: torch.Tensor | None = None,
+        pixel_mask_sar: torch.Tensor | None = None,
+        optical_available: torch.Tensor | None = None,
+        sar_available: torch.Tensor | None = None,
         gsd: float | None = None,
     ) -> FusMAEReconstruction:
         r"""
@@ -1409,11 +1425,11 @@ class FusMAEForPreTraining(FusMAEPreTrainedModel):
         (torch.Size([1, 12, 64, 64]), True, False)
         ```"""
         self._check_images(pixel_values, pixel_values_sar, optical_available, sar_available)
-        images = pixel_values if pixel_values is not None else pixel_values_sar
+        images = given_images(pixel_values, pixel_values_sar)
         size = self.config.patch_size
         batch_size, (height, width) = images.shape[0], images.shape[2:]
         grid = (height // size, width // size)
-        views, shown = {}, images.new_zeros(batch_size, dtype=torch.bool)
+        views, visibles, shown = {}, {}, images.new_zeros(batch_size, dtype=torch.bool)
         for sensor, name, values, hidden, valid, available in (
             ("optical", "mask", pixel_values, mask, pixel_mask, optical_available),
             ("sar", "mask_sar", pixel_values_sar, mask_sar, pixel_mask_sar, sar_available),
@@ -1432,7 +1448,8 @@ class FusMAEForPreTraining(FusMAEPreTrainedModel):
             if hidden is not None:
                 hidden = hidden.to(images.device).bool()[:, :, None, None].expand(-1, -1, 1, size**2)
                 visible = visible & ~unpatchify(hidden, size, height, width)[:, 0]
-            views[sensor] = _View(values, visible if values is not None else None, None, None)
+            views[sensor] = _View(values, visible if values is not None else None, None)
+            visibles[sensor] = visible
             shown = shown | visible.flatten(1).any(dim=1)
         if not shown.all():
             raise ValueError(
@@ -1442,36 +1459,30 @@ class FusMAEForPreTraining(FusMAEPreTrainedModel):
         part = self._reconstruct_group(
             grid, views["optical"], views["sar"], sensors=("optical", "sar"), scale=self._position_scale(gsd)
         )
-        results = {}
+        results: dict[str, Any] = {}
         for sensor, suffix in (("optical", ""), ("sar", "_sar")):
-            view, logits = views[sensor], part[sensor].float()
-            if self.config.norm_pix_loss:
-                logits = self._assume_levels(logits, view)
+            seen, visible, logits = views[sensor].images, visibles[sensor], part[sensor].float()
+            if self.config.norm_pix_loss and seen is not None:
+                logits = self._assume_levels(logits, seen, visible)
             predicted = self.unpatchify(logits, height, width)
-            if view.images is None:
-                visible = images.new_zeros((batch_size, height, width), dtype=torch.bool)
-            else:
-                visible = view.pixel_mask
-                predicted = torch.where(visible[:, None], view.images.float(), predicted)
+            if seen is not None:
+                predicted = torch.where(visible[:, None], seen.float(), predicted)
             results |= {f"pixel_values{suffix}": predicted, f"reconstructed{suffix}": ~visible}
         return FusMAEReconstruction(**results, assumed_levels=self.config.norm_pix_loss)
 
-    def _assume_levels(self, logits: torch.Tensor, view: "_View") -> torch.Tensor:
+    def _assume_levels(self, logits: torch.Tensor, images: torch.Tensor, visible: torch.Tensor) -> torch.Tensor:
         """Give patches that were predicted without mean and deviation those of the visible patches of their sample."""
-        mean, std = logits.new_zeros(logits.shape[0], 1, 1), logits.new_ones(logits.shape[0], 1, 1)
-        if view.images is not None:
-            valid = patchify(view.pixel_mask[:, None], self.config.patch_size)
-            patches = patchify(view.images.float(), self.config.patch_size)
-            patches = torch.where(valid, patches, 0.0)
-            count = valid.sum(dim=(2, 3)) * patches.shape[2]
-            means = patches.sum(dim=(2, 3)) / count.clamp(min=1)
-            squares = (torch.where(valid, patches - means[..., None, None], 0.0)).square().sum(dim=(2, 3))
-            deviations = (squares / count.clamp(min=1)).sqrt()
-            seen = count > 0
-            number = seen.sum(dim=1).clamp(min=1)
-            some = seen.any(dim=1)[:, None, None]
-            mean = torch.where(some, (means.sum(dim=1) / number)[:, None, None], mean)
-            std = torch.where(some, (deviations.sum(dim=1) / number)[:, None, None], std)
+        valid = patchify(visible[:, None], self.config.patch_size)
+        patches = torch.where(valid, patchify(images.float(), self.config.patch_size), 0.0)
+        count = valid.sum(dim=(2, 3)) * patches.shape[2]
+        means = patches.sum(dim=(2, 3)) / count.clamp(min=1)
+        squares = (torch.where(valid, patches - means[..., None, None], 0.0)).square().sum(dim=(2, 3))
+        deviations = (squares / count.clamp(min=1)).sqrt()
+        seen = count > 0
+        number = seen.sum(dim=1).clamp(min=1)
+        some = seen.any(dim=1)[:, None, None]
+        mean = torch.where(some, (means.sum(dim=1) / number)[:, None, None], 0.0)
+        std = torch.where(some, (deviations.sum(dim=1) / number)[:, None, None], 1.0)
         return logits * std + mean
 
     def sensor_error(
@@ -1529,24 +1540,24 @@ class FusMAEForImageClassification(FusMAEPreTrainedModel):
 
     def __init__(self, config: FusMAEConfig):
         super().__init__(config)
-        self.num_labels = config.num_labels
+        self.num_labels = count_labels(config)
         self.fusmae = FusMAEModel(config)
         # Not `layernorm`: loading would take the encoder's weights of that name for it.
         self.pooled_layernorm = (
             nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps) if config.classifier_norm else nn.Identity()
         )
-        self.classifier = nn.Linear(config.hidden_size, config.num_labels)
+        self.classifier = nn.Linear(config.hidden_size, self.num_labels)
         self.post_init()
 
     @can_return_tuple
     def forward(
         self,
-        pixel_values: torch.FloatTensor | None = None,
-        pixel_values_sar: torch.FloatTensor | None = None,
-        pixel_mask: torch.BoolTensor | None = None,
-        pixel_mask_sar: torch.BoolTensor | None = None,
-        optical_available: torch.BoolTensor | None = None,
-        sar_available: torch.BoolTensor | None = None,
+        pixel_values: torch.Tensor | None = None,
+        pixel_values_sar: torch.Tensor | None = None,
+        pixel_mask: torch.Tensor | None = None,
+        pixel_mask_sar: torch.Tensor | None = None,
+        optical_available: torch.Tensor | None = None,
+        sar_available: torch.Tensor | None = None,
         labels: torch.Tensor | None = None,
         gsd: float | None = None,
         **kwargs: Unpack[TransformersKwargs],
@@ -1566,7 +1577,7 @@ class FusMAEForImageClassification(FusMAEPreTrainedModel):
         """
         self._check_images(pixel_values, pixel_values_sar, optical_available, sar_available)
         if labels is not None:
-            images = pixel_values if pixel_values is not None else pixel_values_sar
+            images = given_images(pixel_values, pixel_values_sar)
             check_image_labels(labels, images.shape[0], self.config, self._may_look_at(labels))
         encoded = self.fusmae(
             pixel_values=pixel_values,
@@ -1603,7 +1614,7 @@ class FusMAESegmentationDecoder(nn.Module):
         self.convolutions = nn.ModuleList(nn.Conv2d(width, width, kernel_size=3, padding=1) for _ in range(2))
         self.layernorms = nn.ModuleList(nn.LayerNorm(width, eps=config.layer_norm_eps) for _ in range(2))
         self.act_fn = ACT2FN[config.hidden_act]
-        self.predict = nn.Linear(width, config.num_labels)
+        self.predict = nn.Linear(width, count_labels(config))
 
     def forward(self, maps: list[torch.Tensor]) -> torch.Tensor:
         """Predictions `(batch_size, num_labels, 4 * rows, 4 * columns)` from maps
@@ -1658,7 +1669,7 @@ class FusMAEForSemanticSegmentation(FusMAEPreTrainedModel):
 
     def __init__(self, config: FusMAEConfig):
         super().__init__(config)
-        self.num_labels = config.num_labels
+        self.num_labels = count_labels(config)
         self.fusmae = FusMAEModel(config)
         self.decoder = FusMAESegmentationDecoder(config)
         self.post_init()
@@ -1672,12 +1683,12 @@ class FusMAEForSemanticSegmentation(FusMAEPreTrainedModel):
     @filter_output_hidden_states
     def forward(
         self,
-        pixel_values: torch.FloatTensor | None = None,
-        pixel_values_sar: torch.FloatTensor | None = None,
-        pixel_mask: torch.BoolTensor | None = None,
-        pixel_mask_sar: torch.BoolTensor | None = None,
-        optical_available: torch.BoolTensor | None = None,
-        sar_available: torch.BoolTensor | None = None,
+        pixel_values: torch.Tensor | None = None,
+        pixel_values_sar: torch.Tensor | None = None,
+        pixel_mask: torch.Tensor | None = None,
+        pixel_mask_sar: torch.Tensor | None = None,
+        optical_available: torch.Tensor | None = None,
+        sar_available: torch.Tensor | None = None,
         labels: torch.Tensor | None = None,
         gsd: float | None = None,
         **kwargs: Unpack[TransformersKwargs],
@@ -1698,10 +1709,10 @@ class FusMAEForSemanticSegmentation(FusMAEPreTrainedModel):
                 the range is checked in the first batch alone.
         """
         self._check_images(pixel_values, pixel_values_sar, optical_available, sar_available)
-        images = pixel_values if pixel_values is not None else pixel_values_sar
+        images = given_images(pixel_values, pixel_values_sar)
         if labels is not None:
             look = self._may_look_at(labels)
-            check_dense_labels(labels, images.shape[0], tuple(images.shape[2:]), self.config, look)
+            check_dense_labels(labels, images.shape[0], (images.shape[2], images.shape[3]), self.config, look)
         inputs = {
             "pixel_values": pixel_values,
             "pixel_values_sar": pixel_values_sar,
@@ -1762,12 +1773,12 @@ class FusMAEBackbone(BackboneMixin, FusMAEPreTrainedModel):
     @filter_output_hidden_states
     def forward(
         self,
-        pixel_values: torch.FloatTensor | None = None,
-        pixel_values_sar: torch.FloatTensor | None = None,
-        pixel_mask: torch.BoolTensor | None = None,
-        pixel_mask_sar: torch.BoolTensor | None = None,
-        optical_available: torch.BoolTensor | None = None,
-        sar_available: torch.BoolTensor | None = None,
+        pixel_values: torch.Tensor | None = None,
+        pixel_values_sar: torch.Tensor | None = None,
+        pixel_mask: torch.Tensor | None = None,
+        pixel_mask_sar: torch.Tensor | None = None,
+        optical_available: torch.Tensor | None = None,
+        sar_available: torch.Tensor | None = None,
         gsd: float | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> FusMAEBackboneOutput:
@@ -1791,7 +1802,8 @@ class FusMAEBackbone(BackboneMixin, FusMAEPreTrainedModel):
         encoded = self.fusmae(**inputs, gsd=gsd, **kwargs)
         stages = [self.stage_names.index(name) for name in self.out_features]
         return FusMAEBackboneOutput(
-            feature_maps=self.fusmae.feature_maps(stages, encoded.hidden_states, **inputs),
+            # transformers annotates one map, where there are several.
+            feature_maps=self.fusmae.feature_maps(stages, encoded.hidden_states, **inputs),  # type: ignore[arg-type]
             hidden_states=encoded.hidden_states,
             attentions=encoded.attentions,
             cross_attentions=encoded.cross_attentions,

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 import yaml
@@ -54,14 +55,21 @@ class ModelArguments:
     )
     attn_implementation: str | None = field(default=None, metadata={"help": "eager, sdpa, flex_attention, ..."})
 
-    def __post_init__(self):
-        if isinstance(self.config, str):
-            try:
-                self.config = json.loads(self.config)
-            except json.JSONDecodeError as error:
-                raise ValueError(
-                    f"`config` must be JSON such as '{{\"mask_ratio\": 0.6}}', not {self.config!r}: {error}."
-                ) from error
+    @property
+    def config_fields(self) -> dict[str, Any]:
+        """`config` as a dictionary.
+
+        Raises:
+            ValueError: it is text, as from the command line, but not JSON.
+        """
+        if not isinstance(self.config, str):
+            return self.config or {}
+        try:
+            return json.loads(self.config)
+        except json.JSONDecodeError as error:
+            raise ValueError(
+                f"`config` must be JSON such as '{{\"mask_ratio\": 0.6}}', not {self.config!r}: {error}."
+            ) from error
 
 
 @dataclass
@@ -75,8 +83,9 @@ class PretrainingArguments(TrainingArguments):
             "help": "Learning rate for a global batch of 256 pairs; the rate used is in proportion to the batch."
         },
     )
-    learning_rate: float | None = field(
-        default=None, metadata={"help": "Learning rate as it is, instead of base_learning_rate."}
+    learning_rate: float = field(
+        default=0.0,
+        metadata={"help": "Learning rate as it is; 0 takes base_learning_rate in proportion to the batch."},
     )
     num_reconstructions: int = field(default=4, metadata={"help": "Held-out pairs in reconstructions.png."})
     adam_beta2: float = field(default=0.95, metadata={"help": "Second beta of AdamW."})
@@ -90,9 +99,7 @@ class PretrainingArguments(TrainingArguments):
     report_to: None | str | list[str] = field(  # noqa: RUF036 - HfArgumentParser wants this order
         default="tensorboard", metadata={"help": "Trackers: tensorboard, wandb, mlflow, ..., or none."}
     )
-    remove_unused_columns: bool | None = field(
-        default=False, metadata={"help": "Leave False: batches are made whole."}
-    )
+    remove_unused_columns: bool = field(default=False, metadata={"help": "Leave False: batches are made whole."})
     logging_nan_inf_filter: bool = field(default=False, metadata={"help": "Leave False: NaN must be seen."})
     ddp_find_unused_parameters: bool | None = field(
         default=False, metadata={"help": "True where a sensor can be missing from a whole step."}
@@ -105,7 +112,7 @@ class PretrainingArguments(TrainingArguments):
 
     def scale_learning_rate(self) -> None:
         """Set `learning_rate` in proportion to the global batch where it was not given (Goyal et al., 2017)."""
-        if self.learning_rate is None:
+        if not self.learning_rate:
             self.learning_rate = self.base_learning_rate * self.global_batch_size / 256
 
     @property
@@ -114,7 +121,7 @@ class PretrainingArguments(TrainingArguments):
         return self.per_device_train_batch_size * self.world_size * self.gradient_accumulation_steps
 
 
-def parse_arguments(classes: Sequence[type], arguments: Sequence[str] | None = None, description: str | None = None):
+def parse_arguments(classes: Sequence[Any], arguments: Sequence[str] | None = None, description: str | None = None):
     """Fill dataclasses from `[file.yaml] [--name value ...]`; the command line wins over the file.
 
     Args:
@@ -154,9 +161,9 @@ def _read_yaml(path: Path, parser: HfArgumentParser) -> dict:
             parser.error(f"{path}: there is no argument `{name}`.{_did_you_mean(name, known)}")
     # What argparse would convert on the command line it leaves alone in defaults; numbers such as 1e-4 come from YAML
     # as text.
-    converters = {action.dest: action.type for action in parser._actions}
+    kinds = {action.dest: action.type for action in parser._actions}
     return {
-        name: converters[name](value) if isinstance(value, str) and converters[name] in (int, float) else value
+        name: float(value) if isinstance(value, str) and kinds[name] is float else value
         for name, value in values.items()
     }
 

@@ -1,10 +1,12 @@
 """What is drawn while a run goes on."""
 
 from pathlib import Path
+from typing import cast
 
 import torch
 from transformers import TrainerCallback
 
+from fusmae_hf import FusMAEForPreTraining
 from fusmae_hf.data.loading import PairDataset
 from fusmae_hf.visualization import plot_losses, plot_reconstructions, reconstruct_images
 
@@ -32,12 +34,12 @@ class PictureCallback(TrainerCallback):
 
     def draw(self) -> None:
         """Write all pictures into the output folder. Every process runs the model, the first one draws."""
-        trainer, folder = self.trainer, Path(self.trainer.args.output_dir)
+        trainer, folder = self.trainer, Path(self.trainer.args.output_dir or ".")
         for file, (name, dataset) in self.pictured.items():
-            batch = trainer.data_collator(dataset.__getitems__(range(min(self.number, len(dataset)))))
+            batch = trainer.collator(dataset.__getitems__(range(min(self.number, len(dataset)))))
             inputs = trainer._prepare_inputs(batch)
             with torch.no_grad():
-                pictures = reconstruct_images(trainer.model, inputs, trainer.processor)
+                pictures = reconstruct_images(cast(FusMAEForPreTraining, trainer.model), inputs, trainer.processor)
             if trainer.is_world_process_zero():
                 kind = "simulated imagery" if dataset.info.simulated else dataset.info.name
                 title = f"Held-out pairs ({name}: {kind}) after step {trainer.state.global_step}"

@@ -37,11 +37,11 @@ def build_model(arguments: ModelArguments, info: PairsInfo, image_size: tuple[in
     """A fresh model for the bands and size of the data, or the checkpoint that was named."""
     attention = {"attn_implementation": arguments.attn_implementation} if arguments.attn_implementation else {}
     if arguments.model is not None:
-        if arguments.config:
+        if arguments.config_fields:
             raise ValueError("`config` describes a fresh model; with `model` the checkpoint's configuration holds.")
         return FusMAEForPreTraining.from_pretrained(arguments.model, **attention)
     fields = {"optical_bands": info.optical_bands, "sar_bands": info.sar_bands, "image_size": image_size}
-    config = FusMAEConfig.from_preset(arguments.preset, **fields | (arguments.config or {}))
+    config = FusMAEConfig.from_preset(arguments.preset, **{**fields, **arguments.config_fields})
     return FusMAEForPreTraining._from_config(config, **attention)
 
 
@@ -74,11 +74,12 @@ def checkpoint_to_resume(arguments: PretrainingArguments) -> str | None:
         return None
     if wanted not in ("auto", "true", "True"):
         return wanted
-    newest = get_last_checkpoint(arguments.output_dir) if os.path.isdir(arguments.output_dir) else None
+    folder = str(arguments.output_dir)
+    newest = get_last_checkpoint(folder) if os.path.isdir(folder) else None
     if newest is None:
-        print(f"No checkpoint in {arguments.output_dir}: starting from the beginning.")
+        print(f"No checkpoint in {folder}: starting from the beginning.")
     else:
-        print(f"Resuming from {newest}, the newest in {arguments.output_dir}.")
+        print(f"Resuming from {newest}, the newest in {folder}.")
     return newest
 
 

@@ -9,9 +9,12 @@ from fusmae_hf.data.loading import PairDataset, load_pairs
 from fusmae_hf.data.pairs import PairReader
 from fusmae_hf.data.preparation import prepare
 from fusmae_hf.data.reben import ReBEN
-from fusmae_hf.data.simulation import SimulatedPairs
+from fusmae_hf.data.simulation import SimulatedPairs, SimulationOptions
 
 from .arguments import DataArguments
+
+EMBEDDED_DEFAULT = SimulationOptions(cloud_probability=0.3, cloud_share=0.4)
+"""More clouds than there are in BigEarthNet: a model that never saw anything bright cannot reconstruct it."""
 
 HOLD_OUT = 0.2
 """Share of an archive without official splits that is held out when it is prepared here."""
@@ -31,9 +34,10 @@ def open_datasets(arguments: DataArguments, shards: Path) -> tuple[PairDataset, 
         FileNotFoundError, ValueError: the data is missing or damaged; the message says what to do.
     """
     extra = {Path(folder).name: folder for folder in arguments.extra_eval}
+    folder: str | Path
     if arguments.data is None:
         number = arguments.simulated_pairs
-        folder = _prepared(SimulatedPairs(number), shards / f"simulated-{number}")
+        folder = _prepared(SimulatedPairs(number, options=EMBEDDED_DEFAULT), shards / f"simulated-{number}")
         extra["real"] = str(
             _prepared(BigEarthNet(example_pairs_root(shards / "archives")), shards / "bigearthnet-six")
         )

@@ -3,8 +3,9 @@
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
-from torch.utils.data import Sampler
+from torch.utils.data import Dataset, Sampler
 from transformers import EvalPrediction, Trainer
 
 from fusmae_hf import FusMAEForPreTraining, FusMAEImageProcessor
@@ -71,12 +72,12 @@ class FusMAETrainer(Trainer):
         held_out = eval_dataset if isinstance(eval_dataset, dict) else {"": eval_dataset} if eval_dataset else {}
         datasets = [train_dataset, *held_out.values()]
         check_same_sensors(datasets)
-        self.info = train_dataset.info
+        self.pairs, self.info = train_dataset, train_dataset.info
         # Known since the shards were written, so that no step has to look for missing pixels.
         self.has_no_data = any(
             sum(dataset.dataset_info.no_data_pixels(dataset.split).values()) for dataset in datasets
         )
-        self.processor = processor
+        self.processor, self.collator = processor, PretrainingCollator(model.config.patch_size, seed=args.seed)
         self._logged_losses: dict[str, torch.Tensor] = {}
         self._logged_batches = 0
         super().__init__(
@@ -84,22 +85,21 @@ class FusMAETrainer(Trainer):
             processing_class=processor,
             train_dataset=train_dataset,
             eval_dataset=eval_dataset,
-            data_collator=PretrainingCollator(model.config.patch_size, seed=args.seed),
+            data_collator=self.collator,
             compute_metrics=mean_of_held_out,
             **kwargs,
         )
 
-    def _get_train_sampler(self, train_dataset: PairDataset | None = None) -> Sampler:
-        dataset = self.train_dataset if train_dataset is None else train_dataset
+    def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler:
         workers = max(1, self.args.dataloader_num_workers)
-        return dataset.sampler(
+        return self.pairs.sampler(
             self._train_batch_size,
             seed=self.args.seed if self.args.data_seed is None else self.args.data_seed,
             num_processes=self.args.world_size,
             num_lanes=self.args.world_size * workers,
         )
 
-    def _get_eval_sampler(self, eval_dataset: PairDataset) -> Sampler:
+    def _get_eval_sampler(self, eval_dataset: Any) -> Sampler:
         return eval_dataset.sampler(self.args.eval_batch_size, shuffle=False)
 
     def prepare_pairs(self, batch: dict[str, Any]) -> dict[str, torch.Tensor]:
@@ -166,7 +166,7 @@ class FusMAETrainer(Trainer):
                 columns += [torch.full((len(inputs["noise"]),), float("nan"))] * 3
                 continue
             mask = outputs[f"mask{suffix}"]
-            visible = visible_pixels(mask, *images.shape[2:], size)
+            visible = visible_pixels(mask, images.shape[2], images.shape[3], size)
             if pixel_mask is not None:
                 visible = visible & pixel_mask
             columns.append(model.sensor_error(outputs[f"logits{suffix}"], images, mask, pixel_mask))
@@ -178,5 +178,5 @@ class FusMAETrainer(Trainer):
 
 def mean_of_held_out(prediction: EvalPrediction) -> dict[str, float]:
     """Mean over the held-out samples of each of `HELD_OUT_METRICS` that was measured."""
-    means = prediction.predictions.mean(axis=0)
+    means = np.asarray(prediction.predictions).mean(axis=0)
     return {name: float(mean) for name, mean in zip(HELD_OUT_METRICS, means, strict=True) if mean == mean}

@@ -47,7 +47,7 @@ def interpolate_visible(images: torch.Tensor, visible: torch.Tensor, patch_size:
         The shape of `images`.
     """
     weight = visible[:, None].float()
-    filled, confidence = predict_visible_mean(images, visible), 0.0
+    filled = predict_visible_mean(images, visible)
     for sigma in (16 * patch_size, 4 * patch_size, patch_size):
         rows = _gaussian(images.shape[2], sigma, images)
         columns = _gaussian(images.shape[3], sigma, images)

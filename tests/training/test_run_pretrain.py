@@ -107,6 +107,7 @@ def test_nothing_held_out_is_said_and_trains_all_the_same(tmp_path, config, shar
         (["--data", "{empty}"], "holds neither shards"),
         (["--data", "{shards}", "--config", '{"mask_ration": 0.5}'], "no field `mask_ration`"),
         (["--data", "{shards}", "--config", '{"patch_size": 5}'], "not a multiple of `patch_size`"),
+        (["--data", "{shards}", "--config", "mask_ratio=0.5"], "must be JSON"),
         (["--data", "{shards}", "--preset", "huge"], "Unknown preset 'huge'"),
         (["--data", "{shards}", "--statistics", "imagenet"], "Unknown statistics 'imagenet'"),
         (["--data", "{shards}", "--per_device_train_batch_size", "64"], "fewer than one batch of 64"),
@@ -140,7 +141,7 @@ def test_the_command_line_wins_over_the_file(config):
     assert arguments.num_train_epochs == 7
     assert arguments.per_device_train_batch_size == 8
     assert arguments.base_learning_rate == pytest.approx(1e-2)
-    assert model.config["patch_size"] == 4
+    assert model.config_fields["patch_size"] == 4
 
 
 def test_defaults_are_those_of_masked_autoencoder_pretraining():
@@ -171,11 +172,11 @@ def test_unknown_names_in_the_file_are_refused(tmp_path, capsys):
     assert "there is no argument `mask_ration`" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("name", ["smoke", "bigearthnet-mm-small", "bigearthnet-mm-base"])
+@pytest.mark.parametrize("name", ["smoke", "few-pairs", "bigearthnet-mm-small", "bigearthnet-mm-base"])
 def test_shipped_configurations_parse(name, pytestconfig):
     path = pytestconfig.rootpath / "training" / "configs" / f"{name}.yaml"
     _, model, arguments = parse_arguments(CLASSES, [str(path), "--tf32", "false"])
-    fusmae_hf.FusMAEConfig.from_preset(model.preset, **(model.config or {}))
+    fusmae_hf.FusMAEConfig.from_preset(model.preset, **model.config_fields)
     assert arguments.adam_beta2 == 0.95
 
 
