@@ -13,6 +13,7 @@ from .modeling.modeling_fusmae import unpatchify
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+    from matplotlib.lines import Line2D
 
     from .modeling.image_processing_fusmae import FusMAEImageProcessor
     from .modeling.modeling_fusmae import FusMAEForPreTraining
@@ -148,26 +149,29 @@ def plot_losses(log_history: Sequence[dict[str, float]], title: str) -> "Figure"
         ImportError: matplotlib is not installed; names the pip command.
     """
     panels = {"loss": "both sensors", "optical_loss": "optical", "sar_loss": "SAR"}
-    figure = new_figure(4.2 * len(panels), 3.6)
+    figure = new_figure(4.2 * len(panels), 4.4)
+    colours: dict[str, str] = {}
+    shown: dict[str, Line2D] = {}
     for axis, (key, name) in zip(figure.subplots(1, len(panels)), panels.items(), strict=True):
         for label, points in _curves(log_history, key).items():
+            source, _, kind = label.partition(", ")
             steps, values = zip(*points, strict=True)
-            learned = "mean of" not in label and "interpolated" not in label
-            axis.plot(
+            (line,) = axis.plot(
                 steps,
                 values,
                 label=label,
-                linestyle="-" if learned else ":",
-                linewidth=1.2,
-                marker="o" if learned and label != "training" else None,
+                color=colours.setdefault(source, f"C{len(colours)}"),
+                linestyle={"": "-", "mean of the visible": ":", "interpolated": "--"}[kind],
+                linewidth=1.2 if not kind else 0.9,
+                marker="o" if not kind and source != "training" else None,
                 markersize=3,
             )
+            shown.setdefault(label, line)
         axis.set_title(name, fontsize=9)
         axis.set_xlabel("step")
         axis.set_ylabel("mean squared error (normalised units)", fontsize=8)
         axis.grid(alpha=0.3)
-        if axis.lines:
-            axis.legend(fontsize=6)
+    figure.legend(list(shown.values()), list(shown), loc="outside lower center", ncols=3, fontsize=7)
     figure.suptitle(title, fontsize=10)
     return figure
 
