@@ -40,7 +40,7 @@ pretrain: install
 # --- tests ------------------------------------------------------------------------------------------------------------
 
 test: install
-	$(BIN)/python -m pytest -m "not conformance" $(ARGS)
+	$(BIN)/python -m pytest --ignore tests/conformance $(ARGS)
 
 TRANSFORMERS := $(shell sed -n 's/^transformers==//p' constraints.txt)
 UPSTREAM := .cache/transformers-tests-$(TRANSFORMERS)
