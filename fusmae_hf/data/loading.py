@@ -135,8 +135,8 @@ class LocalPairDataset(PairDataset):
                 f"The shards of split {split!r} in {root} hold {len(rows)} pairs, but dataset_info.json says "
                 f"{len(self)}: they are not of the same preparation. Prepare the folder again."
             )
-        # Row access in this format passes slices of the mapped file on: in random order and with decoding about 21,000
-        # pairs/s of 460 kB, measured on one core. `take` on the same table copies more than it is asked for: 800.
+        # Row access in this format passes slices of the mapped file on (benchmarks/loading.py). `take` on the same
+        # table copies far more than it is asked for.
         self._rows = rows.with_format("arrow")
 
     def sampler(  # noqa: D102
@@ -233,9 +233,8 @@ class StreamedPairDataset(PairDataset):
             ValueError: the file is damaged or does not agree with `dataset_info.json`.
         """
         # pyarrow rather than `load_dataset(streaming=True).reshard().shard(n, g)`, which opens every shard for its
-        # footer before the first batch; here a footer is read when its shard is first needed. Measured on one core,
-        # local files, 460 kB pairs, row groups in random order: 3,800 pairs/s there and 6,500 here. Checksums, which
-        # report flipped bits that would pass for pixels, take that down to 3,300 to 4,100.
+        # footer before the first batch; here a footer is read when its shard is first needed. Checksums
+        # cost about half of the rate, but report flipped bits that would pass for pixels.
         shard, number = self._row_groups[group]
         filesystem, folder = fsspec.url_to_fs(self.root)
         with filesystem.open(f"{folder}/{shard.name}", "rb", cache_type="none") as file:
