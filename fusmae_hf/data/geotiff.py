@@ -2,6 +2,7 @@
 
 import os
 import re
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -51,38 +52,56 @@ def require_rasterio() -> ModuleType:
     return rasterio
 
 
-def read_band(path: Path, pixels: int, dtype: str) -> Patch:
-    """Read a GeoTIFF of one band.
+def read_geotiff(
+    path: Path, *, count: int | None = None, size: tuple[int, int] | None = None, dtype: str | None = None
+) -> Patch:
+    """Read all bands of a GeoTIFF; nothing is converted.
 
     Args:
         path: the file.
-        pixels: expected height and width.
-        dtype: expected numpy dtype; nothing is converted.
+        count: expected number of bands; None takes any.
+        size: expected (height, width) in pixels; None takes any.
+        dtype: expected numpy dtype; None takes any.
 
     Returns:
-        `Patch` whose `values` are `(1, pixels, pixels)`.
+        `Patch` whose `values` are `(bands, height, width)`.
 
     Raises:
-        PairError: the file is missing or unreadable, or has another size, dtype or number of bands.
+        PairError: the file is missing or unreadable, or is not what is expected.
     """
     rasterio = require_rasterio()
     try:
-        with rasterio.open(path) as file:
-            found = (file.count, file.height, file.width, file.dtypes[0])
-            if found != (1, pixels, pixels, dtype):
-                raise PairError(
-                    f"{path}: expected 1 band of {pixels}x{pixels} pixels in {dtype}, found {found[0]} of "
-                    f"{found[1]}x{found[2]} in {found[3]}. Replace the file by the one of the official archive."
-                )
-            crs = file.crs.to_string() if file.crs else None
-            return Patch(file.read(), crs, tuple(file.transform)[:6] if crs else None)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", rasterio.errors.NotGeoreferencedWarning)  # `crs` is then None
+            with rasterio.open(path) as file:
+                found = (file.count, (file.height, file.width), file.dtypes[0])
+                expected = (count or found[0], size or found[1], dtype or found[2])
+                if found != expected:
+                    raise PairError(
+                        f"{path}: expected {_described(*expected)}, found {_described(*found)}. Replace the file by "
+                        "the one of the official archive."
+                    )
+                crs = file.crs.to_string() if file.crs else None
+                return Patch(file.read(), crs, tuple(file.transform)[:6] if crs else None)
     except rasterio.errors.RasterioError as error:
         if not path.exists():
             beside = sorted(file.name for file in path.parent.glob("*.tif"))
-            raise PairError(f"{path}: no such file; {path.parent} holds {beside or 'no .tif file'}.") from error
+            more = f" and {len(beside) - 16:,} more" if len(beside) > 16 else ""
+            raise PairError(
+                f"{path}: no such file; {path.parent} holds {beside[:16] or 'no .tif file'}{more}."
+            ) from error
         raise PairError(
             f"{path}: cannot be read as GeoTIFF ({error}). The file is damaged or incomplete: unpack it again."
         ) from error
+
+
+def _described(count: int, size: tuple[int, int], dtype: str) -> str:
+    return f"{count} {'band' if count == 1 else 'bands'} of {size[0]}x{size[1]} pixels in {dtype}"
+
+
+def read_band(path: Path, pixels: int, dtype: str) -> Patch:
+    """Read a GeoTIFF of one band with `pixels` x `pixels` pixels: see `read_geotiff`."""
+    return read_geotiff(path, count=1, size=(pixels, pixels), dtype=dtype)
 
 
 def read_sar(folder: Path) -> Patch:

@@ -20,13 +20,13 @@ class Pair:
         sar: `(bands, height, width)`, the dtype of the source (float32 dB for Sentinel-1 products).
         optical: `(bands, height, width)`, the dtype of the source (uint16 digital numbers for Sentinel-2 products).
         labels: class names that hold for the scene, or None where the dataset has none.
-        label_map: `(height, width)` integer classes, or None.
+        label_map: `(height, width)` integer classes, or float values in `PairsInfo.map_units`; or None.
         split: `"train"`, `"validation"`, `"test"`, or None where the dataset defines none.
         crs: coordinate reference system as WKT or `EPSG:<code>`.
         transform: the six coefficients (a, b, c, d, e, f) of the affine pixel-to-map transform, in rasterio's order.
         sar_time: acquisition time in ISO 8601.
         optical_time: acquisition time in ISO 8601.
-        extra: dataset-specific columns (strings and numbers).
+        extra: dataset-specific columns: a value or None for each name in `PairsInfo.extra_columns`.
     """
 
     id: str
@@ -55,9 +55,15 @@ class PairsInfo:
         sar_units: `"db"`, `"linear"` or `"raw"`.
         optical_units: `"dn"`, `"reflectance"` or `"raw"`.
         optical_offset: what must be subtracted from every optical value before use (1000 from baseline 04.00 on).
+        optical_factors: by how much each optical band is coarser than the grid of `Pair.optical`, on which its pixels
+            are repeated: 2 for a 20 m band on a 10 m grid. Shards hold such bands in their own resolution. Empty
+            where every band is as fine as the grid.
         statistics: key of `sensors_fusmae.STATISTICS`, or None where none is published.
         class_names: names of the scene classes, in index order; empty where there are none.
         map_class_names: names of the classes of the label maps, by index, or empty.
+        map_no_data: value that marks pixels without a class in label maps, or None where every pixel has one.
+        map_units: units of label maps that hold a quantity (float) instead of classes, such as `"t/ha"`, or None.
+        extra_columns: type of each dataset-specific column in `Pair.extra`: `"string"`, `"int64"`, `"double"`, `"bool"`.
         simulated: True for made-up imagery.
     """
 
@@ -69,17 +75,30 @@ class PairsInfo:
     sar_units: str = "db"
     optical_units: str = "dn"
     optical_offset: float = 0.0
+    optical_factors: tuple[int, ...] = ()
     statistics: str | None = None
     class_names: tuple[str, ...] = ()
     map_class_names: tuple[str, ...] = ()
+    map_no_data: int | None = None
+    map_units: str | None = None
+    extra_columns: dict[str, str] = field(default_factory=dict)
     simulated: bool = False
 
 
 class PairReader(Protocol):
-    """What every dataset reader offers. Opening one lists the pairs; pixels are read by `read` alone."""
+    """What every dataset reader offers. Opening one lists the pairs; pixels are read by `read` alone.
+
+    Readers can be pickled: `prepare` sends them to its worker processes.
+
+    Attributes:
+        info: what holds for all pairs.
+        ids: name of each pair; no two are the same.
+        summary: a sentence on what was found where, and of how many that are listed.
+    """
 
     info: PairsInfo
     ids: list[str]
+    summary: str
 
     def __len__(self) -> int:
         """Number of pairs."""
