@@ -78,8 +78,9 @@ def read_geotiff(
                 expected = (count or found[0], size or found[1], dtype or found[2])
                 if found != expected:
                     raise PairError(
-                        f"{path}: expected {_described(*expected)}, found {_described(*found)}. Replace the file by "
-                        "the one of the official archive."
+                        f"{path}: expected {expected[0]} {'band' if expected[0] == 1 else 'bands'} of "
+                        f"{expected[1][0]}x{expected[1][1]} pixels in {expected[2]}, found {found[0]} of "
+                        f"{found[1][0]}x{found[1][1]} in {found[2]}. Replace the file by the one of the official archive."
                     )
                 crs = file.crs.to_string() if file.crs else None
                 return Patch(file.read(), crs, tuple(file.transform)[:6] if crs else None)
@@ -93,10 +94,6 @@ def read_geotiff(
         raise PairError(
             f"{path}: cannot be read as GeoTIFF ({error}). The file is damaged or incomplete: unpack it again."
         ) from error
-
-
-def _described(count: int, size: tuple[int, int], dtype: str) -> str:
-    return f"{count} {'band' if count == 1 else 'bands'} of {size[0]}x{size[1]} pixels in {dtype}"
 
 
 def read_band(path: Path, pixels: int, dtype: str) -> Patch:
