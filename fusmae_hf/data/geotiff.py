@@ -80,7 +80,8 @@ def read_geotiff(
                     raise PairError(
                         f"{path}: expected {expected[0]} {'band' if expected[0] == 1 else 'bands'} of "
                         f"{expected[1][0]}x{expected[1][1]} pixels in {expected[2]}, found {found[0]} of "
-                        f"{found[1][0]}x{found[1][1]} in {found[2]}. Replace the file by the one of the official archive."
+                        f"{found[1][0]}x{found[1][1]} in {found[2]}. Replace the file by the one of the official "
+                        "archive."
                     )
                 crs = file.crs.to_string() if file.crs else None
                 return Patch(file.read(), crs, tuple(file.transform)[:6] if crs else None)

@@ -63,7 +63,8 @@ class PairsInfo:
         map_class_names: names of the classes of the label maps, by index, or empty.
         map_no_data: value that marks pixels without a class in label maps, or None where every pixel has one.
         map_units: units of label maps that hold a quantity (float) instead of classes, such as `"t/ha"`, or None.
-        extra_columns: type of each dataset-specific column in `Pair.extra`: `"string"`, `"int64"`, `"double"`, `"bool"`.
+        extra_columns: type of each dataset-specific column in `Pair.extra`: `"string"`, `"int64"`, `"double"` or
+            `"bool"`.
         simulated: True for made-up imagery.
     """
 
