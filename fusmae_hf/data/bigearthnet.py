@@ -131,6 +131,7 @@ class BigEarthNet:
             optical_offset=optical_offset,
             statistics="bigearthnet",
             class_names=CLASSES_19,
+            extra_columns={"sar_patch": "string", "clc_labels": "string"},
         )
         lists = None if splits is None else Path(splits)
         self._left_out: list[tuple[str, str]] = []
@@ -153,6 +154,8 @@ class BigEarthNet:
             )
         self._partner = [partner[patch] for patch in self.ids]
         self._split = [split_of.get(patch) for patch in self.ids]
+        listed = f" of the {len(split_of):,} pairs that the split lists name" if split_of else " pairs"
+        self.summary = f"Found {len(self.ids):,}{listed} in {self.root}."
 
     def _pair_up(self, listed_partner: dict[str, str], progress: bool) -> dict[str, str]:
         """Sentinel-1 partner of each Sentinel-2 patch on disk; patches without one are noted as left out."""

@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 
 from .pairs import PairsInfo
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 """Version of the shard format; raised when older code can no longer read what is written."""
 
 FILE_NAME = "dataset_info.json"
@@ -31,7 +31,8 @@ class ShardRecord:
         rows: number of pairs.
         row_group_rows: number of pairs in each row group, in file order.
         bytes: size of the file.
-        content_hash: SHA-256 over ids and pixels, in row order, as hexadecimal digits.
+        content_hash: xxh3 of 128 bits over the checksums of the rows, in order, as hexadecimal digits. A checksum
+            covers id and pixels.
         no_data_pixels: by sensor (`"sar"`, `"optical"`), the pixels without data: non-finite in any band, or, for the
             optical sensor, zero in all bands.
     """
@@ -44,15 +45,25 @@ class ShardRecord:
     no_data_pixels: dict[str, int]
 
     def __post_init__(self) -> None:
-        if not _SHARD_NAME.fullmatch(self.name):
-            raise ValueError(f"shard name {self.name!r} is not of the form data/<split>-00000-of-00001.parquet")
+        self.split_of(self.name)
         if not self.row_group_rows or min(self.row_group_rows) < 1 or sum(self.row_group_rows) != self.rows:
             raise ValueError(f"{self.name}: row groups {list(self.row_group_rows)} do not add up to {self.rows} rows")
 
     @property
     def split(self) -> str:
         """Split to which the shard belongs, from its name."""
-        return self.name.removeprefix("data/").split("-")[0]
+        return self.split_of(self.name)
+
+    @staticmethod
+    def split_of(name: str) -> str:
+        """Split in the name of a shard.
+
+        Raises:
+            ValueError: the name is not of the form `data/<split>-00000-of-00001.parquet`.
+        """
+        if not (match := _SHARD_NAME.fullmatch(name)):
+            raise ValueError(f"shard name {name!r} is not of the form data/<split>-00000-of-00001.parquet")
+        return match["split"]
 
 
 @dataclasses.dataclass(frozen=True)

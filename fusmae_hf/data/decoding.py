@@ -1,97 +1,177 @@
-"""From rows of a shard to a batch of tensors. Pixels never become Python objects: views over Arrow, then one copy."""
+"""From rows of shards to a batch of tensors. Pixels never become Python objects: views over Arrow, then one copy."""
 
-import math
-from collections.abc import Callable
+from collections.abc import Sequence
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import torch
+from torch.utils.data import get_worker_info
 
-from .shards import PIXEL_DTYPES
+from .native_resolution import expand_bands
+from .shards import PIXEL_DTYPES, pair_checksum, stored_size
 
 _NEEDED = {"id": pa.string(), "sar": pa.large_binary(), "optical": pa.large_binary(), "label_map": pa.large_binary()}
+_PIXELS = ("optical", "sar", "label_map")
 
 
-def decode_pairs(table: pa.Table, origin: Callable[[int], str]) -> dict[str, Any]:
+class ShardRows:
+    """Consecutive rows of a shard: what lies in one Arrow record batch, as views.
+
+    Args:
+        rows: columns of a shard in one chunk each.
+        origin: the file, for messages.
+
+    Raises:
+        ValueError: a column that every shard has is missing or has another type.
+    """
+
+    def __init__(self, rows: pa.RecordBatch, origin: str):
+        self.origin = origin
+        for name, dtype in _NEEDED.items():
+            if name not in rows.schema.names or rows.schema.field(name).type != dtype:
+                raise ValueError(
+                    f"{origin} has no column {name!r} of type {dtype}, so it is no shard of pairs: prepare it again "
+                    "with `fusmae prepare`."
+                )
+        self._rows = rows
+
+    def __len__(self) -> int:
+        return self._rows.num_rows
+
+    def value(self, name: str, row: int) -> Any:
+        """A small value of one row as a Python object."""
+        return self._rows.column(name)[row].as_py()
+
+    def declared(self, name: str, row: int) -> tuple[str, tuple[int, ...]] | None:
+        """Dtype and shape that a row declares for an array; None where it has no such array."""
+        if not self._rows.column(name)[row].is_valid:
+            return None
+        shapes = self._shapes[name]
+        if shapes is None or (dtype := self.value(f"{name}_dtype", row)) is None:
+            return "", ()
+        return dtype, tuple(shapes[row].tolist())
+
+    def raw(self, name: str, row: int) -> np.ndarray:
+        """Bytes of one array as a view."""
+        ends, values = self._buffers[name]
+        return values[ends[row] : ends[row + 1]]
+
+    @cached_property
+    def _shapes(self) -> dict[str, np.ndarray | None]:
+        """`(rows, dimensions)` for each array; None where a value is missing."""
+        shapes: dict[str, np.ndarray | None] = {}
+        for name in _PIXELS:
+            column = self._rows.column(f"{name}_shape")
+            values = column.flatten()
+            complete = not column.null_count and not values.null_count
+            shapes[name] = values.to_numpy().reshape(len(column), -1) if complete else None
+        return shapes
+
+    @cached_property
+    def _buffers(self) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+        """Where each value begins and ends, and the bytes of all, for each array."""
+        buffers = {}
+        for name in _PIXELS:
+            column = self._rows.column(name)
+            _, offsets, values = column.buffers()
+            ends = np.frombuffer(offsets, np.int64, len(column) + 1, column.offset * 8)
+            buffers[name] = (ends, np.frombuffer(values, np.uint8) if values else np.empty(0, np.uint8))
+        return buffers
+
+
+def decode_pairs(
+    rows: Sequence[tuple[ShardRows, int]], optical_factors: Sequence[int] = (), *, packed: bool = False
+) -> dict[str, Any]:
     """Decode rows of shards, from the local or the streamed way of reading, into a batch.
 
     Args:
-        table: rows in the columns of a shard, in chunks of any size.
-        origin: the file of the row at a position of `table`, for messages.
+        rows: where each row is: the rows read together with it, and its position among them.
+        optical_factors: those of `PairsInfo`: by how much each optical band is coarser than the grid.
+        packed: leave optical bands in their own resolution, `(batch, values)`, for `expand_bands` on a device; the
+            batch then has `optical_shape`, (bands, height, width). Nothing changes where all bands are of one.
 
     Returns:
         `optical` and `sar`, tensors `(batch, bands, height, width)` in the raw dtype; `id`, a list of strings; where
         the dataset has them, `labels`, a list of lists of class names, and `label_map`, `(batch, height, width)`.
 
     Raises:
-        ValueError: a row declares a dtype or shape that its bytes do not have, or the rows differ in shape or dtype.
+        ValueError: a row declares a dtype or shape that its bytes do not have, its checksum is wrong, or the rows
+            differ in shape or dtype.
     """
-    for name, dtype in _NEEDED.items():
-        if name not in table.column_names or table.schema.field(name).type != dtype:
-            raise ValueError(
-                f"{origin(0)} has no column {name!r} of type {dtype}, so it is no shard of pairs: prepare it again "
-                "with `fusmae prepare`."
-            )
-    ids = table.column("id").to_pylist()
-    batch: dict[str, Any] = {}
-    for name in ("optical", "sar", "label_map"):
-        column = table.column(name)
-        if name == "label_map" and column.null_count == len(column):
+    batch: dict[str, Any] = {"id": [at.value("id", row) for at, row in rows]}
+    stored = {}
+    for name in _PIXELS:
+        declared = [at.declared(name, row) for at, row in rows]
+        if name == "label_map" and not any(declared):
             continue
-        if column.null_count:
-            missing = [id for id, valid in zip(ids, column.is_valid().to_pylist(), strict=True) if not valid]
+        if None in declared:
+            missing = [id for id, kind in zip(batch["id"], declared, strict=True) if kind is None]
             raise ValueError(f"These pairs have no {name}, while others of the batch have one: {missing}.")
-        batch[name] = _stack(table, name, ids, origin)
-    batch["id"] = ids
-    labels = table.column("labels")
-    if labels.null_count < len(labels):
-        batch["labels"] = labels.to_pylist()
+        stored[name] = [at.raw(name, row) for at, row in rows]
+        factors = optical_factors if name == "optical" else ()
+        stacked, shape = _stack(rows, name, declared, stored[name], factors)
+        if not factors:
+            batch[name] = stacked.view(-1, *shape)
+        elif packed:
+            batch[name], batch["optical_shape"] = stacked, shape
+        else:
+            batch[name] = expand_bands(stacked, factors, *shape[1:])
+    arrays = [stored[name] for name in ("sar", "optical", "label_map") if name in stored]
+    for (at, row), id, *of_pair in zip(rows, batch["id"], *arrays, strict=True):
+        if pair_checksum(id, *of_pair) != at.value("checksum", row):
+            raise ValueError(
+                f"{at.origin} is damaged: the checksum of pair {id!r} is not that of its pixels. Delete the file and "
+                "prepare (or download) it again."
+            )
+    labels = [at.value("labels", row) for at, row in rows]
+    if any(of_pair is not None for of_pair in labels):
+        batch["labels"] = labels
     return batch
 
 
-def _stack(table: pa.Table, name: str, ids: list[str], origin: Callable[[int], str]) -> torch.Tensor:
-    """Copy the arrays of one column into one tensor, having compared what is declared with what is there."""
-    declared = [
-        (dtype, tuple(shape or ()))
-        for dtype, shape in zip(
-            table.column(f"{name}_dtype").to_pylist(), table.column(f"{name}_shape").to_pylist(), strict=True
-        )
-    ]
-    lengths = np.concatenate([np.diff(_offsets(chunk)) for chunk in table.column(name).chunks])
-    expected = {described: _byte_length(*described) for described in dict.fromkeys(declared)}
-    for position, described in enumerate(declared):
-        if lengths[position] != expected[described]:
+def _stack(
+    rows: Sequence[tuple[ShardRows, int]],
+    name: str,
+    declared: Sequence[Any],
+    stored: Sequence[np.ndarray],
+    factors: Sequence[int],
+) -> tuple[torch.Tensor, tuple[int, ...]]:
+    """Copy the arrays of one column into one tensor `(batch, values)`; also the shape that they declare."""
+    expected = {kind: _byte_length(*kind, factors) for kind in dict.fromkeys(declared)}
+    for (at, row), kind, array in zip(rows, declared, stored, strict=True):
+        if len(array) != expected[kind]:
             raise ValueError(
-                f"{origin(position)} is damaged: pair {ids[position]!r} declares {name} as {described[0]} "
-                f"{described[1]}, but holds {lengths[position]} bytes. Delete it and prepare (or download) it again."
+                f"{at.origin} is damaged: pair {at.value('id', row)!r} declares {name} as {kind[0]} {kind[1]}, but "
+                f"holds {len(array)} bytes. Delete it and prepare (or download) it again."
             )
     if len(expected) > 1:
-        differing = {described: [ids[i] for i, d in enumerate(declared) if d == described] for described in expected}
+        differing = {
+            kind: [at.value("id", row) for (at, row), other in zip(rows, declared, strict=True) if other == kind]
+            for kind in expected
+        }
         raise ValueError(
             f"{name} differs in dtype or shape within a batch: "
             + "; ".join(f"{dtype} {shape} in {pairs}" for (dtype, shape), pairs in differing.items())
             + ". Crop the pairs to one size when preparing, or use a batch size of 1."
         )
-    (dtype, shape) = declared[0]
-    stacked = np.empty((len(ids), *shape), dtype)
-    rows_as_bytes = stacked.reshape(len(ids), -1).view(np.uint8)
-    start = 0
-    for chunk in table.column(name).chunks:
-        offsets = _offsets(chunk)
-        pixels = np.frombuffer(chunk.buffers()[2], np.uint8)[offsets[0] : offsets[-1]]
-        rows_as_bytes[start : start + len(chunk)] = pixels.reshape(len(chunk), -1)
-        start += len(chunk)
-    return torch.from_numpy(stacked)
+    ((dtype, shape), length) = next(iter(expected.items()))
+    stacked = _empty(len(rows), length)
+    for target, array in zip(stacked.numpy(), stored, strict=True):
+        target[:] = array
+    return stacked.view(getattr(torch, dtype)), shape
 
 
-def _offsets(chunk: pa.LargeBinaryArray) -> np.ndarray:
-    """Where the values of a chunk begin and end in its data buffer: one more than there are values."""
-    return np.frombuffer(chunk.buffers()[1], np.int64, len(chunk) + 1, chunk.offset * 8)
+def _empty(rows: int, length: int) -> torch.Tensor:
+    """Bytes `(rows, length)`; in a worker of a `DataLoader` in shared memory, as torch's own collation does."""
+    if get_worker_info() is None:
+        return torch.empty((rows, length), dtype=torch.uint8)
+    storage = torch.UntypedStorage._new_shared(rows * length, device="cpu")
+    return torch.empty(0, dtype=torch.uint8).set_(storage).view(rows, length)
 
 
-def _byte_length(dtype: str, shape: tuple[int, ...]) -> int:
+def _byte_length(dtype: str, shape: tuple[int, ...], factors: Sequence[int]) -> int:
     """Length of an array of the declared dtype and shape, or -1 where there can be none."""
-    if dtype not in PIXEL_DTYPES or not shape or any(size is None or size < 1 for size in shape):
-        return -1
-    return math.prod(shape) * np.dtype(dtype).itemsize
+    values = stored_size(shape, factors)
+    return values * np.dtype(dtype).itemsize if dtype in PIXEL_DTYPES and values > 0 else -1

@@ -20,7 +20,6 @@ import datasets
 import fsspec
 import numpy as np
 import pyarrow as pa
-import pyarrow.dataset
 import pyarrow.parquet as pq
 import torch
 from huggingface_hub.errors import HFValidationError
@@ -28,7 +27,7 @@ from huggingface_hub.utils import validate_repo_id
 from torch.utils.data import Dataset, Sampler, get_worker_info
 
 from .dataset_info import DatasetInfo, ShardRecord, read_dataset_info
-from .decoding import decode_pairs
+from .decoding import ShardRows, decode_pairs
 from .pairs import PairsInfo
 from .sampling import EpochSampler, LaneSampler, SequentialPairSampler
 from .shards import METADATA_KEY
@@ -49,10 +48,11 @@ class PairDataset(Dataset[dict[str, Any]], ABC):
         dataset_info: what the folder holds.
         split: name of the split.
         epoch: read by the samplers when an iteration starts.
+        packed: set it to leave optical bands in their own resolution, see `decode_pairs`.
     """
 
     def __init__(self, root: str, dataset_info: DatasetInfo, split: str):
-        self.root, self.dataset_info, self.split, self.epoch = root, dataset_info, split, 0
+        self.root, self.dataset_info, self.split, self.epoch, self.packed = root, dataset_info, split, 0, False
         self._shards = dataset_info.shards(split)
         self._shard_ends = np.cumsum([shard.rows for shard in self._shards])
 
@@ -78,7 +78,7 @@ class PairDataset(Dataset[dict[str, Any]], ABC):
             raise IndexError(
                 f"rows are 0 to {len(self) - 1} in split {self.split!r}, but {rows.tolist()} were asked for"
             )
-        batch = decode_pairs(self._table(epochs, rows), lambda position: self._file_of(int(rows[position])))
+        batch = decode_pairs(self._locate(epochs, rows), self.info.optical_factors, packed=self.packed)
         return batch | {"row": torch.from_numpy(rows.copy()), "epoch": torch.from_numpy(epochs.copy())}
 
     @abstractmethod
@@ -99,11 +99,8 @@ class PairDataset(Dataset[dict[str, Any]], ABC):
         """
 
     @abstractmethod
-    def _table(self, epochs: np.ndarray, rows: np.ndarray) -> pa.Table:
-        """The rows of the shards, in the order asked for."""
-
-    def _file_of(self, row: int) -> str:
-        return f"{self.root}/{self._shards[np.searchsorted(self._shard_ends, row, side='right')].name}"
+    def _locate(self, epochs: np.ndarray, rows: np.ndarray) -> list[tuple[ShardRows, int]]:
+        """Where each row is, in the order asked for."""
 
 
 class LocalPairDataset(PairDataset):
@@ -120,7 +117,6 @@ class LocalPairDataset(PairDataset):
                 "parquet",
                 data_files={split: [f"{root}/{shard.name}" for shard in self._shards]},
                 split=split,
-                fragment_scan_options=pyarrow.dataset.ParquetFragmentScanOptions(page_checksum_verification=True),
             )
         except datasets.exceptions.DatasetGenerationError as error:
             shards = StreamedPairDataset(root, dataset_info, split)
@@ -135,9 +131,14 @@ class LocalPairDataset(PairDataset):
                 f"The shards of split {split!r} in {root} hold {len(rows)} pairs, but dataset_info.json says "
                 f"{len(self)}: they are not of the same preparation. Prepare the folder again."
             )
-        # Row access in this format passes slices of the mapped file on (benchmarks/loading.py). `take` on the same
-        # table copies far more than it is asked for.
-        self._rows = rows.with_format("arrow")
+        # The mapped file itself: HF Datasets' row access costs more than copying a pair (benchmarks/data_pipeline.py).
+        self._mapped = rows
+        self._open_chunks()
+
+    def _open_chunks(self) -> None:
+        self._batches = self._mapped.data.table.to_batches()
+        self._chunk_ends = np.cumsum([batch.num_rows for batch in self._batches])
+        self._chunks: dict[int, ShardRows] = {}
 
     def sampler(  # noqa: D102
         self, batch_size: int, *, seed: int = 0, shuffle: bool = True, num_processes: int = 1, num_lanes: int = 1
@@ -146,8 +147,23 @@ class LocalPairDataset(PairDataset):
             return SequentialPairSampler(self)
         return EpochSampler(self, batch_size, seed=seed, num_processes=num_processes)
 
-    def _table(self, epochs: np.ndarray, rows: np.ndarray) -> pa.Table:
-        return self._rows[rows.tolist()]
+    def _locate(self, epochs: np.ndarray, rows: np.ndarray) -> list[tuple[ShardRows, int]]:
+        located = []
+        for row, chunk in zip(
+            rows.tolist(), np.searchsorted(self._chunk_ends, rows, side="right").tolist(), strict=True
+        ):
+            if chunk not in self._chunks:
+                shard = self._shards[np.searchsorted(self._shard_ends, row, side="right")]
+                self._chunks[chunk] = ShardRows(self._batches[chunk], f"{self.root}/{shard.name}")
+            located.append((self._chunks[chunk], row - int(self._chunk_ends[chunk]) + len(self._chunks[chunk])))
+        return located
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name not in ("_batches", "_chunks")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__ |= state
+        self._open_chunks()
 
 
 class StreamedPairDataset(PairDataset):
@@ -170,7 +186,7 @@ class StreamedPairDataset(PairDataset):
         self._row_group_rows = np.array([rows for shard in self._shards for rows in shard.row_group_rows])
         self._row_group_starts = np.cumsum(self._row_group_rows) - self._row_group_rows
         self._footers: dict[str, pq.FileMetaData] = {}
-        self._kept: OrderedDict[tuple[int, int], pa.Table] = OrderedDict()
+        self._kept: OrderedDict[tuple[int, int], ShardRows] = OrderedDict()
         self._to_serve: dict[tuple[int, int], int] = {}
 
     def sampler(  # noqa: D102
@@ -193,29 +209,30 @@ class StreamedPairDataset(PairDataset):
         """Number of row groups in all shards of the split, the most lanes there can be."""
         return len(self._row_groups)
 
-    def _table(self, epochs: np.ndarray, rows: np.ndarray) -> pa.Table:
+    def _locate(self, epochs: np.ndarray, rows: np.ndarray) -> list[tuple[ShardRows, int]]:
         groups = np.searchsorted(self._row_group_starts, rows, side="right") - 1
         positions: dict[tuple[int, int], list[int]] = {}
         for position, key in enumerate(zip(epochs.tolist(), groups.tolist(), strict=True)):
             positions.setdefault(key, []).append(position)
-        slices: list[pa.Table] = [None] * len(rows)
+        located: list[Any] = [None] * len(rows)
         # Those at hand first: they may be used up by this batch and make room.
         for key in sorted(positions, key=lambda key: key not in self._kept):
-            table = self._row_group(key)
+            at = self._row_group(key)
             for position in positions[key]:
-                slices[position] = table.slice(rows[position] - self._row_group_starts[key[1]], 1)
+                located[position] = (at, int(rows[position] - self._row_group_starts[key[1]]))
             self._to_serve[key] -= len(positions[key])
             if self._to_serve[key] <= 0:
                 del self._kept[key], self._to_serve[key]
-        return pa.concat_tables(slices)
+        return located
 
-    def _row_group(self, key: tuple[int, int]) -> pa.Table:
+    def _row_group(self, key: tuple[int, int]) -> ShardRows:
         """A row group from those kept, or read, for `(epoch, row group)`."""
         if key not in self._kept:
             while len(self._kept) >= self._most_kept():
                 oldest, _ = self._kept.popitem(last=False)
                 del self._to_serve[oldest]
-            self._kept[key] = self.read_row_group(key[1])
+            (rows,) = self.read_row_group(key[1]).combine_chunks().to_batches()
+            self._kept[key] = ShardRows(rows, f"{self.root}/{self._row_groups[key[1]][0].name}")
             self._to_serve[key] = int(self._row_group_rows[key[1]])
         self._kept.move_to_end(key)
         return self._kept[key]
@@ -233,17 +250,15 @@ class StreamedPairDataset(PairDataset):
             ValueError: the file is damaged or does not agree with `dataset_info.json`.
         """
         # pyarrow rather than `load_dataset(streaming=True).reshard().shard(n, g)`, which opens every shard for its
-        # footer before the first batch; here a footer is read when its shard is first needed. Checksums
-        # cost about half of the rate, but report flipped bits that would pass for pixels.
+        # footer before the first batch; here a footer is read when its shard is first needed. Rows carry checksums
+        # of their own, which cost a tenth of those of parquet's pages.
         shard, number = self._row_groups[group]
         filesystem, folder = fsspec.url_to_fs(self.root)
         with filesystem.open(f"{folder}/{shard.name}", "rb", cache_type="none") as file:
             if shard.name not in self._footers:
                 self._footers[shard.name] = _read_footer(file, shard, self.root)
             try:
-                parquet = pq.ParquetFile(
-                    file, metadata=self._footers[shard.name], pre_buffer=True, page_checksum_verification=True
-                )
+                parquet = pq.ParquetFile(file, metadata=self._footers[shard.name], pre_buffer=True)
                 return parquet.read_row_group(number, use_threads=False)
             except (pa.ArrowException, OSError) as error:
                 raise ValueError(_damaged(self.root, shard, error)) from error

@@ -1,5 +1,6 @@
 """Preparing a dataset: reading every pair once and writing shards, with each pair that is left out accounted for."""
 
+import math
 import time
 import warnings
 from collections import Counter
@@ -16,7 +17,7 @@ from fusmae_hf.modeling.sensors_fusmae import BASELINE_0400_OFFSET
 
 from .dataset_info import FILE_NAME, DatasetInfo, ShardRecord, write_dataset_info
 from .pairs import Pair, PairError, PairReader, PairsInfo
-from .shards import check_pair, write_shards
+from .shards import check_pair, write_shard
 
 SPLITS = ("train", "validation", "test")
 
@@ -129,15 +130,12 @@ def prepare(
                 continue
             if not shards:
                 check_plausible(first, reader.info)
-            shards += write_shards(
-                chain(first, pairs),
-                reader.info,
-                folder,
-                split,
-                num_pairs=len(indices),
-                rows_per_shard=rows_per_shard,
-                row_group_rows=row_group_rows,
-            )
+            pairs, files = chain(first, pairs), math.ceil(len(indices) / rows_per_shard)
+            for number in range(files):
+                name = f"data/{split}-{number:05d}-of-{files:05d}.parquet"
+                of_file = islice(pairs, math.ceil(len(indices) / files))
+                shard = write_shard(of_file, reader.info, folder, name, row_group_rows=row_group_rows)
+                shards += [shard] if shard else []
     if not shards:
         reasons = "; ".join(f"{name}: {reason}" for name, reason in left_out[-3:])
         raise ValueError(f"{reader.info.name}: no pair could be written. The last reasons: {reasons}")

@@ -81,6 +81,7 @@ class ReBEN:
             optical_offset=optical_offset,
             statistics="reben",
             class_names=CLASSES_19,
+            extra_columns={"sar_patch": "string", "country": "string"},
         )
         optical, sar = _patches_on_disk(optical_root), _patches_on_disk(sar_root)
         self._maps = _patches_on_disk(self.root / MAP_FOLDER) if (self.root / MAP_FOLDER).is_dir() else {}
@@ -113,6 +114,9 @@ class ReBEN:
                 f"{OPTICAL_FOLDER}/<tile>/<patch>/ and {SAR_FOLDER}/<scene>/<patch>/ as in the official archive."
             )
         self.ids: list[str] = self._table["patch_id"].to_pylist()
+        self.summary = (
+            f"Found {len(self.ids):,} of the {self.num_listed:,} pairs that {METADATA} lists in {self.root}."
+        )
         self._splits: list[str] = self._table["split"].to_pylist()
         self._optical = [optical[name] for name in self.ids]
         self._sar = [sar[name] for name in self._table["s1_name"].to_pylist()]

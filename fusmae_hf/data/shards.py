@@ -4,19 +4,18 @@ Reading is in `loading` (pairs) and `dataset_info` (what a folder holds); `decod
 """
 
 import dataclasses
-import hashlib
 import json
 import math
 import os
-import shutil
-from collections.abc import Iterable, Iterator
-from itertools import chain, islice
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import xxhash
 
 from .dataset_info import (
     FORMAT_VERSION,
@@ -27,6 +26,7 @@ from .dataset_info import (
     read_dataset_info,
     write_dataset_info,
 )
+from .native_resolution import NativeBands, native_bands, native_size
 from .pairs import Pair, PairError, PairsInfo
 
 __all__ = [
@@ -34,10 +34,13 @@ __all__ = [
     "DatasetInfo",
     "ShardRecord",
     "check_pair",
+    "content_hash",
     "no_data_pixels",
+    "pair_checksum",
     "read_dataset_info",
+    "shard_schema",
     "write_dataset_info",
-    "write_shards",
+    "write_shard",
 ]
 
 PIXEL_DTYPES = tuple(
@@ -52,6 +55,7 @@ _SHAPE = pa.list_(pa.int32(), 3)
 _COLUMNS = pa.schema(
     [
         pa.field("id", pa.string(), nullable=False),
+        pa.field("checksum", pa.uint64(), nullable=False),
         pa.field("sar", pa.large_binary(), nullable=False),
         pa.field("sar_dtype", pa.string(), nullable=False),
         pa.field("sar_shape", _SHAPE, nullable=False),
@@ -69,7 +73,43 @@ _COLUMNS = pa.schema(
         pa.field("split", pa.string()),
     ]
 )
-_EXTRA_TYPES = {bool: pa.bool_(), int: pa.int64(), float: pa.float64(), str: pa.string(), type(None): pa.string()}
+_EXTRA_TYPES = {
+    "string": (pa.string(), str),
+    "int64": (pa.int64(), int),
+    "double": (pa.float64(), float),
+    "bool": (pa.bool_(), bool),
+}
+"""Arrow type and type in `Pair.extra` of each type in `PairsInfo.extra_columns`."""
+
+
+def shard_schema(info: PairsInfo) -> pa.Schema:
+    """Columns of the shards of a dataset: those that all have, then the dataset's own.
+
+    Raises:
+        ValueError: an extra column has the name of one that every shard has, or an unknown type.
+    """
+    schema = _COLUMNS
+    for name, kind in info.extra_columns.items():
+        if name in schema.names or kind not in _EXTRA_TYPES:
+            raise ValueError(
+                f"{info.name}: extra column {name!r} of type {kind!r} needs a name other than {_COLUMNS.names} and a "
+                f"type out of {sorted(_EXTRA_TYPES)}."
+            )
+        schema = schema.append(pa.field(name, _EXTRA_TYPES[kind][0]))
+    return schema
+
+
+def pair_checksum(id: str, *pixels: Any) -> int:
+    """Checksum (xxh3, 64 bits) of a row: its id, then the bytes of sar, optical and label map, where there is one."""
+    digest = xxhash.xxh3_64(id.encode())
+    for buffer in pixels:
+        digest.update(buffer)
+    return digest.intdigest()
+
+
+def content_hash(checksums: Iterable[int]) -> str:
+    """Hash (xxh3, 128 bits, hexadecimal) of a shard, from the checksums of its rows in order."""
+    return xxhash.xxh3_128(np.fromiter(checksums, "<u8").tobytes()).hexdigest()
 
 
 def no_data_pixels(pair: Pair) -> dict[str, int]:
@@ -82,13 +122,14 @@ def check_pair(pair: Pair, info: PairsInfo) -> None:
 
     Raises:
         PairError: the id is empty; a patch is not `(bands, height, width)` with the bands of `info`, or of no numeric
-            dtype; a patch has no pixel with data; the label map fits neither patch or holds no integers; the transform
-            is not six numbers; or an extra column has the name of another one or no plain value. Names the id.
+            dtype; a patch has no pixel with data; the label map fits neither patch or holds neither integers nor, with
+            `info.map_units`, floats; a label is none of `info.class_names`; the transform is not six numbers; the
+            extra columns are not those of `info`; or pixels of a coarser band are not repeated. Names the id.
     """
     if not isinstance(pair.id, str) or not pair.id:
         raise PairError(f"A pair needs a non-empty string as its id, but has {pair.id!r}.")
     for sensor, pixels, bands in (("sar", pair.sar, info.sar_bands), ("optical", pair.optical, info.optical_bands)):
-        if pixels.ndim != 3 or pixels.shape[0] != len(bands) or 0 in pixels.shape:
+        if len(pixels.shape) != 3 or pixels.shape[0] != len(bands) or 0 in pixels.shape:
             raise PairError(
                 f"{pair.id}: {sensor} has shape {pixels.shape}, but (bands, height, width) with the bands "
                 f"{list(bands)} is needed."
@@ -101,90 +142,101 @@ def check_pair(pair: Pair, info: PairsInfo) -> None:
         raise PairError(f"{pair.id}: optical has no data: every pixel is zero in all bands, or not finite.")
     if pair.label_map is not None and (
         pair.label_map.shape not in (pair.sar.shape[1:], pair.optical.shape[1:])
-        or pair.label_map.dtype.kind not in "iu"
+        or pair.label_map.dtype.name not in PIXEL_DTYPES
+        or pair.label_map.dtype.kind not in ("f" if info.map_units else "iu")
     ):
         raise PairError(
-            f"{pair.id}: label_map is {pair.label_map.dtype} {pair.label_map.shape}, but integers of the size of a "
-            f"patch are needed, {pair.optical.shape[1:]}."
+            f"{pair.id}: label_map is {pair.label_map.dtype} {pair.label_map.shape}, but "
+            f"{f'floats ({info.map_units})' if info.map_units else 'integers'} of the size of a patch are needed, "
+            f"{pair.optical.shape[1:]}."
         )
+    if info.class_names and (unknown := sorted(set(pair.labels or ()).difference(info.class_names))):
+        raise PairError(f"{pair.id}: labels {unknown} are none of the classes {list(info.class_names)}.")
     if pair.transform is not None and (len(pair.transform) != 6 or not np.isfinite(pair.transform).all()):
         raise PairError(
             f"{pair.id}: transform is {pair.transform}, but six finite numbers (a, b, c, d, e, f) are needed."
         )
+    if pair.extra.keys() != info.extra_columns.keys():
+        raise PairError(
+            f"{pair.id}: extra columns are {sorted(pair.extra)}, but {sorted(info.extra_columns)} are declared."
+        )
     for name, value in pair.extra.items():
-        if name in _COLUMNS.names:
-            raise PairError(f"{pair.id}: extra column {name!r} has the name of a column that every shard has.")
-        if type(value) not in _EXTRA_TYPES:
-            raise PairError(f"{pair.id}: extra column {name!r} holds {value!r}, but a string or a number is needed.")
+        if value is not None and type(value) is not _EXTRA_TYPES[info.extra_columns[name]][1]:
+            raise PairError(
+                f"{pair.id}: extra column {name!r} holds {value!r}, but {info.extra_columns[name]} is declared."
+            )
 
 
-def write_shards(
-    pairs: Iterable[Pair],
-    info: PairsInfo,
-    folder: str | os.PathLike[str],
-    split: str,
-    *,
-    num_pairs: int,
-    rows_per_shard: int = 1024,
-    row_group_rows: int = 32,
-) -> list[ShardRecord]:
-    """Write the pairs of one split as `<folder>/data/<split>-00000-of-00003.parquet` and so on.
-
-    All files of the split appear at once, complete, when the last of them is on the disk; until then they lie in a
-    hidden folder, which is removed on any failure.
+def write_shard(
+    pairs: Iterable[Pair], info: PairsInfo, folder: str | os.PathLike[str], name: str, *, row_group_rows: int = 32
+) -> ShardRecord | None:
+    """Write one file. It appears under its name when it is complete and on the disk, or not at all.
 
     Args:
-        pairs: the pairs, each checked by `check_pair` before it is written. They may be fewer than `num_pairs`.
+        pairs: the pairs, each checked by `check_pair` before it is written.
         info: what holds for all pairs.
-        folder: the prepared folder; made if need be.
-        split: `"train"`, `"validation"` or `"test"`.
-        num_pairs: how many pairs are expected, so that files get about the same size.
-        rows_per_shard: most pairs in a file. The default gives about 500 MB at 12 + 2 bands of 120x120 px.
-        row_group_rows: pairs in a row group, the unit that streaming reads (about 15 MB by default).
+        folder: the prepared folder.
+        name: path below it, `data/<split>-00000-of-00003.parquet`. A file of that name is replaced.
+        row_group_rows: pairs in a row group, the unit that streaming reads (about 15 MB at 12 + 2 bands of 120x120).
 
     Returns:
-        A record for each file, for `write_dataset_info`.
+        A record of the file, for `write_dataset_info`; None, and no file, where there was no pair.
 
     Raises:
-        PairError: a pair must not be stored: see `check_pair`; or its id, or its extra columns, disagree with those
-            before. The message names the id.
-        ValueError: `pairs` is empty, or a number is below one.
-        FileExistsError: the folder already holds this split.
-        OSError: a file cannot be written. Whatever the error, nothing of the split is left behind.
+        PairError: a pair must not be stored: see `check_pair`; or two have the same id. The message names the id.
+        ValueError: `row_group_rows` is below one.
+        OSError: the file cannot be written. Whatever the error, nothing is left behind.
     """
-    if min(num_pairs, rows_per_shard, row_group_rows) < 1:
-        raise ValueError(f"{num_pairs=}, {rows_per_shard=} and {row_group_rows=} must be at least 1.")
-    target = Path(folder, "data")
-    if present := sorted(target.glob(f"{split}-*.parquet")):
-        raise FileExistsError(f"{present[0]} is already there: delete the folder {folder} or choose another one.")
-    groups_per_shard = math.ceil(num_pairs / math.ceil(num_pairs / rows_per_shard) / row_group_rows)
-    staging = target / f".{split}-incomplete"
-    shutil.rmtree(staging, ignore_errors=True)  # of a run that was killed
-    row_groups = _row_groups(_checked(pairs, info), row_group_rows)
-    schema: pa.Schema | None = None
-    written: list[dict[str, Any]] = []
-    published: list[Path] = []
+    if row_group_rows < 1:
+        raise ValueError(f"{row_group_rows=} must be at least 1.")
+    path = Path(folder, name)
+    split, schema = ShardRecord.split_of(name), shard_schema(info)
+    incomplete = path.with_name(f".{path.name}.incomplete")
+    group_rows: list[int] = []
+    checksums: list[int] = []
+    no_data = {"sar": 0, "optical": 0}
+    writer = None
     try:
-        with explain_failed_write(target):
-            staging.mkdir(parents=True)
-        while (first := next(row_groups, None)) is not None:
-            schema = schema or _schema(first)
-            of_this_file = chain([first], islice(row_groups, groups_per_shard - 1))
-            written.append(_write_file(of_this_file, schema, info, split, staging / f"{len(written):05d}"))
-        if not written:
-            raise ValueError(f"There is no pair to write for the split {split!r} of {info.name}.")
-        names = [f"data/{split}-{number:05d}-of-{len(written):05d}.parquet" for number in range(len(written))]
-        for number, name in enumerate(names):
-            published.append(Path(folder, name))
-            with explain_failed_write(published[-1]):
-                os.replace(staging / f"{number:05d}", published[-1])
-    except BaseException:
-        for path in published:
-            path.unlink(missing_ok=True)
-        raise
+        with explain_failed_write(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            file = incomplete.open("wb")
+        with file:
+            for group in _row_groups(_checked(pairs, info), row_group_rows):
+                rows = [_row(pair, info, split) for pair in group]
+                table = pa.table(
+                    [pa.array([row.get(field.name) for row in rows], field.type) for field in schema], schema=schema
+                )
+                with explain_failed_write(path):
+                    # Pixels hardly compress and nobody filters by them: no compression, dictionaries or statistics.
+                    writer = writer or pq.ParquetWriter(
+                        file, schema, compression="none", use_dictionary=False, write_statistics=["id"]
+                    )
+                    writer.write_table(table, row_group_size=len(rows))
+                group_rows.append(len(rows))
+                checksums += (row["checksum"] for row in rows)
+                for pair in group:
+                    no_data = {sensor: no_data[sensor] + count for sensor, count in no_data_pixels(pair).items()}
+            if writer is None:
+                return None
+            described = {"rows": sum(group_rows), "content_hash": content_hash(checksums)}
+            file_metadata = {"format_version": FORMAT_VERSION, "split": split, **described}
+            with explain_failed_write(path):
+                writer.add_key_value_metadata({METADATA_KEY: json.dumps(dataclasses.asdict(info) | file_metadata)})
+                writer.close()
+                flush_to_disk(file)
+        size = incomplete.stat().st_size
+        with explain_failed_write(path):
+            os.replace(incomplete, path)
     finally:
-        shutil.rmtree(staging, ignore_errors=True)
-    return [ShardRecord(name=name, **fields) for name, fields in zip(names, written, strict=True)]
+        incomplete.unlink(missing_ok=True)
+    return ShardRecord(name, row_group_rows=tuple(group_rows), bytes=size, no_data_pixels=no_data, **described)
+
+
+def stored_size(shape: Sequence[int], factors: Sequence[int] = ()) -> int:
+    """Number of values that a shard holds for pixels of the declared shape, or -1 where there can be none."""
+    if not shape or any(size is None or size < 1 for size in shape):
+        return -1
+    return native_size(shape, factors) if factors else math.prod(shape)
 
 
 def _has_data(pixels: np.ndarray) -> np.ndarray:
@@ -194,23 +246,24 @@ def _has_data(pixels: np.ndarray) -> np.ndarray:
     return np.isfinite(pixels).all(axis=0)
 
 
-def _has_optical_data(pixels: np.ndarray) -> np.ndarray:
+def _has_optical_data(pixels: np.ndarray | NativeBands) -> np.ndarray:
     """`(height, width)` bool: finite in every band and, since zero means no data in Sentinel-2, not zero in all."""
+    if isinstance(pixels, NativeBands):
+        fine = next(band for band, factor in zip(pixels.bands, pixels.factors, strict=True) if factor == 1)
+        if fine.dtype.kind in "iu" and fine.all():
+            return np.ones(fine.shape, dtype=bool)
+        pixels = pixels.expand()
     return _has_data(pixels) & (pixels != 0).any(axis=0)
 
 
 def _checked(pairs: Iterable[Pair], info: PairsInfo) -> Iterator[Pair]:
     """Pass on pairs that may be stored, each on its own and together with those before it."""
     seen: set[str] = set()
-    extra_names: set[str] | None = None
     for pair in pairs:
         check_pair(pair, info)
         if pair.id in seen:
             raise PairError(f"{pair.id}: a second pair has this id, but ids must be unique.")
         seen.add(pair.id)
-        extra_names = set(pair.extra) if extra_names is None else extra_names
-        if set(pair.extra) != extra_names:
-            raise PairError(f"{pair.id}: extra columns are {sorted(pair.extra)}, but {sorted(extra_names)} before.")
         yield pair
 
 
@@ -220,62 +273,7 @@ def _row_groups(pairs: Iterable[Pair], rows: int) -> Iterator[tuple[Pair, ...]]:
         yield group
 
 
-def _schema(pairs: tuple[Pair, ...]) -> pa.Schema:
-    """Columns of all files of a split. The type of an extra column comes from its first value that is not None."""
-    schema = _COLUMNS
-    for name in pairs[0].extra:
-        values = [pair.extra[name] for pair in pairs if pair.extra[name] is not None]
-        schema = schema.append(pa.field(name, _EXTRA_TYPES[type(values[0] if values else None)]))
-    return schema
-
-
-def _write_file(
-    row_groups: Iterable[tuple[Pair, ...]], schema: pa.Schema, info: PairsInfo, split: str, path: Path
-) -> dict[str, Any]:
-    """Write one file; returns the fields of its record, less the name."""
-    row_group_rows: list[int] = []
-    no_data = {"sar": 0, "optical": 0}
-    content = hashlib.sha256()
-    with explain_failed_write(path):
-        file = path.open("wb")
-    with file:
-        # Pixels hardly compress and nobody filters by them: no compression, dictionaries or statistics.
-        writer = pq.ParquetWriter(
-            file, schema, compression="none", use_dictionary=False, write_statistics=["id"], write_page_checksum=True
-        )
-        try:
-            for pairs in row_groups:
-                rows = [_row(pair, split) for pair in pairs]
-                table = _table(rows, schema)
-                with explain_failed_write(path):
-                    writer.write_table(table, row_group_size=len(rows))
-                row_group_rows.append(len(rows))
-                for pair, row in zip(pairs, rows, strict=True):
-                    for part in (pair.id.encode(), row["sar"], row["optical"]):
-                        content.update(part)
-                    no_data = {sensor: no_data[sensor] + count for sensor, count in no_data_pixels(pair).items()}
-            described = dataclasses.asdict(info) | {
-                "format_version": FORMAT_VERSION,
-                "split": split,
-                "rows": sum(row_group_rows),
-                "content_hash": content.hexdigest(),
-            }
-            writer.add_key_value_metadata({METADATA_KEY: json.dumps(described)})
-        finally:
-            with explain_failed_write(path):
-                writer.close()
-        with explain_failed_write(path):
-            flush_to_disk(file)
-    return {
-        "rows": sum(row_group_rows),
-        "row_group_rows": tuple(row_group_rows),
-        "bytes": path.stat().st_size,
-        "content_hash": content.hexdigest(),
-        "no_data_pixels": no_data,
-    }
-
-
-def _row(pair: Pair, split: str) -> dict[str, Any]:
+def _row(pair: Pair, info: PairsInfo, split: str) -> dict[str, Any]:
     row = {
         "id": pair.id,
         "labels": pair.labels,
@@ -288,20 +286,22 @@ def _row(pair: Pair, split: str) -> dict[str, Any]:
     }
     for name, values in (("sar", pair.sar), ("optical", pair.optical), ("label_map", pair.label_map)):
         if values is not None:
-            row[name] = values.astype(values.dtype.newbyteorder("<"), copy=False).tobytes()
+            row[name] = _stored_bytes(values, pair.id, info.optical_factors if name == "optical" else ())
             row[f"{name}_dtype"] = values.dtype.name
             row[f"{name}_shape"] = values.shape
+    row["checksum"] = pair_checksum(*(row[name] for name in ("id", "sar", "optical", "label_map") if name in row))
     return row
 
 
-def _table(rows: list[dict[str, Any]], schema: pa.Schema) -> pa.Table:
-    columns = []
-    for field in schema:
-        try:
-            columns.append(pa.array([row.get(field.name) for row in rows], field.type))
-        except (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError, TypeError, OverflowError) as error:
-            raise PairError(
-                f"{rows[0]['id']} to {rows[-1]['id']}: column {field.name!r} does not hold {field.type} throughout, "
-                f"the type of its first value: {error}"
-            ) from error
-    return pa.table(columns, schema=schema)
+def _stored_bytes(pixels: np.ndarray | NativeBands, id: str, factors: Sequence[int]) -> bytes:
+    """Pixels as a shard holds them: C order, little endian, bands in their own resolution where factors are given."""
+    little_endian = pixels.dtype.newbyteorder("<")
+    if not factors and not isinstance(pixels, NativeBands):
+        return pixels.astype(little_endian, copy=False).tobytes()
+    try:
+        native = pixels if isinstance(pixels, NativeBands) else native_bands(pixels, factors)
+    except ValueError as error:
+        raise PairError(f"{id}: optical {error}.") from error
+    if tuple(native.factors) != tuple(factors):
+        raise PairError(f"{id}: optical has bands {native.factors} times coarser, but {factors} is declared.")
+    return b"".join(band.astype(little_endian, copy=False).tobytes() for band in native.bands)

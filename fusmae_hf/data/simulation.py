@@ -105,6 +105,7 @@ class SimulatedPairs:
         self.seed = seed
         self.options = options or SimulationOptions()
         self.ids = [f"simulated-s{seed}-{index:06d}" for index in range(num_pairs)]
+        self.summary = f"Simulating {num_pairs:,} pairs with seed {seed}."
         self.info = PairsInfo(
             name="simulated",
             source="simulated by fusmae_hf.data.simulation: made-up scenes, no satellite data",
@@ -114,6 +115,16 @@ class SimulatedPairs:
             statistics="bigearthnet",
             class_names=CLASS_NAMES,
             map_class_names=CLASS_NAMES,
+            extra_columns={
+                "place": "int64",
+                "landscape": "string",
+                "season": "string",
+                "looks": "double",
+                "incidence_angle": "double",
+                "cloud_share": "double",
+                "sar_shift_south": "double",
+                "sar_shift_east": "double",
+            },
             simulated=True,
         )
 

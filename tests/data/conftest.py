@@ -1,6 +1,6 @@
 """Tiny pairs, and folders prepared from them."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from fusmae_hf.data.pairs import Pair, PairsInfo
-from fusmae_hf.data.shards import write_dataset_info, write_shards
+from fusmae_hf.data.shards import ShardRecord, write_dataset_info, write_shard
 
 
 @pytest.fixture(autouse=True)
@@ -36,6 +36,23 @@ def make_pair() -> Callable[..., Pair]:
     return make
 
 
+def write_split(
+    pairs: Sequence[Pair], info: PairsInfo, folder: Path, split: str, *, rows_per_shard: int = 12, **sizes: int
+) -> list[ShardRecord]:
+    """Write the pairs of one split in files of `rows_per_shard`."""
+    starts = range(0, len(pairs), rows_per_shard)
+    return [
+        write_shard(
+            pairs[start : start + rows_per_shard],
+            info,
+            folder,
+            f"data/{split}-{number:05d}-of-{len(starts):05d}.parquet",
+            **sizes,
+        )
+        for number, start in enumerate(starts)
+    ]
+
+
 @pytest.fixture
 def prepare(tmp_path: Path, pairs_info: PairsInfo, make_pair: Callable[..., Pair]) -> Callable[..., Path]:
     """Prepare a folder with the given numbers of pairs in each split, numbered through."""
@@ -47,14 +64,8 @@ def prepare(tmp_path: Path, pairs_info: PairsInfo, make_pair: Callable[..., Pair
         for split, count in (("train", train), ("validation", validation)):
             pairs = [make_pair(number, **fields) for number in range(start, start + count)]
             if pairs:
-                shards += write_shards(
-                    pairs,
-                    pairs_info,
-                    folder,
-                    split,
-                    num_pairs=count,
-                    rows_per_shard=rows_per_shard,
-                    row_group_rows=row_group_rows,
+                shards += write_split(
+                    pairs, pairs_info, folder, split, rows_per_shard=rows_per_shard, row_group_rows=row_group_rows
                 )
             start += count
         write_dataset_info(folder, pairs_info, shards)

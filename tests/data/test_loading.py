@@ -20,7 +20,8 @@ from fusmae_hf.data import loading
 from fusmae_hf.data.collation import PairCollator
 from fusmae_hf.data.loading import StreamedPairDataset, load_pairs
 from fusmae_hf.data.sampling import EpochSampler, LaneSampler, SequentialPairSampler
-from fusmae_hf.data.shards import write_dataset_info, write_shards
+from fusmae_hf.data.shards import write_dataset_info
+from tests.data.conftest import write_split
 
 BOTH_WAYS = pytest.mark.parametrize("streaming", [False, True], ids=["local", "streaming"])
 
@@ -92,7 +93,7 @@ def test_a_row_that_is_not_there_is_an_index_error(prepare, streaming, row):
 @BOTH_WAYS
 def test_pairs_of_different_size_in_a_batch_are_named(make_pair, tmp_path, pairs_info, streaming):
     wide = make_pair(1, optical=np.ones((3, 8, 16), np.uint16))
-    shards = write_shards([make_pair(0), wide], pairs_info, tmp_path, "train", num_pairs=2)
+    shards = write_split([make_pair(0), wide], pairs_info, tmp_path, "train")
     write_dataset_info(tmp_path, pairs_info, shards)
     with pytest.raises(ValueError, match=r"optical differs.*pair-0000.*pair-0001"):
         load_pairs(tmp_path, streaming=streaming).__getitems__([0, 1])
@@ -416,7 +417,9 @@ def test_a_shard_with_a_flipped_bit_is_named(prepare, make_pair, streaming):
     content = bytearray(shard.read_bytes())
     content[content.index(make_pair(20).optical.tobytes()) + 100] ^= 1
     shard.write_bytes(content)
-    with pytest.raises(ValueError, match=r"train-00001-of-00002\.parquet cannot be read.*delete it and prepare"):
+    with pytest.raises(
+        ValueError, match=r"train-00001-of-00002\.parquet is damaged: the checksum of pair 'pair-0020'"
+    ):
         read_all(folder, streaming)
 
 
