@@ -12,8 +12,22 @@ from torch.utils.data import get_worker_info
 from .native_resolution import expand_bands
 from .shards import PIXEL_DTYPES, pair_checksum, stored_size
 
-_NEEDED = {"id": pa.string(), "sar": pa.large_binary(), "optical": pa.large_binary(), "label_map": pa.large_binary()}
+_NEEDED = {
+    "id": pa.string(),
+    "checksum": pa.uint64(),
+    "sar": pa.large_binary(),
+    "optical": pa.large_binary(),
+    "label_map": pa.large_binary(),
+}
 _PIXELS = ("optical", "sar", "label_map")
+
+
+class DamagedShardError(ValueError):
+    """A shard, or a row of one, cannot be read; the message names the file."""
+
+
+class MissingShardError(FileNotFoundError, DamagedShardError):
+    """A shard is not there; the message names it."""
 
 
 class ShardRows:
@@ -24,14 +38,14 @@ class ShardRows:
         origin: the file, for messages.
 
     Raises:
-        ValueError: a column that every shard has is missing or has another type.
+        DamagedShardError: a column that every shard has is missing or has another type.
     """
 
     def __init__(self, rows: pa.RecordBatch, origin: str):
         self.origin = origin
         for name, dtype in _NEEDED.items():
             if name not in rows.schema.names or rows.schema.field(name).type != dtype:
-                raise ValueError(
+                raise DamagedShardError(
                     f"{origin} has no column {name!r} of type {dtype}, so it is no shard of pairs: prepare it again "
                     "with `fusmae prepare`."
                 )
@@ -44,14 +58,14 @@ class ShardRows:
         """A small value of one row as a Python object."""
         return self._rows.column(name)[row].as_py()
 
+    def checksum(self, row: int) -> int:
+        """Checksum of one row, as written."""
+        return int(self._checksums[row])
+
     def declared(self, name: str, row: int) -> tuple[str, tuple[int, ...]] | None:
         """Dtype and shape that a row declares for an array; None where it has no such array."""
-        if not self._rows.column(name)[row].is_valid:
-            return None
-        shapes = self._shapes[name]
-        if shapes is None or (dtype := self.value(f"{name}_dtype", row)) is None:
-            return "", ()
-        return dtype, tuple(shapes[row].tolist())
+        kinds = self._kinds[name]
+        return kinds[row] if len(kinds) > 1 else kinds[0]
 
     def raw(self, name: str, row: int) -> np.ndarray:
         """Bytes of one array as a view."""
@@ -59,15 +73,25 @@ class ShardRows:
         return values[ends[row] : ends[row + 1]]
 
     @cached_property
-    def _shapes(self) -> dict[str, np.ndarray | None]:
-        """`(rows, dimensions)` for each array; None where a value is missing."""
-        shapes: dict[str, np.ndarray | None] = {}
+    def _checksums(self) -> np.ndarray:
+        return self._rows.column("checksum").to_numpy()
+
+    @cached_property
+    def _kinds(self) -> dict[str, list[tuple[str, tuple[int, ...]] | None]]:
+        """What `declared` gives for the rows; a single entry where it is the same for all."""
+        kinds = {}
         for name in _PIXELS:
-            column = self._rows.column(f"{name}_shape")
-            values = column.flatten()
-            complete = not column.null_count and not values.null_count
-            shapes[name] = values.to_numpy().reshape(len(column), -1) if complete else None
-        return shapes
+            of_rows = [
+                None if missing else (dtype or "", tuple(shape or ()))
+                for missing, dtype, shape in zip(
+                    self._rows.column(name).is_null().to_pylist(),
+                    self._rows.column(f"{name}_dtype").to_pylist(),
+                    self._rows.column(f"{name}_shape").to_pylist(),
+                    strict=True,
+                )
+            ]
+            kinds[name] = of_rows[:1] if len(set(of_rows)) == 1 else of_rows
+        return kinds
 
     @cached_property
     def _buffers(self) -> dict[str, tuple[np.ndarray, np.ndarray]]:
@@ -97,8 +121,8 @@ def decode_pairs(
         the dataset has them, `labels`, a list of lists of class names, and `label_map`, `(batch, height, width)`.
 
     Raises:
-        ValueError: a row declares a dtype or shape that its bytes do not have, its checksum is wrong, or the rows
-            differ in shape or dtype.
+        DamagedShardError: a row declares a dtype or shape that its bytes do not have, or its checksum is wrong.
+        ValueError: the rows differ in shape or dtype, or only some have a label map.
     """
     batch: dict[str, Any] = {"id": [at.value("id", row) for at, row in rows]}
     stored = {}
@@ -120,8 +144,8 @@ def decode_pairs(
             batch[name] = expand_bands(stacked, factors, *shape[1:])
     arrays = [stored[name] for name in ("sar", "optical", "label_map") if name in stored]
     for (at, row), id, *of_pair in zip(rows, batch["id"], *arrays, strict=True):
-        if pair_checksum(id, *of_pair) != at.value("checksum", row):
-            raise ValueError(
+        if pair_checksum(id, *of_pair) != at.checksum(row):
+            raise DamagedShardError(
                 f"{at.origin} is damaged: the checksum of pair {id!r} is not that of its pixels. Delete the file and "
                 "prepare (or download) it again."
             )
@@ -142,7 +166,7 @@ def _stack(
     expected = {kind: _byte_length(*kind, factors) for kind in dict.fromkeys(declared)}
     for (at, row), kind, array in zip(rows, declared, stored, strict=True):
         if len(array) != expected[kind]:
-            raise ValueError(
+            raise DamagedShardError(
                 f"{at.origin} is damaged: pair {at.value('id', row)!r} declares {name} as {kind[0]} {kind[1]}, but "
                 f"holds {len(array)} bytes. Delete it and prepare (or download) it again."
             )

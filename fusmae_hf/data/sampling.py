@@ -4,9 +4,8 @@ Samplers run in the main process and yield `(epoch, row)`: the epoch travels wit
 not, need no state. The epoch is that of the dataset at the moment the iteration starts.
 """
 
-import heapq
 from collections.abc import Iterator, Sequence
-from itertools import islice
+from itertools import islice, pairwise
 from typing import Protocol
 
 import numpy as np
@@ -64,10 +63,7 @@ class EpochSampler(Sampler[tuple[int, int]]):
         self.dataset, self.seed = dataset, seed
         self.dropped = len(dataset) % (batch_size * num_processes)
         if not len(self):
-            raise ValueError(
-                f"{len(dataset)} pairs are fewer than one batch of {batch_size} for each of {num_processes} "
-                "processes. Take a smaller batch."
-            )
+            raise _too_few(len(dataset), batch_size, num_processes)
 
     def __len__(self) -> int:
         return len(self.dataset) - self.dropped
@@ -79,31 +75,33 @@ class EpochSampler(Sampler[tuple[int, int]]):
 
 
 class LaneSampler(Sampler[tuple[int, int]]):
-    """An order for streaming that reads each row group once an epoch: batch b is drawn from lane b mod `num_lanes`.
+    """An order for streaming that reads each row group about once an epoch: batch b comes from lane b mod `num_lanes`.
 
-    Row groups are permuted by (seed, epoch) and dealt to the lanes, disjoint sets of about equal size; inside a lane,
+    Row groups are permuted by (seed, epoch) and laid end to end; lanes are equal stretches of that sequence, in which
     `mix` row groups at a time have their rows permuted together. Accelerate gives batch b to process b mod R, and
     torch's loader gives a process's batch j to worker j mod W. So where `num_lanes` is a multiple of R x W, each
-    worker sees lanes that no other sees, and each row group is decoded by one worker, once an epoch.
+    worker sees lanes that no other sees, and only a row group on the border of two lanes is read by two workers. What
+    is left when every lane has given its whole batches, less than one batch for each, is dealt out the same way.
 
     Exact: the order is a pure function of (seed, epoch, position) for a given `batch_size`, `num_lanes` and `mix`,
-    whatever the number of workers and processes; a resumed run starts later in it. Not exact: rows are mixed within
-    `mix` row groups only, not throughout the dataset; and lanes of unequal length leave out a tail, a different one in
-    each epoch.
+    whatever the number of workers and processes; a resumed run starts later in it; no row comes twice. Not exact: rows
+    are mixed within `mix` row groups only, not throughout the dataset. The uneven tail, less than a batch for each
+    process, is left out, a different one in each epoch.
 
     Args:
         dataset: dataset whose `epoch` is read when an iteration starts.
         row_group_rows: rows in each row group, in row order.
         batch_size: pairs in a batch of one process.
         seed: non-negative integer.
+        num_processes: training processes, which take batches in turn.
         num_lanes: number of lanes.
         mix: number of row groups whose rows are permuted together.
 
     Attributes:
-        dropped: number of rows left out of each epoch, so that every lane gives the same number of whole batches.
+        dropped: number of rows left out of each epoch, so that every process gets the same number of whole batches.
 
     Raises:
-        ValueError: the shortest lane cannot fill a batch.
+        ValueError: there are fewer rows than one batch for each process.
     """
 
     def __init__(
@@ -113,47 +111,67 @@ class LaneSampler(Sampler[tuple[int, int]]):
         batch_size: int,
         *,
         seed: int = 0,
+        num_processes: int = 1,
         num_lanes: int = 1,
         mix: int = 8,
     ):
         self.dataset, self.batch_size, self.seed, self.num_lanes, self.mix = dataset, batch_size, seed, num_lanes, mix
-        self._sizes = np.asarray(row_group_rows)
+        self._sizes = np.asarray(row_group_rows, dtype=np.int64)
         self._starts = np.cumsum(self._sizes) - self._sizes
-        # Each lane gets the same sizes of row groups in every epoch, the largest dealt first, always to the emptiest
-        # lane: lanes are even, and the length of an epoch does not depend on the permutation.
-        lanes = [(0, lane) for lane in range(num_lanes)]
-        self._lane_of_rank = np.empty(len(self._sizes), dtype=np.int64)
-        for rank, size in enumerate(sorted(self._sizes.tolist(), reverse=True)):
-            rows, lane = lanes[0]
-            self._lane_of_rank[rank] = lane
-            heapq.heapreplace(lanes, (rows + size, lane))
-        self._rounds = min(lanes)[0] // batch_size
-        if not self._rounds:
-            raise ValueError(
-                f"{len(self._sizes)} row groups with {self._sizes.sum()} pairs cannot give each of {num_lanes} lanes "
-                f"a batch of {batch_size}. Take a smaller batch, fewer lanes (fewer workers), or smaller row groups."
-            )
-        self.dropped = int(self._sizes.sum()) - len(self)
+        self.dropped = int(self._sizes.sum()) % (batch_size * num_processes)
+        if not len(self):
+            raise _too_few(int(self._sizes.sum()), batch_size, num_processes)
 
     def __len__(self) -> int:
-        return self._rounds * self.num_lanes * self.batch_size
+        return int(self._sizes.sum()) - self.dropped
 
     def __iter__(self) -> Iterator[tuple[int, int]]:
         epoch = self.dataset.epoch
-        lanes = [self._rows(epoch, lane, groups) for lane, groups in enumerate(self._deal(epoch))]
-        for _ in range(self._rounds):
+        *lanes, rest = [self._rows(epoch, lane, blocks) for lane, blocks in enumerate(self.blocks(epoch))]
+        for _ in range(self._lane_rows // self.batch_size):
             for lane in lanes:
                 yield from ((epoch, row) for row in islice(lane, self.batch_size))
+        yield from ((epoch, row) for row in islice(rest, len(self) - self.num_lanes * self._lane_rows))
 
-    def _deal(self, epoch: int) -> list[np.ndarray]:
-        """Row groups of each lane, in reading order: permuted among those of equal size, then within the lane."""
-        generator = np.random.default_rng([self.seed, epoch])
-        order = generator.permutation(len(self._sizes))
-        order = order[np.argsort(-self._sizes[order], kind="stable")]
-        return [generator.permutation(order[self._lane_of_rank == lane]) for lane in range(self.num_lanes)]
+    def blocks(self, epoch: int) -> list[list[dict[int, range]]]:
+        """What is read together, for each lane in reading order, and last for what the lanes leave.
 
-    def _rows(self, epoch: int, lane: int, groups: np.ndarray) -> Iterator[int]:
-        for first in range(0, len(groups), self.mix):
-            mixed = groups[first : first + self.mix]
-            rows = np.concatenate([np.arange(self._starts[g], self._starts[g] + self._sizes[g]) for g in mixed])
-            yield from np.random.default_rng([self.seed, epoch, lane + 1, first]).permutation(rows).tolist()
+        A block holds, by row group, the rows that belong to the lane.
+        """
+        order = np.random.default_rng([self.seed, epoch]).permutation(len(self._sizes))
+        ends = np.cumsum(self._sizes[order])
+        borders = [lane * self._lane_rows for lane in range(self.num_lanes + 1)] + [int(self._sizes.sum())]
+        lanes = []
+        for first, last in pairwise(borders):
+            begin, end = np.searchsorted(ends, first, side="right"), np.searchsorted(ends, last, side="left") + 1
+            groups = order[begin:end] if last > first else order[:0]
+            rows = {
+                group: range(start + max(0, first - (stop - size)), start + min(size, last - (stop - size)))
+                for group, start, stop, size in zip(
+                    groups.tolist(),
+                    self._starts[groups].tolist(),
+                    ends[begin:end].tolist(),
+                    self._sizes[groups].tolist(),
+                    strict=last > first,
+                )
+            }
+            in_order = list(rows.items())
+            lanes.append([dict(in_order[start : start + self.mix]) for start in range(0, len(in_order), self.mix)])
+        return lanes
+
+    @property
+    def _lane_rows(self) -> int:
+        """Rows of a lane: whole batches."""
+        return int(self._sizes.sum()) // (self.num_lanes * self.batch_size) * self.batch_size
+
+    def _rows(self, epoch: int, lane: int, blocks: Sequence[dict[int, range]]) -> Iterator[int]:
+        for number, block in enumerate(blocks):
+            rows = np.concatenate([np.arange(rows.start, rows.stop) for rows in block.values()])
+            yield from np.random.default_rng([self.seed, epoch, lane + 1, number]).permutation(rows).tolist()
+
+
+def _too_few(rows: int, batch_size: int, num_processes: int) -> ValueError:
+    return ValueError(
+        f"{rows} pairs are fewer than one batch of {batch_size} for each of {num_processes} processes. Take a smaller "
+        "batch."
+    )

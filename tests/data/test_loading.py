@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.utils.data import BatchSampler, DataLoader
 
-from fusmae_hf.data import loading
+from fusmae_hf.data import streamed_reading
 from fusmae_hf.data.collation import PairCollator
 from fusmae_hf.data.loading import StreamedPairDataset, load_pairs
 from fusmae_hf.data.sampling import EpochSampler, LaneSampler, SequentialPairSampler
@@ -151,8 +151,8 @@ def test_local_order_is_a_function_of_seed_and_epoch(rows, batch_size, seed, epo
 
 
 @given(
-    sizes=st.lists(st.integers(1, 9), min_size=12, max_size=40),
-    num_lanes=st.integers(1, 4),
+    sizes=st.lists(st.integers(1, 9), min_size=2, max_size=40),
+    num_lanes=st.integers(1, 12),
     mix=st.integers(1, 5),
     epoch=st.integers(0, 99),
 )
@@ -163,8 +163,7 @@ def test_streaming_order_is_a_function_of_seed_and_epoch(sizes, num_lanes, mix, 
     assert order == list(LaneSampler(rows, sizes, 2, **options))
     assert {given_epoch for given_epoch, _ in order} == {epoch}
     assert len({row for _, row in order}) == len(order) == len(sampler) == sum(sizes) - sampler.dropped
-    # Lanes differ by one row group at most, and each leaves less than a batch.
-    assert sampler.dropped < num_lanes * (max(sizes) + 2)
+    assert sampler.dropped == sum(sizes) % 2
 
 
 @pytest.mark.parametrize(
@@ -190,7 +189,7 @@ def test_the_rows_left_out_change_with_the_epoch():
     left_out = set()
     for rows.epoch in range(10):
         left_out.add(frozenset(range(45)) - {row for _, row in sampler})
-    assert {len(rows) for rows in left_out} == {sampler.dropped} == {5}
+    assert {len(rows) for rows in left_out} == {sampler.dropped} == {1}
     assert len(left_out) > 5
 
 
@@ -229,11 +228,7 @@ def test_evaluation_reads_everything_in_stored_order_as_of_epoch_0(prepare, stre
     ("make_sampler", "message"),
     [
         (lambda: EpochSampler(Rows(7), 4, num_processes=2), "7 pairs are fewer than one batch of 4 for each of 2"),
-        (
-            lambda: LaneSampler(Rows(7), [4, 3], 4, num_lanes=2),
-            "2 row groups with 7 pairs cannot give each of 2 lanes",
-        ),
-        (lambda: LaneSampler(Rows(4), [4], 1, num_lanes=2), "1 row groups with 4 pairs cannot give each of 2 lanes"),
+        (lambda: LaneSampler(Rows(7), [4, 3], 4, num_processes=2, num_lanes=2), "7 pairs are fewer than one batch of 4"),
     ],
 )
 def test_too_few_pairs_for_a_batch_is_an_error(make_sampler, message):
@@ -305,7 +300,7 @@ def test_two_processes_read_each_row_at_most_once_and_equally_many_batches(prepa
 )
 @pytest.mark.parametrize("batch_size", [2, 5], ids=["small batches", "batches across row groups"])
 @pytest.mark.parametrize("train", [80, 91], ids=["even lanes", "with a tail"])
-def test_each_row_group_is_read_once_an_epoch_by_one_worker(
+def test_each_row_group_is_read_about_once_an_epoch_by_one_worker(
     prepare, monkeypatch, processes, workers, num_lanes, batch_size, train
 ):
     """Batches are given out as accelerate and torch do: to process b mod R, there to worker j mod W."""
@@ -325,7 +320,7 @@ def test_each_row_group_is_read_once_an_epoch_by_one_worker(
     copies = {
         (rank, worker): pickle.loads(pickle.dumps(main)) for rank in range(processes) for worker in range(workers)
     }
-    monkeypatch.setattr(loading, "get_worker_info", lambda: type("Worker", (), {"num_workers": workers}))
+    monkeypatch.setattr(streamed_reading, "get_worker_info", lambda: type("Worker", (), {"num_workers": workers}))
     for epoch in range(4):
         main.set_epoch(epoch)
         batches = list(BatchSampler(sampler, batch_size, drop_last=True))
@@ -334,7 +329,12 @@ def test_each_row_group_is_read_once_an_epoch_by_one_worker(
             for batch in batches[rank::processes][worker::workers]:
                 copy.__getitems__(batch)
                 most_kept = max(most_kept, len(copy._kept))
-    assert read == Counter(dict.fromkeys(needed, 1))
+    assert set(read) == needed
+    if train == 80:
+        assert set(read.values()) == {1}
+    # Twice at most where two lanes meet; and what is left over is dealt out in batches, each of few row groups.
+    left_over = 11 // batch_size
+    assert read.total() <= len(needed) + 4 * (num_lanes + left_over * (batch_size // 4 + 2))
     assert most_kept <= 2 * num_lanes // (processes * workers) + 1
 
 
