@@ -38,6 +38,22 @@ class DataArguments:
             "help": "Published statistics to normalise with (a dataset name); left out: those that the shards name."
         },
     )
+    on_bad_files: str = field(
+        default="error",
+        metadata={
+            "help": "Files and pairs that cannot be read: `error` stops, `warn` and `skip` go on without the file or "
+            "with the next pair, and count it."
+        },
+    )
+    flips: bool = field(default=True, metadata={"help": "Mirror training pairs at random."})
+    rotations: bool = field(default=True, metadata={"help": "Turn training pairs by quarter turns at random."})
+    min_crop: float = field(
+        default=1.0, metadata={"help": "Smallest share of the area that random crops keep; 1 for no crops."}
+    )
+    band_jitter: float = field(
+        default=0.0,
+        metadata={"help": "Random gain and offset of each band, in its standard deviations; 0 for none."},
+    )
     simulated_pairs: int = field(default=768, metadata={"help": "Pairs to simulate where no `data` is given."})
 
 

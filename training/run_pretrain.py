@@ -6,6 +6,7 @@ Ends with a checkpoint (weights, configuration, processor, remote code, model ca
 and `run.json` in the output folder.
 """
 
+import dataclasses
 import hashlib
 import json
 import logging
@@ -29,7 +30,7 @@ from fusmae_hf.data.pairs import PairError, PairsInfo
 from fusmae_hf.hub import results_table, write_model_card
 from fusmae_hf.training.arguments import DataArguments, ModelArguments, PretrainingArguments, parse_arguments
 from fusmae_hf.training.callbacks import PictureCallback
-from fusmae_hf.training.sources import open_datasets
+from fusmae_hf.training.sources import augmentation_of, open_datasets
 from fusmae_hf.training.trainer import FusMAETrainer
 
 
@@ -169,7 +170,12 @@ def main(argv: list[str] | None = None) -> None:
         model = build_model(model_arguments, train.info, tuple(train[0]["optical"].shape[-2:]))
         processor = build_processor(data, model_arguments, train.info, model.config)
         trainer = FusMAETrainer(
-            model=model, processor=processor, train_dataset=train, eval_dataset=held_out or None, args=arguments
+            model=model,
+            processor=processor,
+            train_dataset=train,
+            eval_dataset=held_out or None,
+            augmentation=augmentation_of(data, arguments.seed),
+            args=arguments,
         )
         trainer._get_train_sampler()  # too few pairs for a batch are found here, before anything is started
         checkpoint = checkpoint_to_resume(arguments)
@@ -181,6 +187,11 @@ def main(argv: list[str] | None = None) -> None:
     if trainer.is_world_process_zero():
         folder = Path(arguments.output_dir)
         record = run_record(arguments, model_arguments, train, held_out, trainer.state.global_step)
+        record |= {
+            "augmentation": dataclasses.asdict(trainer.augmentation) if trainer.augmentation else None,
+            "bad_files": train.bad_files,
+            "replaced_pairs": trainer.replaced_pairs,
+        }
         (folder / "run.json").write_text(json.dumps({**record, "metrics": metrics}, indent=2) + "\n")
         write_model_card(
             folder, config=model.config, processor=processor, info=train.info, record=record, metrics=metrics

@@ -3,6 +3,7 @@
 import hashlib
 from pathlib import Path
 
+from fusmae_hf.data.augmentation import PairAugmentation
 from fusmae_hf.data.bigearthnet import BigEarthNet, example_pairs_root
 from fusmae_hf.data.dataset_info import FILE_NAME, read_dataset_info
 from fusmae_hf.data.loading import PairDataset, load_pairs
@@ -44,14 +45,25 @@ def open_datasets(arguments: DataArguments, shards: Path) -> tuple[PairDataset, 
         name = "simulated"
     else:
         folder, name = _shards_of(arguments.data, shards), "validation"
-    train = load_pairs(folder, "train", streaming=arguments.streaming)
+    options = {"streaming": arguments.streaming, "on_bad_files": arguments.on_bad_files}
+    train = load_pairs(folder, "train", **options)
     held_out = {}
     if "validation" in train.dataset_info.splits:
-        held_out[name] = load_pairs(folder, "validation", streaming=arguments.streaming)
+        held_out[name] = load_pairs(folder, "validation", **options)
     for label, path in extra.items():
         for split in read_dataset_info(path).splits:
-            held_out[label if split == "train" else f"{label}_{split}"] = load_pairs(path, split)
+            held_out[label if split == "train" else f"{label}_{split}"] = load_pairs(
+                path, split, on_bad_files=arguments.on_bad_files
+            )
     return train, held_out
+
+
+def augmentation_of(arguments: DataArguments, seed: int) -> PairAugmentation | None:
+    """The random views that the user asked for; None where there are none."""
+    augmentation = PairAugmentation(
+        arguments.flips, arguments.rotations, arguments.min_crop, arguments.band_jitter, seed
+    )
+    return None if augmentation == PairAugmentation(False, False, seed=seed) else augmentation
 
 
 def _shards_of(data: str, shards: Path) -> str | Path:

@@ -1,5 +1,6 @@
 """The Trainer of Fus-MAE: transformers' own, fed with raw pairs that are normalised on the device."""
 
+import copy
 from collections.abc import Sequence
 from typing import Any
 
@@ -9,8 +10,10 @@ from torch.utils.data import Dataset, Sampler
 from transformers import EvalPrediction, Trainer
 
 from fusmae_hf import FusMAEForPreTraining, FusMAEImageProcessor
+from fusmae_hf.data.augmentation import PairAugmentation
 from fusmae_hf.data.collation import PairCollator
 from fusmae_hf.data.loading import PairDataset
+from fusmae_hf.data.native_resolution import expand_bands
 from fusmae_hf.evaluation.interpolation import (
     as_logits,
     interpolate_visible,
@@ -46,6 +49,16 @@ def check_same_sensors(datasets: Sequence[PairDataset]) -> None:
                 )
 
 
+def packed(datasets: Any) -> Any:
+    """The same datasets, optical bands left in their own resolution: they are brought onto one grid on the device."""
+    if isinstance(datasets, dict):
+        return {name: packed(dataset) for name, dataset in datasets.items()}
+    if datasets is not None:
+        datasets = copy.copy(datasets)
+        datasets.packed = True
+    return datasets
+
+
 class FusMAETrainer(Trainer):
     """Pretrains [`FusMAEForPreTraining`] on prepared pairs.
 
@@ -57,6 +70,7 @@ class FusMAETrainer(Trainer):
         processor: picks bands and normalises; saved beside the weights.
         train_dataset: pairs to train on.
         eval_dataset: pairs held out, one dataset or several by name.
+        augmentation: random views of the training pairs; none by default.
         kwargs: as for transformers' Trainer.
     """
 
@@ -66,9 +80,11 @@ class FusMAETrainer(Trainer):
         processor: FusMAEImageProcessor,
         train_dataset: PairDataset,
         eval_dataset: PairDataset | dict[str, PairDataset] | None = None,
+        augmentation: PairAugmentation | None = None,
         **kwargs,
     ):
         args = kwargs["args"]
+        train_dataset, eval_dataset = packed(train_dataset), packed(eval_dataset)
         held_out = eval_dataset if isinstance(eval_dataset, dict) else {"": eval_dataset} if eval_dataset else {}
         datasets = [train_dataset, *held_out.values()]
         check_same_sensors(datasets)
@@ -77,7 +93,9 @@ class FusMAETrainer(Trainer):
         self.has_no_data = any(
             sum(dataset.dataset_info.no_data_pixels(dataset.split).values()) for dataset in datasets
         )
-        self.processor, self.collator = processor, PretrainingCollator(model.config.patch_size, seed=args.seed)
+        self.processor, self.augmentation = processor, augmentation
+        self.collator = PretrainingCollator(model.config.patch_size, seed=args.seed, augmentation=augmentation)
+        self._replaced: torch.Tensor | int = 0
         self._logged_losses: dict[str, torch.Tensor] = {}
         self._logged_batches = 0
         super().__init__(
@@ -103,10 +121,16 @@ class FusMAETrainer(Trainer):
         return eval_dataset.sampler(self.args.eval_batch_size, shuffle=False)
 
     def prepare_pairs(self, batch: dict[str, Any]) -> dict[str, torch.Tensor]:
-        """The model's inputs for a batch of raw pairs, made on the device where the batch lies."""
+        """The model's inputs for a batch of raw pairs, made on the device where the batch lies.
+
+        In training each pair is one of its random views, if any are asked for.
+        """
+        optical = batch["optical"]
+        if "optical_shape" in batch:
+            optical = expand_bands(optical, self.info.optical_factors, *batch["optical_shape"][1:])
         inputs = self.processor(
             sar=batch["sar"],
-            optical=batch["optical"],
+            optical=optical,
             sar_bands=self.info.sar_bands,
             optical_bands=self.info.optical_bands,
             sar_units=self.info.sar_units,
@@ -114,10 +138,20 @@ class FusMAETrainer(Trainer):
             optical_offset=self.info.optical_offset,
             return_pixel_mask=self.has_no_data,
         )
+        if self.augmentation and self.model.training:
+            inputs = self.augmentation.apply(inputs, batch["augmentation"])
         return {**inputs, "noise": batch["noise"], "noise_sar": batch["noise_sar"]}
 
     def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, torch.Tensor]:
-        return self.prepare_pairs(super()._prepare_inputs(inputs))
+        inputs = super()._prepare_inputs(inputs)
+        if self.model.training and "replaced" in inputs:
+            self._replaced = self._replaced + inputs["replaced"].sum()  # read when it is logged: no stall here
+        return self.prepare_pairs(inputs)
+
+    @property
+    def replaced_pairs(self) -> int:
+        """Damaged rows of this process, since the trainer was made, in whose place training saw another pair."""
+        return int(self._replaced)
 
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:
         """None are counted: transformers' estimate is one for text."""
@@ -142,14 +176,20 @@ class FusMAETrainer(Trainer):
                 mean = self.accelerator.gather(total / self._logged_batches).mean()
                 logs[key] = mean.item()
             self._logged_losses, self._logged_batches = {}, 0
+            if self.pairs.on_bad_files != "error":
+                replaced = torch.tensor([self.replaced_pairs], device=self.accelerator.device)
+                logs["replaced_pairs"] = int(self.accelerator.gather(replaced).sum())
         super().log(logs, start_time)
 
     def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
         """Loss of a held-out batch, and the errors of every sample instead of its pixels."""
+        replaced = inputs.get("replaced")
         inputs = self._prepare_inputs(inputs)
         with torch.no_grad(), self.compute_loss_context_manager():
             outputs = model(**inputs)
             errors = self.held_out_errors(inputs, outputs)
+            if replaced is not None:  # the pair that stands in counts once, at its own place
+                errors[replaced.to(errors.device)] = float("nan")
         return outputs["loss"].detach(), errors, torch.zeros_like(errors[:, :1])
 
     def held_out_errors(self, inputs: dict[str, torch.Tensor], outputs: dict[str, torch.Tensor]) -> torch.Tensor:
@@ -178,5 +218,8 @@ class FusMAETrainer(Trainer):
 
 def mean_of_held_out(prediction: EvalPrediction) -> dict[str, float]:
     """Mean over the held-out samples of each of `HELD_OUT_METRICS` that was measured."""
-    means = np.asarray(prediction.predictions).mean(axis=0)
-    return {name: float(mean) for name, mean in zip(HELD_OUT_METRICS, means, strict=True) if mean == mean}
+    errors = np.asarray(prediction.predictions)
+    means = {
+        name: of_samples[of_samples == of_samples] for name, of_samples in zip(HELD_OUT_METRICS, errors.T, strict=True)
+    }
+    return {name: float(of_samples.mean()) for name, of_samples in means.items() if of_samples.size}

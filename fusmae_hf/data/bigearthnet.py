@@ -12,14 +12,15 @@ import json
 import tarfile
 from collections.abc import Collection, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from tqdm.auto import tqdm
 
 from fusmae_hf.modeling.sensors_fusmae import OPTICAL_BANDS, SAR_BANDS
 
+from .bigearthnet_patches import OPTICAL_FACTORS, expanded, read_patches
 from .classes import CLASSES_19, classes_19
-from .geotiff import read_optical, read_sar, require_folders, require_rasterio, require_same_footprint, subfolders
+from .geotiff import require_folders, require_rasterio, subfolders
 from .pairs import Pair, PairError, PairsInfo
 from .plotting import plot_pair
 
@@ -96,7 +97,7 @@ class BigEarthNet:
     Args:
         root: folder that holds `BigEarthNet-v1.0/` and `BigEarthNet-S1-v1.0/`.
         splits: folder of the official lists `train`, `val` and `test`, `.csv` or `.csv.bz2`, one `s2,s1` or just
-            `s2` in a line (`official_lists_folder()` is one). Without it pairs have no split.
+            `s2` in a line; `"official"` means `official_lists_folder()`. Without it pairs have no split.
         leave_out: any of `"snow"`, `"cloud"`, `"unlabelled"`; the lists that name them must be in `splits`.
         keep_unlisted: keep patches that none of the split lists names, without a split. The official lists hold
             neither snow nor clouds nor patches without a label.
@@ -129,11 +130,12 @@ class BigEarthNet:
             sar_bands=SAR_BANDS,
             optical_bands=OPTICAL_BANDS,
             optical_offset=optical_offset,
+            optical_factors=OPTICAL_FACTORS,
             statistics="bigearthnet",
             class_names=CLASSES_19,
             extra_columns={"sar_patch": "string", "clc_labels": "string"},
         )
-        lists = None if splits is None else Path(splits)
+        lists = official_lists_folder() if splits == "official" else Path(splits) if splits is not None else None
         self._left_out: list[tuple[str, str]] = []
         split_of, listed_partner = _read_splits(lists) if lists else ({}, {})
         unwanted = _read_unwanted(lists, leave_out)
@@ -190,7 +192,7 @@ class BigEarthNet:
         return iter(self._left_out)
 
     def read(self, index: int) -> Pair:
-        """Read one pair.
+        """Read one pair with all bands on the 10 m grid, the pixels of the coarser ones repeated.
 
         Returns:
             `sar` (2, 120, 120) float32 dB, `optical` (12, 120, 120) uint16 digital numbers, labels, place and times.
@@ -198,6 +200,10 @@ class BigEarthNet:
         Raises:
             PairError: a file is missing or unreadable, has a wrong size or dtype, or the two patches are no partners.
         """
+        return expanded(self.read_native(index))
+
+    def read_native(self, index: int) -> Pair:
+        """As `read`, but `optical` is `NativeBands`: each band in its own resolution, as files and shards hold it."""
         optical_folder, sar_folder = self._optical / self.ids[index], self._sar / self._partner[index]
         sar_metadata = _read_metadata(sar_folder)
         named = _partner_in_metadata(sar_folder, sar_metadata)
@@ -207,21 +213,20 @@ class BigEarthNet:
                 f"{self.ids[index]}. One of the two is wrong: use the official lists."
             )
         optical_metadata = _read_metadata(optical_folder)
-        original = optical_metadata.get("labels", [])
+        original = optical_metadata.get("labels") or []
         try:
             labels = classes_19(original)
-        except ValueError as error:
+        except (ValueError, TypeError) as error:  # TypeError: a label that is no text
             raise PairError(f"{optical_folder}: {error}") from error
-        sar, optical = read_sar(sar_folder), read_optical(optical_folder)
-        require_same_footprint(sar_folder, sar, optical_folder, optical)
+        pixels = read_patches(sar_folder, optical_folder)
         return Pair(
             id=self.ids[index],
-            sar=sar.values,
-            optical=optical.values,
+            sar=pixels.sar,
+            optical=pixels.optical,
             labels=labels,
             split=self._split[index],
-            crs=optical.crs,
-            transform=optical.transform,
+            crs=pixels.crs,
+            transform=pixels.transform,
             sar_time=_utc(sar_metadata.get("acquisition_time")),
             optical_time=_utc(optical_metadata.get("acquisition_date")),
             extra={"sar_patch": sar_folder.name, "clc_labels": "; ".join(original)},
@@ -232,20 +237,34 @@ class BigEarthNet:
         return plot_pair(pair, self.info)
 
 
-def _read_metadata(folder: Path) -> dict:
-    path = folder / f"{folder.name}_labels_metadata.json"
+_METADATA_TYPES: dict[str, type] = {
+    "labels": list,
+    "corresponding_s2_patch": str,
+    "acquisition_time": str,
+    "acquisition_date": str,
+}
+
+
+def _read_metadata(folder: Path) -> dict[str, Any]:
+    path = f"{folder / folder.name}_labels_metadata.json"
     try:
-        metadata = json.loads(path.read_bytes())
+        with open(path, "rb", buffering=0) as file:
+            metadata = json.loads(file.read())
     except FileNotFoundError as error:
         raise PairError(f"{path}: no such file. Unpack the patch again from the official archive.") from error
-    except (OSError, ValueError) as error:
+    except OSError as error:
+        raise PairError(f"{path}: cannot be read ({error.strerror}). Check who may read it, and the disk.") from error
+    except (ValueError, RecursionError) as error:
         raise PairError(f"{path}: cannot be read as JSON ({error}). Unpack the patch again.") from error
     if not isinstance(metadata, dict):
         raise PairError(f"{path}: holds no JSON object. Unpack the patch again from the official archive.")
+    for name, kind in _METADATA_TYPES.items():
+        if not isinstance(metadata.get(name), kind | None):
+            raise PairError(f"{path}: `{name}` is {metadata[name]!r:.80}, no {kind.__name__}. Unpack the patch again.")
     return metadata
 
 
-def _partner_in_metadata(folder: Path, metadata: dict | None = None) -> str:
+def _partner_in_metadata(folder: Path, metadata: dict[str, Any] | None = None) -> str:
     name = (_read_metadata(folder) if metadata is None else metadata).get("corresponding_s2_patch")
     if not name:
         raise PairError(f"{folder / folder.name}_labels_metadata.json: names no `corresponding_s2_patch`.")

@@ -1,4 +1,4 @@
-"""What a batch of pairs still needs before the model: the noise that decides which patches are masked."""
+"""What a batch of pairs still needs before the model: masking noise, and what its random views are to be."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -7,23 +7,29 @@ import numpy as np
 import torch
 from torch.utils.data import default_collate
 
-_SENSORS = {"optical": "noise", "sar": "noise_sar"}
+from .augmentation import PairAugmentation
+from .sample_randomness import SampleRandomness
+
+_NOISE = {"optical": "noise", "sar": "noise_sar"}
 
 
 class PairCollator:
     """Adds masking noise to a batch of pairs, the same for a pair whatever the batch, the worker or the process.
 
-    The noise of a pair is a pure function of (seed, epoch, row, sensor): a counter-based generator (Philox) is set to
-    the pair's own counter, so nothing is drawn in sequence and nothing has to be saved to resume.
+    The noise of a pair is a pure function of (seed, epoch, row, sensor): see `SampleRandomness`.
 
     Args:
         patch_size: side of a patch in pixels.
         seed: non-negative integer below 2**64.
         masking: False leaves the noise out, for everything but pretraining.
+        augmentation: adds `augmentation`, the parameters of each pair's random view, for `PairAugmentation.apply` on
+            the device.
     """
 
-    def __init__(self, patch_size: int, seed: int = 0, masking: bool = True):
-        self.patch_size, self.seed, self.masking = patch_size, seed, masking
+    def __init__(
+        self, patch_size: int, seed: int = 0, masking: bool = True, augmentation: PairAugmentation | None = None
+    ):
+        self.patch_size, self.seed, self.masking, self.augmentation = patch_size, seed, masking, augmentation
 
     def __call__(self, batch: dict[str, Any] | Sequence[dict[str, Any]]) -> dict[str, Any]:
         """Complete a batch.
@@ -33,19 +39,22 @@ class PairCollator:
 
         Returns:
             The batch, everything in it kept, with `noise` (optical) and `noise_sar`: float32 in [0, 1), of shape
-            `(batch, tokens)` where `tokens = (height // patch_size) * (width // patch_size)`.
+            `(batch, tokens)` where `tokens = (height // patch_size) * (width // patch_size)`; and `augmentation`.
 
         Raises:
             ValueError: height or width is not a multiple of the patch size.
         """
         batch = dict(batch) if isinstance(batch, dict) else _stack_items(batch)
         if self.masking:
-            for sensor, noise in _SENSORS.items():
+            for sensor, noise in _NOISE.items():
                 batch[noise] = self._noise(sensor, batch)
+        if self.augmentation:
+            num_bands = sum(_shape(sensor, batch)[0] for sensor in _NOISE)
+            batch["augmentation"] = self.augmentation.draw(batch, num_bands)
         return batch
 
     def _noise(self, sensor: str, batch: dict[str, Any]) -> torch.Tensor:
-        height, width = batch[sensor].shape[-2:]
+        _, height, width = _shape(sensor, batch)
         if height % self.patch_size or width % self.patch_size:
             raise ValueError(
                 f"{sensor} patches of {height}x{width} px cannot be cut into tokens of {self.patch_size}x"
@@ -53,19 +62,23 @@ class PairCollator:
             )
         tokens = (height // self.patch_size) * (width // self.patch_size)
         drawn = np.empty((len(batch["row"]), tokens), dtype=np.float32)
-        bits = np.random.Philox(key=[self.seed, list(_SENSORS).index(sensor)])
-        generator, state = np.random.Generator(bits), bits.state
-        for sample, epoch, row in zip(drawn, batch["epoch"].tolist(), batch["row"].tolist(), strict=True):
-            state["state"]["counter"][:] = (0, 0, epoch, row)
-            bits.state = state
-            generator.random(out=sample, dtype=np.float32)
+        SampleRandomness(self.seed, sensor).fill(drawn, batch["epoch"], batch["row"])
         return torch.from_numpy(drawn)
+
+
+def _shape(sensor: str, batch: dict[str, Any]) -> tuple[int, ...]:
+    """(bands, height, width) of a sensor's patches, also where bands are in their own resolution."""
+    if sensor == "optical" and "optical_shape" in batch:
+        return batch["optical_shape"]
+    return tuple(batch[sensor].shape[1:])
 
 
 def _stack_items(items: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """Batch single pairs; identifiers and labels stay lists."""
     return {
-        key: [item[key] for item in items]
+        key: items[0][key]
+        if key == "optical_shape"
+        else [item[key] for item in items]
         if key in ("id", "labels")
         else default_collate([item[key] for item in items])
         for key in items[0]

@@ -4,15 +4,16 @@ import dataclasses
 import json
 import os
 import re
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import fsspec
 import pyarrow.parquet as pq
 
+from .atomic_files import write_atomically
+from .left_out import LeftOut, count_reasons, write_left_out
 from .pairs import PairsInfo
 
 FORMAT_VERSION = 2
@@ -73,14 +74,23 @@ class DatasetInfo:
     Attributes:
         info: bands, units, classes, source and licence, which hold for all pairs.
         splits: the shards of each split, in row order.
-        left_out: pairs that preparing left out, as (id, reason).
+        left_out_reasons: number of pairs that preparing left out, by kind of reason; `left_out.csv` beside it has
+            every one with its own reason (`read_left_out`).
+        preparation: how the folder was made, to make it again: the arguments, the fingerprint of what they led to,
+            and the version of this package. Empty where shards were written by other means than `prepare`.
         format_version: version of the shard format.
     """
 
     info: PairsInfo
     splits: dict[str, tuple[ShardRecord, ...]]
-    left_out: tuple[tuple[str, str], ...] = ()
+    left_out_reasons: dict[str, int] = dataclasses.field(default_factory=dict)
+    preparation: dict[str, Any] = dataclasses.field(default_factory=dict)
     format_version: int = FORMAT_VERSION
+
+    @property
+    def num_left_out(self) -> int:
+        """Number of pairs that preparing left out."""
+        return sum(self.left_out_reasons.values())
 
     def rows(self, split: str) -> int:
         """Number of pairs in a split."""
@@ -114,7 +124,8 @@ class DatasetInfo:
                 }
                 for split, shards in self.splits.items()
             },
-            "left_out": [list(pair) for pair in self.left_out],
+            "left_out": {"pairs": self.num_left_out, "reasons": self.left_out_reasons},
+            "preparation": self.preparation,
         }
 
     @classmethod
@@ -133,7 +144,8 @@ class DatasetInfo:
             if not shards or {shard.split for shard in shards} != {split}:
                 raise ValueError(f"split {split!r} lists {[shard.name for shard in shards]}")
             splits[split] = shards
-        return cls(pairs_info_from_json(content["info"]), splits, tuple((id, why) for id, why in content["left_out"]))
+        left_out_reasons = {str(reason): int(count) for reason, count in content["left_out"]["reasons"].items()}
+        return cls(pairs_info_from_json(content["info"]), splits, left_out_reasons, dict(content["preparation"]))
 
 
 def pairs_info_from_json(content: dict[str, Any]) -> PairsInfo:
@@ -148,37 +160,34 @@ def write_dataset_info(
     folder: str | os.PathLike[str],
     info: PairsInfo,
     shards: Iterable[ShardRecord],
-    left_out: Iterable[tuple[str, str]] = (),
+    left_out: Sequence[LeftOut] = (),
+    *,
+    preparation: Mapping[str, Any] | None = None,
 ) -> DatasetInfo:
-    """Write `dataset_info.json`, atomically; the last step of preparing a folder.
+    """Write `dataset_info.json`, atomically, and `left_out.csv` before it; the last step of preparing a folder.
 
     Args:
         folder: the prepared folder, which already holds the shards.
         info: what holds for all pairs.
-        shards: what `write_shards` returned, for all splits.
-        left_out: pairs that were left out, as (id, reason).
+        shards: what `write_shard` returned, for all splits.
+        left_out: pairs that were left out.
+        preparation: how the folder was made. Whoever gives it vouches that no pair is in two splits; otherwise the
+            ids of all shards are read to see.
 
     Raises:
         ValueError: no shard was given; an id is in two splits; or the columns of two shards differ.
-        OSError: the file cannot be written; nothing half-written is left behind.
+        OSError: a file cannot be written; nothing half-written is left behind.
     """
     splits: dict[str, tuple[ShardRecord, ...]] = {}
     for shard in shards:
         splits[shard.split] = (*splits.get(shard.split, ()), shard)
     if not splits:
         raise ValueError(f"There is no shard to describe in {folder}: every pair was left out, or none was found.")
-    _check_consistent(Path(folder), splits)
-    described = DatasetInfo(info, splits, tuple(left_out))
-    path = Path(folder, FILE_NAME)
-    temporary = path.with_name(f".{path.name}.incomplete")
-    try:
-        with explain_failed_write(path):
-            with temporary.open("wb") as file:
-                file.write(json.dumps(described.to_json(), indent=1).encode())
-                flush_to_disk(file)
-            os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    if preparation is None:
+        _check_consistent(Path(folder), splits)
+    described = DatasetInfo(info, splits, count_reasons(left_out), dict(preparation or {}))
+    write_left_out(folder, left_out)
+    write_atomically(Path(folder, FILE_NAME), json.dumps(described.to_json(), indent=1).encode())
     return described
 
 
@@ -229,22 +238,3 @@ def read_dataset_info(folder_or_url: str | os.PathLike[str]) -> DatasetInfo:
         raise ValueError(
             f"{path} cannot be used: {error!r}. Prepare the folder again with `fusmae prepare`."
         ) from error
-
-
-@contextmanager
-def explain_failed_write(path: Path) -> Iterator[None]:
-    """Name the file and the next step in an `OSError` raised while writing it, such as that of a full disk."""
-    try:
-        yield
-    except OSError as error:
-        raise OSError(
-            error.errno,
-            f"{path} could not be written ({error.strerror or error}), and nothing of it was kept. "
-            "Free space or choose another folder, then prepare again",
-        ) from error
-
-
-def flush_to_disk(file: IO[bytes]) -> None:
-    """Return only when what was written to `file` is on the disk, so that renaming it cannot reveal a part of it."""
-    file.flush()
-    os.fsync(file.fileno())

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -19,7 +19,8 @@ _NEEDED = {
     "optical": pa.large_binary(),
     "label_map": pa.large_binary(),
 }
-_PIXELS = ("optical", "sar", "label_map")
+_PIXELS = ("sar", "optical", "label_map")
+"""Arrays of a row, in the order of its checksum."""
 
 
 class DamagedShardError(ValueError):
@@ -124,51 +125,59 @@ def decode_pairs(
         DamagedShardError: a row declares a dtype or shape that its bytes do not have, or its checksum is wrong.
         ValueError: the rows differ in shape or dtype, or only some have a label map.
     """
-    batch: dict[str, Any] = {"id": [at.value("id", row) for at, row in rows]}
-    stored = {}
-    for name in _PIXELS:
-        declared = [at.declared(name, row) for at, row in rows]
-        if name == "label_map" and not any(declared):
-            continue
-        if None in declared:
-            missing = [id for id, kind in zip(batch["id"], declared, strict=True) if kind is None]
-            raise ValueError(f"These pairs have no {name}, while others of the batch have one: {missing}.")
-        stored[name] = [at.raw(name, row) for at, row in rows]
-        factors = optical_factors if name == "optical" else ()
-        stacked, shape = _stack(rows, name, declared, stored[name], factors)
-        if not factors:
-            batch[name] = stacked.view(-1, *shape)
-        elif packed:
-            batch[name], batch["optical_shape"] = stacked, shape
-        else:
-            batch[name] = expand_bands(stacked, factors, *shape[1:])
-    arrays = [stored[name] for name in ("sar", "optical", "label_map") if name in stored]
-    for (at, row), id, *of_pair in zip(rows, batch["id"], *arrays, strict=True):
-        if pair_checksum(id, *of_pair) != at.checksum(row):
+    ids = [at.value("id", row) for at, row in rows]
+    kinds = {name: _common_kind(rows, name, optical_factors if name == "optical" else ()) for name in _PIXELS}
+    stacked = {name: _empty(len(rows), kind.length) for name, kind in kinds.items() if kind}
+    targets = [(name, tensor.numpy()) for name, tensor in stacked.items()]
+    for position, (at, row) in enumerate(rows):
+        for name, target in targets:
+            target[position] = at.raw(name, row)
+        # Of the copy, which is in the processor's cache.
+        if pair_checksum(ids[position], *(target[position] for _, target in targets)) != at.checksum(row):
             raise DamagedShardError(
-                f"{at.origin} is damaged: the checksum of pair {id!r} is not that of its pixels. Delete the file and "
-                "prepare (or download) it again."
+                f"{at.origin} is damaged: the checksum of pair {ids[position]!r} is not that of its pixels. Delete "
+                "the file and prepare (or download) it again."
             )
+    batch: dict[str, Any] = {"id": ids}
+    for name, kind in kinds.items():
+        if kind is None:
+            continue
+        values = stacked[name].view(getattr(torch, kind.dtype))
+        if name != "optical" or not optical_factors:
+            batch[name] = values.view(-1, *kind.shape)
+        elif packed:
+            batch[name], batch["optical_shape"] = values, kind.shape
+        else:
+            batch[name] = expand_bands(values, optical_factors, *kind.shape[1:])
     labels = [at.value("labels", row) for at, row in rows]
     if any(of_pair is not None for of_pair in labels):
         batch["labels"] = labels
     return batch
 
 
-def _stack(
-    rows: Sequence[tuple[ShardRows, int]],
-    name: str,
-    declared: Sequence[Any],
-    stored: Sequence[np.ndarray],
-    factors: Sequence[int],
-) -> tuple[torch.Tensor, tuple[int, ...]]:
-    """Copy the arrays of one column into one tensor `(batch, values)`; also the shape that they declare."""
+class _Kind(NamedTuple):
+    """What the arrays of one column have in common."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    length: int
+    """Bytes."""
+
+
+def _common_kind(rows: Sequence[tuple[ShardRows, int]], name: str, factors: Sequence[int]) -> _Kind | None:
+    """What all rows declare for an array, compared with what is there; None where no row has one."""
+    declared = [at.declared(name, row) for at, row in rows]
+    if name == "label_map" and not any(declared):
+        return None
+    if None in declared:
+        missing = [at.value("id", row) for (at, row), kind in zip(rows, declared, strict=True) if kind is None]
+        raise ValueError(f"These pairs have no {name}, while others of the batch have one: {missing}.")
     expected = {kind: _byte_length(*kind, factors) for kind in dict.fromkeys(declared)}
-    for (at, row), kind, array in zip(rows, declared, stored, strict=True):
-        if len(array) != expected[kind]:
+    for (at, row), kind in zip(rows, declared, strict=True):
+        if len(at.raw(name, row)) != expected[kind]:
             raise DamagedShardError(
                 f"{at.origin} is damaged: pair {at.value('id', row)!r} declares {name} as {kind[0]} {kind[1]}, but "
-                f"holds {len(array)} bytes. Delete it and prepare (or download) it again."
+                f"holds {len(at.raw(name, row))} bytes. Delete it and prepare (or download) it again."
             )
     if len(expected) > 1:
         differing = {
@@ -180,17 +189,14 @@ def _stack(
             + "; ".join(f"{dtype} {shape} in {pairs}" for (dtype, shape), pairs in differing.items())
             + ". Crop the pairs to one size when preparing, or use a batch size of 1."
         )
-    ((dtype, shape), length) = next(iter(expected.items()))
-    stacked = _empty(len(rows), length)
-    for target, array in zip(stacked.numpy(), stored, strict=True):
-        target[:] = array
-    return stacked.view(getattr(torch, dtype)), shape
+    (((dtype, shape), length),) = expected.items()
+    return _Kind(dtype, shape, length)
 
 
 def _empty(rows: int, length: int) -> torch.Tensor:
     """Bytes `(rows, length)`; in a worker of a `DataLoader` in shared memory, as torch's own collation does."""
     if get_worker_info() is None:
-        return torch.empty((rows, length), dtype=torch.uint8)
+        return torch.from_numpy(np.empty((rows, length), np.uint8))  # numpy asks for huge pages: half the time
     storage = torch.UntypedStorage._new_shared(rows * length, device="cpu")
     return torch.empty(0, dtype=torch.uint8).set_(storage).view(rows, length)
 

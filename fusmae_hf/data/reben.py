@@ -15,18 +15,9 @@ import pyarrow.parquet as pq
 
 from fusmae_hf.modeling.sensors_fusmae import OPTICAL_BANDS, SAR_BANDS
 
+from .bigearthnet_patches import OPTICAL_FACTORS, expanded, read_map, read_patches
 from .classes import CLASSES_19
-from .geotiff import (
-    PATCH_PIXELS,
-    acquisition_time,
-    read_band,
-    read_optical,
-    read_sar,
-    require_folders,
-    require_rasterio,
-    require_same_footprint,
-    subfolders,
-)
+from .geotiff import acquisition_time, require_folders, require_rasterio, subfolders
 from .pairs import Pair, PairError, PairsInfo
 from .plotting import plot_pair
 
@@ -79,6 +70,7 @@ class ReBEN:
             sar_bands=SAR_BANDS,
             optical_bands=OPTICAL_BANDS,
             optical_offset=optical_offset,
+            optical_factors=OPTICAL_FACTORS,
             statistics="reben",
             class_names=CLASSES_19,
             extra_columns={"sar_patch": "string", "country": "string"},
@@ -106,20 +98,21 @@ class ReBEN:
                 (name, f"snow, cloud or shadow: listed in {SNOW_CLOUD_METADATA}") for name in on_disk.to_pylist()
             ]
 
-        self._table = listed.filter(pc.and_(has_optical, has_sar)).sort_by("patch_id")
-        if not self._table.num_rows:
+        table = listed.filter(pc.and_(has_optical, has_sar)).sort_by("patch_id").combine_chunks()
+        if not table.num_rows:
             raise ValueError(
                 f"reBEN: none of the {self.num_listed:,} pairs of {self.root / METADATA} is in {self.root} "
                 f"({len(optical):,} Sentinel-2 and {len(sar):,} Sentinel-1 patch folders were found). Expected "
                 f"{OPTICAL_FOLDER}/<tile>/<patch>/ and {SAR_FOLDER}/<scene>/<patch>/ as in the official archive."
             )
-        self.ids: list[str] = self._table["patch_id"].to_pylist()
+        self.ids: list[str] = table["patch_id"].to_pylist()
         self.summary = (
             f"Found {len(self.ids):,} of the {self.num_listed:,} pairs that {METADATA} lists in {self.root}."
         )
-        self._splits: list[str] = self._table["split"].to_pylist()
+        self._splits: list[str] = table["split"].to_pylist()
         self._optical = [optical[name] for name in self.ids]
-        self._sar = [sar[name] for name in self._table["s1_name"].to_pylist()]
+        self._sar = [sar[name] for name in table["s1_name"].to_pylist()]
+        self._sar_names, self._labels, self._countries = table["s1_name"], table["labels"], table["country"]
         explained = set(self.ids).union(name for name, _ in self._left_out)
         self._left_out += [(name, f"not listed in {METADATA}") for name in sorted(optical.keys() - explained)]
 
@@ -135,7 +128,7 @@ class ReBEN:
         return iter(self._left_out)
 
     def read(self, index: int) -> Pair:
-        """Read one pair.
+        """Read one pair with all bands on the 10 m grid, the pixels of the coarser ones repeated.
 
         Returns:
             `sar` (2, 120, 120) float32 dB, `optical` (12, 120, 120) uint16 digital numbers, `label_map` (120, 120)
@@ -144,33 +137,35 @@ class ReBEN:
         Raises:
             PairError: a file is missing or unreadable, has a wrong size or dtype, or the two patches lie apart.
         """
-        row = self._table.slice(index, 1).to_pylist()[0]
-        unknown = sorted(set(row["labels"]) - set(CLASSES_19))
+        return expanded(self.read_native(index))
+
+    def read_native(self, index: int) -> Pair:
+        """As `read`, but `optical` is `NativeBands`: each band in its own resolution, as files and shards hold it."""
+        patch, sar_patch, country = self.ids[index], self._sar_names[index].as_py(), self._countries[index].as_py()
+        labels = self._labels[index].as_py() or []
+        unknown = [label for label in labels if label not in CLASSES_19]
         if unknown:
-            raise PairError(f"{self.root / METADATA}: {row['patch_id']} has labels {unknown}, none of the 19 classes.")
-        optical_folder = Path(self._optical[index], row["patch_id"])
-        sar_folder = Path(self._sar[index], row["s1_name"])
-        sar, optical = read_sar(sar_folder), read_optical(optical_folder)
-        require_same_footprint(sar_folder, sar, optical_folder, optical)
+            raise PairError(f"{self.root / METADATA}: {patch} has labels {unknown}, none of the 19 classes.")
+        pixels = read_patches(Path(self._sar[index], sar_patch), Path(self._optical[index], patch))
         return Pair(
-            id=row["patch_id"],
-            sar=sar.values,
-            optical=optical.values,
-            labels=sorted(row["labels"], key=CLASSES_19.index),
-            label_map=self._read_map(row["patch_id"]),
-            split=row["split"],
-            crs=optical.crs,
-            transform=optical.transform,
-            sar_time=acquisition_time(row["s1_name"]),
-            optical_time=acquisition_time(row["patch_id"]),
-            extra={"sar_patch": row["s1_name"], "country": row["country"]},
+            id=patch,
+            sar=pixels.sar,
+            optical=pixels.optical,
+            labels=sorted(labels, key=CLASSES_19.index),
+            label_map=self._read_map(patch),
+            split=self._splits[index],
+            crs=pixels.crs,
+            transform=pixels.transform,
+            sar_time=acquisition_time(sar_patch),
+            optical_time=acquisition_time(patch),
+            extra={"sar_patch": sar_patch, "country": country},
         )
 
     def _read_map(self, patch: str) -> np.ndarray | None:
         if not self._maps:
             return None
         folder = Path(self._maps.get(patch, self.root / MAP_FOLDER / patch.rsplit("_", 2)[0]), patch)
-        return read_band(folder / f"{patch}_reference_map.tif", PATCH_PIXELS, "uint16").values[0]
+        return read_map(folder / f"{patch}_reference_map.tif")
 
     def plot(self, pair: Pair) -> "Figure":
         """Draw a pair: true colour with percentile stretch, VV and VH in dB. Needs matplotlib."""

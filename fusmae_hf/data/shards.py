@@ -7,32 +7,34 @@ import dataclasses
 import json
 import math
 import os
-from collections.abc import Iterable, Iterator, Sequence
-from itertools import islice
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from types import TracebackType
+from typing import Any, Self
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import xxhash
 
+from .atomic_files import explain_failed_write, flush_to_disk, incomplete_path
 from .dataset_info import (
     FORMAT_VERSION,
     DatasetInfo,
     ShardRecord,
-    explain_failed_write,
-    flush_to_disk,
     read_dataset_info,
     write_dataset_info,
 )
 from .native_resolution import NativeBands, native_bands, native_size
+from .pair_checks import PIXEL_DTYPES, check_pair, no_data_pixels
 from .pairs import Pair, PairError, PairsInfo
 
 __all__ = [
     "PIXEL_DTYPES",
     "DatasetInfo",
     "ShardRecord",
+    "ShardWriter",
     "check_pair",
     "content_hash",
     "no_data_pixels",
@@ -43,14 +45,10 @@ __all__ = [
     "write_shard",
 ]
 
-PIXEL_DTYPES = tuple(
-    np.dtype(name).name for name in ("u1", "i1", "u2", "i2", "u4", "i4", "u8", "i8", "f2", "f4", "f8")
-)
-"""Dtypes of pixels that a shard may hold: those that numpy and torch share."""
-
 METADATA_KEY = b"fusmae"
 """Key of the file metadata (in the parquet footer) under which each file describes itself."""
 
+_PIXELS = ("sar", "optical", "label_map")
 _SHAPE = pa.list_(pa.int32(), 3)
 _COLUMNS = pa.schema(
     [
@@ -73,13 +71,7 @@ _COLUMNS = pa.schema(
         pa.field("split", pa.string()),
     ]
 )
-_EXTRA_TYPES = {
-    "string": (pa.string(), str),
-    "int64": (pa.int64(), int),
-    "double": (pa.float64(), float),
-    "bool": (pa.bool_(), bool),
-}
-"""Arrow type and type in `Pair.extra` of each type in `PairsInfo.extra_columns`."""
+_EXTRA_TYPES = {"string": pa.string(), "int64": pa.int64(), "double": pa.float64(), "bool": pa.bool_()}
 
 
 def shard_schema(info: PairsInfo) -> pa.Schema:
@@ -95,7 +87,7 @@ def shard_schema(info: PairsInfo) -> pa.Schema:
                 f"{info.name}: extra column {name!r} of type {kind!r} needs a name other than {_COLUMNS.names} and a "
                 f"type out of {sorted(_EXTRA_TYPES)}."
             )
-        schema = schema.append(pa.field(name, _EXTRA_TYPES[kind][0]))
+        schema = schema.append(pa.field(name, _EXTRA_TYPES[kind]))
     return schema
 
 
@@ -112,124 +104,186 @@ def content_hash(checksums: Iterable[int]) -> str:
     return xxhash.xxh3_128(np.fromiter(checksums, "<u8").tobytes()).hexdigest()
 
 
-def no_data_pixels(pair: Pair) -> dict[str, int]:
-    """Count the pixels without data, by sensor: non-finite in any band or, if optical, zero in all bands."""
-    return {"sar": int((~_has_data(pair.sar)).sum()), "optical": int((~_has_optical_data(pair.optical)).sum())}
+class ShardWriter:
+    """Writes one file, pair by pair. It appears under its name when it is complete and on the disk, or not at all.
 
+    Use it as a context manager: leaving it with an exception removes what was written.
 
-def check_pair(pair: Pair, info: PairsInfo) -> None:
-    """Check that a pair may be stored; `write_shards` does so for every pair.
+    Args:
+        info: what holds for all pairs.
+        folder: the prepared folder.
+        name: path below it, `data/<split>-00000-of-00003.parquet`. A file of that name is replaced.
+        row_group_rows: pairs in a row group, the unit that streaming reads (about 9 MB at the 12 + 2 bands of
+            BigEarthNet, 15 MB where all bands are of 10 m).
+        max_no_data: largest share of the pixels of either sensor that may be without data.
+
+    Attributes:
+        record: describes the file once it is there; None before, and where no pair was added.
 
     Raises:
-        PairError: the id is empty; a patch is not `(bands, height, width)` with the bands of `info`, or of no numeric
-            dtype; a patch has no pixel with data; the label map fits neither patch or holds neither integers nor, with
-            `info.map_units`, floats; a label is none of `info.class_names`; the transform is not six numbers; the
-            extra columns are not those of `info`; or pixels of a coarser band are not repeated. Names the id.
+        ValueError: `row_group_rows` is below one, or the name is not that of a shard.
+        OSError: the file cannot be written. Whatever the error, nothing is left behind.
     """
-    if not isinstance(pair.id, str) or not pair.id:
-        raise PairError(f"A pair needs a non-empty string as its id, but has {pair.id!r}.")
-    for sensor, pixels, bands in (("sar", pair.sar, info.sar_bands), ("optical", pair.optical, info.optical_bands)):
-        if len(pixels.shape) != 3 or pixels.shape[0] != len(bands) or 0 in pixels.shape:
-            raise PairError(
-                f"{pair.id}: {sensor} has shape {pixels.shape}, but (bands, height, width) with the bands "
-                f"{list(bands)} is needed."
-            )
-        if pixels.dtype.name not in PIXEL_DTYPES:
-            raise PairError(f"{pair.id}: {sensor} has dtype {pixels.dtype}, but one of {PIXEL_DTYPES} is needed.")
-    if not _has_data(pair.sar).any():
-        raise PairError(f"{pair.id}: sar has no data: no pixel is finite in all bands.")
-    if not _has_optical_data(pair.optical).any():
-        raise PairError(f"{pair.id}: optical has no data: every pixel is zero in all bands, or not finite.")
-    if pair.label_map is not None and (
-        pair.label_map.shape not in (pair.sar.shape[1:], pair.optical.shape[1:])
-        or pair.label_map.dtype.name not in PIXEL_DTYPES
-        or pair.label_map.dtype.kind not in ("f" if info.map_units else "iu")
+
+    def __init__(
+        self,
+        info: PairsInfo,
+        folder: str | os.PathLike[str],
+        name: str,
+        *,
+        row_group_rows: int = 32,
+        max_no_data: float = 1.0,
     ):
-        raise PairError(
-            f"{pair.id}: label_map is {pair.label_map.dtype} {pair.label_map.shape}, but "
-            f"{f'floats ({info.map_units})' if info.map_units else 'integers'} of the size of a patch are needed, "
-            f"{pair.optical.shape[1:]}."
-        )
-    if info.class_names and (unknown := sorted(set(pair.labels or ()).difference(info.class_names))):
-        raise PairError(f"{pair.id}: labels {unknown} are none of the classes {list(info.class_names)}.")
-    if pair.transform is not None and (len(pair.transform) != 6 or not np.isfinite(pair.transform).all()):
-        raise PairError(
-            f"{pair.id}: transform is {pair.transform}, but six finite numbers (a, b, c, d, e, f) are needed."
-        )
-    if pair.extra.keys() != info.extra_columns.keys():
-        raise PairError(
-            f"{pair.id}: extra columns are {sorted(pair.extra)}, but {sorted(info.extra_columns)} are declared."
-        )
-    for name, value in pair.extra.items():
-        if value is not None and type(value) is not _EXTRA_TYPES[info.extra_columns[name]][1]:
-            raise PairError(
-                f"{pair.id}: extra column {name!r} holds {value!r}, but {info.extra_columns[name]} is declared."
+        if row_group_rows < 1:
+            raise ValueError(f"{row_group_rows=} must be at least 1.")
+        self.record: ShardRecord | None = None
+        self._info, self._name, self._path = info, name, Path(folder, name)
+        self._split, self._schema = ShardRecord.split_of(name), shard_schema(info)
+        self._row_group_rows, self._max_no_data = row_group_rows, max_no_data
+        self._ids: set[str] = set()
+        self._checksums: list[int] = []
+        self._group_rows: list[int] = []
+        self._no_data = {"sar": 0, "optical": 0}
+        self._rows: list[dict[str, Any]] = []
+        self._pixels = {name: _PixelColumn() for name in _PIXELS}
+        self._writer: pq.ParquetWriter | None = None
+
+    def __enter__(self) -> Self:
+        self._incomplete = incomplete_path(self._path)
+        with explain_failed_write(self._path):
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            self._file = self._incomplete.open("xb")
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        try:
+            if kind is None:
+                self._finish()
+            elif self._writer:
+                with suppress(Exception):
+                    self._writer.close()
+        finally:
+            with suppress(OSError):
+                self._file.close()
+            self._incomplete.unlink(missing_ok=True)
+
+    def add(self, pair: Pair) -> None:
+        """Take in one pair.
+
+        Raises:
+            PairError: the pair must not be stored: see `check_pair`; its id was added before; more than `max_no_data`
+                of a sensor's pixels hold no data; or pixels of a coarser band are not repeated. Nothing was taken in.
+            OSError: the file cannot be written.
+        """
+        no_data = check_pair(pair, self._info)
+        if pair.id in self._ids:
+            raise PairError(f"{pair.id}: a second pair has this id, but ids must be unique.")
+        for sensor, size in (("sar", pair.sar.shape[1:]), ("optical", pair.optical.shape[1:])):
+            share = no_data[sensor] / math.prod(size)
+            if share > self._max_no_data:
+                raise PairError(
+                    f"{pair.id}: {share:.1%} of the {sensor} pixels hold no data, but at most {self._max_no_data:.1%} "
+                    "may."
+                )
+        arrays = stored_arrays(pair, self._info)
+        stored = [self._pixels[name].append(arrays.get(name)) for name in _PIXELS]
+        row = _small_values(pair, self._split)
+        row["checksum"] = pair_checksum(pair.id, *(pixels for pixels in stored if pixels is not None))
+        self._rows.append(row)
+        self._ids.add(pair.id)
+        self._checksums.append(row["checksum"])
+        self._no_data = {sensor: count + no_data[sensor] for sensor, count in self._no_data.items()}
+        if len(self._rows) == self._row_group_rows:
+            self._write_row_group()
+
+    def _write_row_group(self) -> None:
+        columns = [
+            self._pixels[field.name].to_arrow()
+            if field.name in self._pixels
+            else pa.array([row.get(field.name) for row in self._rows], field.type)
+            for field in self._schema
+        ]
+        with explain_failed_write(self._path):
+            # Pixels hardly compress and nobody filters by them: no compression, dictionaries or statistics.
+            self._writer = self._writer or pq.ParquetWriter(
+                self._file, self._schema, compression="none", use_dictionary=False, write_statistics=["id"]
             )
+            self._writer.write_table(pa.table(columns, schema=self._schema), row_group_size=len(self._rows))
+        self._group_rows.append(len(self._rows))
+        self._rows.clear()
+        for column in self._pixels.values():
+            column.clear()
+
+    def _finish(self) -> None:
+        if self._rows:
+            self._write_row_group()
+        if self._writer is None:
+            return
+        described = {"rows": sum(self._group_rows), "content_hash": content_hash(self._checksums)}
+        file_metadata = {"format_version": FORMAT_VERSION, "split": self._split, **described}
+        with explain_failed_write(self._path):
+            self._writer.add_key_value_metadata(
+                {METADATA_KEY: json.dumps(dataclasses.asdict(self._info) | file_metadata)}
+            )
+            self._writer.close()
+            flush_to_disk(self._file)
+            size = self._incomplete.stat().st_size
+            os.replace(self._incomplete, self._path)
+        self.record = ShardRecord(
+            self._name,
+            row_group_rows=tuple(self._group_rows),
+            bytes=size,
+            no_data_pixels=self._no_data,
+            **described,
+        )
 
 
 def write_shard(
     pairs: Iterable[Pair], info: PairsInfo, folder: str | os.PathLike[str], name: str, *, row_group_rows: int = 32
 ) -> ShardRecord | None:
-    """Write one file. It appears under its name when it is complete and on the disk, or not at all.
-
-    Args:
-        pairs: the pairs, each checked by `check_pair` before it is written.
-        info: what holds for all pairs.
-        folder: the prepared folder.
-        name: path below it, `data/<split>-00000-of-00003.parquet`. A file of that name is replaced.
-        row_group_rows: pairs in a row group, the unit that streaming reads (about 15 MB at 12 + 2 bands of 120x120).
+    """Write one file of pairs, all of which must be fit to be stored: see `ShardWriter`, which takes them one by one.
 
     Returns:
         A record of the file, for `write_dataset_info`; None, and no file, where there was no pair.
 
     Raises:
-        PairError: a pair must not be stored: see `check_pair`; or two have the same id. The message names the id.
+        PairError: a pair must not be stored: see `ShardWriter.add`.
         ValueError: `row_group_rows` is below one.
         OSError: the file cannot be written. Whatever the error, nothing is left behind.
     """
-    if row_group_rows < 1:
-        raise ValueError(f"{row_group_rows=} must be at least 1.")
-    path = Path(folder, name)
-    split, schema = ShardRecord.split_of(name), shard_schema(info)
-    incomplete = path.with_name(f".{path.name}.incomplete")
-    group_rows: list[int] = []
-    checksums: list[int] = []
-    no_data = {"sar": 0, "optical": 0}
-    writer = None
-    try:
-        with explain_failed_write(path):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            file = incomplete.open("wb")
-        with file:
-            for group in _row_groups(_checked(pairs, info), row_group_rows):
-                rows = [_row(pair, info, split) for pair in group]
-                table = pa.table(
-                    [pa.array([row.get(field.name) for row in rows], field.type) for field in schema], schema=schema
-                )
-                with explain_failed_write(path):
-                    # Pixels hardly compress and nobody filters by them: no compression, dictionaries or statistics.
-                    writer = writer or pq.ParquetWriter(
-                        file, schema, compression="none", use_dictionary=False, write_statistics=["id"]
-                    )
-                    writer.write_table(table, row_group_size=len(rows))
-                group_rows.append(len(rows))
-                checksums += (row["checksum"] for row in rows)
-                for pair in group:
-                    no_data = {sensor: no_data[sensor] + count for sensor, count in no_data_pixels(pair).items()}
-            if writer is None:
-                return None
-            described = {"rows": sum(group_rows), "content_hash": content_hash(checksums)}
-            file_metadata = {"format_version": FORMAT_VERSION, "split": split, **described}
-            with explain_failed_write(path):
-                writer.add_key_value_metadata({METADATA_KEY: json.dumps(dataclasses.asdict(info) | file_metadata)})
-                writer.close()
-                flush_to_disk(file)
-        size = incomplete.stat().st_size
-        with explain_failed_write(path):
-            os.replace(incomplete, path)
-    finally:
-        incomplete.unlink(missing_ok=True)
-    return ShardRecord(name, row_group_rows=tuple(group_rows), bytes=size, no_data_pixels=no_data, **described)
+    with ShardWriter(info, folder, name, row_group_rows=row_group_rows) as shard:
+        for pair in pairs:
+            shard.add(pair)
+    return shard.record
+
+
+def stored_arrays(pair: Pair, info: PairsInfo) -> dict[str, list[np.ndarray]]:
+    """The arrays whose bytes, one after the other, a shard holds as `sar`, `optical` and `label_map`.
+
+    Raises:
+        PairError: pixels of a coarser band are not repeated, or bands are not as coarse as declared. Names the id.
+    """
+    arrays = {"sar": [pair.sar], "optical": [pair.optical]}
+    if info.optical_factors or isinstance(pair.optical, NativeBands):
+        try:
+            native = (
+                pair.optical
+                if isinstance(pair.optical, NativeBands)
+                else native_bands(pair.optical, info.optical_factors)
+            )
+        except ValueError as error:
+            raise PairError(f"{pair.id}: optical {error}.") from error
+        if tuple(native.factors) != tuple(info.optical_factors):
+            raise PairError(
+                f"{pair.id}: optical has bands {tuple(native.factors)} times coarser, but {info.optical_factors} is "
+                "declared."
+            )
+        arrays["optical"] = list(native.bands)
+    if pair.label_map is not None:
+        arrays["label_map"] = [pair.label_map]
+    return arrays
 
 
 def stored_size(shape: Sequence[int], factors: Sequence[int] = ()) -> int:
@@ -239,41 +293,8 @@ def stored_size(shape: Sequence[int], factors: Sequence[int] = ()) -> int:
     return native_size(shape, factors) if factors else math.prod(shape)
 
 
-def _has_data(pixels: np.ndarray) -> np.ndarray:
-    """`(height, width)` bool: finite in every band."""
-    if pixels.dtype.kind in "iu":
-        return np.ones(pixels.shape[1:], dtype=bool)
-    return np.isfinite(pixels).all(axis=0)
-
-
-def _has_optical_data(pixels: np.ndarray | NativeBands) -> np.ndarray:
-    """`(height, width)` bool: finite in every band and, since zero means no data in Sentinel-2, not zero in all."""
-    if isinstance(pixels, NativeBands):
-        fine = next(band for band, factor in zip(pixels.bands, pixels.factors, strict=True) if factor == 1)
-        if fine.dtype.kind in "iu" and fine.all():
-            return np.ones(fine.shape, dtype=bool)
-        pixels = pixels.expand()
-    return _has_data(pixels) & (pixels != 0).any(axis=0)
-
-
-def _checked(pairs: Iterable[Pair], info: PairsInfo) -> Iterator[Pair]:
-    """Pass on pairs that may be stored, each on its own and together with those before it."""
-    seen: set[str] = set()
-    for pair in pairs:
-        check_pair(pair, info)
-        if pair.id in seen:
-            raise PairError(f"{pair.id}: a second pair has this id, but ids must be unique.")
-        seen.add(pair.id)
-        yield pair
-
-
-def _row_groups(pairs: Iterable[Pair], rows: int) -> Iterator[tuple[Pair, ...]]:
-    pairs = iter(pairs)
-    while group := tuple(islice(pairs, rows)):
-        yield group
-
-
-def _row(pair: Pair, info: PairsInfo, split: str) -> dict[str, Any]:
+def _small_values(pair: Pair, split: str) -> dict[str, Any]:
+    """Values of all columns of a row but the pixels and the checksum."""
     row = {
         "id": pair.id,
         "labels": pair.labels,
@@ -284,24 +305,47 @@ def _row(pair: Pair, info: PairsInfo, split: str) -> dict[str, Any]:
         "split": split,
         **pair.extra,
     }
-    for name, values in (("sar", pair.sar), ("optical", pair.optical), ("label_map", pair.label_map)):
-        if values is not None:
-            row[name] = _stored_bytes(values, pair.id, info.optical_factors if name == "optical" else ())
-            row[f"{name}_dtype"] = values.dtype.name
-            row[f"{name}_shape"] = values.shape
-    row["checksum"] = pair_checksum(*(row[name] for name in ("id", "sar", "optical", "label_map") if name in row))
+    for name in _PIXELS:
+        if (pixels := getattr(pair, name)) is not None:
+            row[f"{name}_dtype"], row[f"{name}_shape"] = pixels.dtype.name, pixels.shape
     return row
 
 
-def _stored_bytes(pixels: np.ndarray | NativeBands, id: str, factors: Sequence[int]) -> bytes:
-    """Pixels as a shard holds them: C order, little endian, bands in their own resolution where factors are given."""
-    little_endian = pixels.dtype.newbyteorder("<")
-    if not factors and not isinstance(pixels, NativeBands):
-        return pixels.astype(little_endian, copy=False).tobytes()
-    try:
-        native = pixels if isinstance(pixels, NativeBands) else native_bands(pixels, factors)
-    except ValueError as error:
-        raise PairError(f"{id}: optical {error}.") from error
-    if tuple(native.factors) != tuple(factors):
-        raise PairError(f"{id}: optical has bands {native.factors} times coarser, but {factors} is declared.")
-    return b"".join(band.astype(little_endian, copy=False).tobytes() for band in native.bands)
+class _PixelColumn:
+    """Pixels of the rows of one row group as they lie in the file: C order, little endian.
+
+    The memory is used again for the next row group: fresh memory would cost as much as all the rest of writing.
+    """
+
+    def __init__(self) -> None:
+        self._bytes = np.empty(0, np.uint8)
+        self.clear()
+
+    def clear(self) -> None:
+        self._ends, self._valid = [0], list[bool]()
+
+    def append(self, arrays: Sequence[np.ndarray] | None) -> np.ndarray | None:
+        """Append one value, the bytes of `arrays` one after the other, or a missing one; returns a view of it."""
+        start = end = self._ends[-1]
+        self._valid.append(arrays is not None)
+        needed = end + sum(array.nbytes for array in arrays or ())
+        if needed > len(self._bytes):
+            larger = np.empty(max(needed, 2 * len(self._bytes)), np.uint8)
+            larger[:start] = self._bytes[:start]
+            self._bytes = larger
+        for array in arrays or ():
+            place = self._bytes[end : end + array.nbytes]
+            place.view(array.dtype.newbyteorder("<")).reshape(array.shape)[...] = array
+            end += array.nbytes
+        self._ends.append(end)
+        return None if arrays is None else self._bytes[start:end]
+
+    def to_arrow(self) -> pa.LargeBinaryArray:
+        """All values, as a view."""
+        missing = None
+        if not all(self._valid):
+            missing = pa.py_buffer(np.packbits(self._valid, bitorder="little"))
+        ends = pa.py_buffer(np.array(self._ends, np.int64))
+        return pa.Array.from_buffers(
+            pa.large_binary(), len(self._valid), [missing, ends, pa.py_buffer(self._bytes[: self._ends[-1]])]
+        )

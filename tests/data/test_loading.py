@@ -12,7 +12,7 @@ import pytest
 import torch
 from accelerate import skip_first_batches
 from accelerate.data_loader import BatchSamplerShard
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from torch.utils.data import BatchSampler, DataLoader
 
@@ -164,6 +164,37 @@ def test_streaming_order_is_a_function_of_seed_and_epoch(sizes, num_lanes, mix, 
     assert {given_epoch for given_epoch, _ in order} == {epoch}
     assert len({row for _, row in order}) == len(order) == len(sampler) == sum(sizes) - sampler.dropped
     assert sampler.dropped == sum(sizes) % 2
+
+
+@given(
+    sizes=st.lists(st.integers(1, 9), min_size=1, max_size=30),
+    processes=st.integers(1, 4),
+    workers=st.integers(1, 4),
+    batch_size=st.integers(1, 5),
+    mix=st.integers(1, 4),
+    streaming=st.booleans(),
+)
+def test_any_number_of_processes_workers_and_row_groups_sees_each_pair_once(
+    sizes, processes, workers, batch_size, mix, streaming
+):
+    rows = Rows(sum(sizes), epoch=2)
+    assume(len(rows) >= batch_size * processes)
+    options = {"seed": 1, "num_processes": processes}
+    sampler = EpochSampler(rows, batch_size, **options)
+    if streaming:
+        sampler = LaneSampler(rows, sizes, batch_size, num_lanes=processes * workers, mix=mix, **options)
+    batches = BatchSampler(sampler, batch_size, drop_last=True)
+    of_rank = [list(BatchSamplerShard(batches, processes, rank)) for rank in range(processes)]
+    assert len({len(batches) for batches in of_rank}) == 1
+    seen = [row for batches in of_rank for batch in batches for _, row in batch]
+    assert len(seen) == len(set(seen)) == len(rows) - len(rows) % (batch_size * processes)
+
+
+def test_more_workers_than_row_groups_still_read_everything(prepare):
+    pairs = load_pairs(prepare(train=24, row_group_rows=12), streaming=True)
+    sampler = pairs.sampler(4, num_lanes=6)
+    batches = list(DataLoader(pairs, batch_size=4, sampler=sampler, collate_fn=PairCollator(4), num_workers=6))
+    assert sorted(ids_of(batches)) == [f"pair-{number:04d}" for number in range(24)]
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from fusmae_hf import FusMAEConfig, FusMAEForPreTraining, FusMAEImageProcessor
+from fusmae_hf.data.augmentation import PairAugmentation
 from fusmae_hf.data.loading import PairDataset, load_pairs
 from fusmae_hf.data.preparation import prepare
 from fusmae_hf.data.simulation import SimulatedPairs, SimulationOptions
@@ -40,7 +41,15 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def make_trainer(shards: Path) -> Callable[..., FusMAETrainer]:
     """Makes a trainer of a fresh small model, always the same one."""
 
-    def make(output: Path, *, streaming: bool = False, held_out: dict[str, PairDataset] | None = None, **arguments):
+    def make(
+        output: Path,
+        *,
+        streaming: bool = False,
+        train_dataset: PairDataset | None = None,
+        held_out: PairDataset | dict[str, PairDataset] | None = None,
+        augmentation: PairAugmentation | None = None,
+        **arguments,
+    ):
         torch.manual_seed(0)
         settings = {
             "output_dir": str(output),
@@ -56,8 +65,9 @@ def make_trainer(shards: Path) -> Callable[..., FusMAETrainer]:
         return FusMAETrainer(
             model=FusMAEForPreTraining(FusMAEConfig(**SMALL)),
             processor=FusMAEImageProcessor(),
-            train_dataset=load_pairs(shards, "train", streaming=streaming),
+            train_dataset=train_dataset or load_pairs(shards, "train", streaming=streaming),
             eval_dataset=held_out,
+            augmentation=augmentation,
             args=PretrainingArguments(**settings | arguments),
         )
 

@@ -1,0 +1,151 @@
+"""Random views of pairs: both sensors and the label map of a pair change alike, on the batch and on any device."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch.nn import functional
+
+from .sample_randomness import SampleRandomness
+
+PARAMETERS = 6
+"""Geometric parameters of a sample: transpose, flip rows, flip columns, side of the crop, its top and left edge."""
+
+_IMAGES = {"pixel_values": "optical", "pixel_values_sar": "sar"}
+_MASKS = ("pixel_mask", "pixel_mask_sar")
+
+
+@dataclass(frozen=True)
+class PairAugmentation:
+    """Flips, quarter turns, square crops brought back to full size, and changes of brightness by band.
+
+    What happens to a pair is a pure function of (seed, epoch, row), like its mask: the same whatever the batch, the
+    worker, the process or the device.
+
+    Args:
+        flips: mirror rows and columns, each in half of the cases.
+        rotations: turn by 0, 90, 180 or 270 degrees, each equally often. Patches must be square.
+        min_crop: smallest share of the area that a crop keeps, 1 for no crops. The share is uniform from there to 1.
+            Crops are square and brought back to full size by bilinear interpolation (label maps: nearest pixel), so
+            the ground shows up to `1 / sqrt(min_crop)` times larger. A pixel made from any without data has none.
+        band_jitter: standard deviation of a random gain (around 1) and a random offset of each band, in standard
+            deviations of the band, since it acts on normalised values. 0 for none.
+        seed: non-negative integer below 2**64.
+
+    Raises:
+        ValueError: `min_crop` is no share above 0, or `band_jitter` is negative.
+    """
+
+    flips: bool = True
+    rotations: bool = True
+    min_crop: float = 1.0
+    band_jitter: float = 0.0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not 0 < self.min_crop <= 1:
+            raise ValueError(f"min_crop is {self.min_crop}, but must be a share of the area: above 0, at most 1.")
+        if self.band_jitter < 0:
+            raise ValueError(f"band_jitter is {self.band_jitter}, but must not be negative.")
+
+    def draw(self, batch: dict[str, Any], num_bands: int) -> torch.Tensor:
+        """Parameters of each pair of a batch, on the CPU: cheap, for the collator.
+
+        Args:
+            batch: has `epoch` and `row`, `(batch,)` integers.
+            num_bands: bands of both sensors together.
+
+        Returns:
+            `(batch, 6 + 2 * num_bands)` float32: see `PARAMETERS`, then gain and offset of each band, optical first.
+        """
+        count = 5 + 2 * num_bands if self.band_jitter else 5
+        drawn = np.empty((len(batch["row"]), count), dtype=np.float32)
+        SampleRandomness(self.seed, "augmentation").fill(drawn, batch["epoch"], batch["row"])
+        parameters = np.empty((len(drawn), PARAMETERS + 2 * num_bands), dtype=np.float32)
+        turns = np.floor(4 * drawn[:, 0]) * self.rotations
+        flip = (drawn[:, 1] < 0.5) & self.flips
+        # A quarter turn is a transposition and a flip; an additional flip of the columns makes all eight of them.
+        parameters[:, 0] = turns % 2
+        parameters[:, 1] = (turns == 1) | (turns == 2)
+        parameters[:, 2] = ((turns == 2) | (turns == 3)) ^ flip
+        if self.flips and not self.rotations:
+            parameters[:, 1] = drawn[:, 0] < 0.5
+        side = np.sqrt(self.min_crop + (1 - self.min_crop) * drawn[:, 2])
+        parameters[:, 3] = side
+        parameters[:, 4:6] = drawn[:, 3:5] * (1 - side)[:, None]
+        parameters[:, 6::2], parameters[:, 7::2] = 1, 0
+        if self.band_jitter:
+            # Normal from uniform numbers (Box and Muller, 1958); 1 - u is never 0.
+            radius = self.band_jitter * np.sqrt(-2 * np.log1p(-drawn[:, 5::2].astype(np.float64)))
+            angle = 2 * np.pi * drawn[:, 6::2]
+            parameters[:, 6::2] += radius * np.cos(angle)
+            parameters[:, 7::2] += radius * np.sin(angle)
+        return torch.from_numpy(parameters)
+
+    def apply(self, inputs: dict[str, torch.Tensor], parameters: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Change normalised inputs, on the device where they lie.
+
+        Args:
+            inputs: any of `pixel_values` and `pixel_values_sar` (batch, bands, height, width), `pixel_mask`,
+                `pixel_mask_sar` and `label_map` (batch, height, width). Others are passed on.
+            parameters: what `draw` returned for the batch, on the same device.
+
+        Returns:
+            The same keys, shapes and dtypes.
+
+        Raises:
+            ValueError: patches are not square, but `rotations` is set.
+        """
+        changed = dict(inputs)
+        first = PARAMETERS
+        for name in _IMAGES:
+            if (images := inputs.get(name)) is None:
+                continue
+            if self.band_jitter:
+                gain, offset = (
+                    parameters[:, first : first + 2 * images.shape[1]].reshape(-1, images.shape[1], 2).unbind(2)
+                )
+                images = images * gain[..., None, None].to(images) + offset[..., None, None].to(images)
+                first += 2 * images.shape[1]
+            changed[name] = self._crop(self._turn(images, parameters, name), parameters, "bilinear")
+        for name in _MASKS:
+            if inputs.get(name) is not None:
+                turned = self._turn(inputs[name][:, None], parameters, name)
+                # Half a percent of what lies outside is rounding, more is a pixel without data.
+                changed[name] = (self._crop(turned.float(), parameters, "bilinear") > 0.995)[:, 0]
+        if inputs.get("label_map") is not None:
+            label_map = inputs["label_map"][:, None]
+            # In double precision every class number is exact; torch has few kernels for 16 bits without sign.
+            turned = self._turn(label_map.double(), parameters, "label_map")
+            changed["label_map"] = self._crop(turned, parameters, "nearest")[:, 0].to(label_map.dtype)
+        return changed
+
+    def _turn(self, images: torch.Tensor, parameters: torch.Tensor, name: str) -> torch.Tensor:
+        """Transpose and flip `(batch, bands, height, width)` sample by sample, without a loop."""
+        height, width = images.shape[-2:]
+        if self.rotations and height != width:
+            raise ValueError(
+                f"{name}: patches of {height}x{width} px cannot be turned by 90 degrees. Switch rotations off, or "
+                "crop the pairs to squares when preparing."
+            )
+        transpose, flip_rows, flip_columns = (parameters[:, n, None, None, None] > 0.5 for n in range(3))
+        if self.rotations:
+            images = torch.where(transpose, images.mT, images)
+        if self.rotations or self.flips:
+            images = torch.where(flip_rows, images.flip(-2), images)
+            images = torch.where(flip_columns, images.flip(-1), images)
+        return images
+
+    def _crop(self, images: torch.Tensor, parameters: torch.Tensor, mode: str) -> torch.Tensor:
+        """Square crops of `(batch, bands, height, width)` at full size."""
+        if self.min_crop == 1:
+            return images
+        side, top, left = parameters[:, 3:6].unbind(1)
+        theta = torch.zeros(len(images), 2, 3, device=images.device)
+        theta[:, 0, 0], theta[:, 1, 1] = side, side
+        theta[:, 0, 2], theta[:, 1, 2] = 2 * left + side - 1, 2 * top + side - 1
+        grid = functional.affine_grid(theta, list(images.shape), align_corners=False)
+        return functional.grid_sample(
+            images, grid.to(images.dtype), mode=mode, padding_mode="border", align_corners=False
+        )
