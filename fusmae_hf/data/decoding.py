@@ -1,5 +1,7 @@
 """From rows of shards to a batch of tensors. Pixels never become Python objects: views over Arrow, then one copy."""
 
+import sys
+from collections import deque
 from collections.abc import Sequence
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -51,13 +53,26 @@ class ShardRows:
                     "with `fusmae prepare`."
                 )
         self._rows = rows
+        self._ids, self._labels = rows.column("id"), rows.column("labels")
+        self._no_labels = self._labels.null_count == len(self._labels)
+        self._checksums = rows.column("checksum").to_numpy()
+        self._ends: dict[str, np.ndarray] = {}
+        self._values: dict[str, pa.Buffer | None] = {}
+        for name in _PIXELS:
+            column = rows.column(name)
+            _, offsets, self._values[name] = column.buffers()
+            self._ends[name] = np.frombuffer(offsets, np.int64, len(column) + 1, column.offset * 8)
 
     def __len__(self) -> int:
         return self._rows.num_rows
 
-    def value(self, name: str, row: int) -> Any:
-        """A small value of one row as a Python object."""
-        return self._rows.column(name)[row].as_py()
+    def id(self, row: int) -> str:
+        """Id of one row."""
+        return self._ids[row].as_py()
+
+    def labels(self, row: int) -> list[str] | None:
+        """Labels of one row."""
+        return None if self._no_labels else self._labels[row].as_py()
 
     def checksum(self, row: int) -> int:
         """Checksum of one row, as written."""
@@ -68,14 +83,23 @@ class ShardRows:
         kinds = self._kinds[name]
         return kinds[row] if len(kinds) > 1 else kinds[0]
 
+    def extent(self, name: str, row: int) -> tuple[int, int]:
+        """Where the bytes of one array begin and end among those of all rows."""
+        ends = self._ends[name]
+        return int(ends[row]), int(ends[row + 1])
+
     def raw(self, name: str, row: int) -> np.ndarray:
         """Bytes of one array as a view."""
-        ends, values = self._buffers[name]
-        return values[ends[row] : ends[row + 1]]
+        begin, end = self.extent(name, row)
+        return np.frombuffer(self._values[name] or b"", np.uint8, end - begin, begin)
 
-    @cached_property
-    def _checksums(self) -> np.ndarray:
-        return self._rows.column("checksum").to_numpy()
+    def copy(self, name: str, row: int, target: np.ndarray) -> None:
+        """Copy the bytes of one array into `target` (bytes,), of the same length.
+
+        Raises:
+            DamagedShardError: they cannot be read.
+        """
+        target[:] = self.raw(name, row)
 
     @cached_property
     def _kinds(self) -> dict[str, list[tuple[str, tuple[int, ...]] | None]]:
@@ -94,20 +118,39 @@ class ShardRows:
             kinds[name] = of_rows[:1] if len(set(of_rows)) == 1 else of_rows
         return kinds
 
-    @cached_property
-    def _buffers(self) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-        """Where each value begins and ends, and the bytes of all, for each array."""
-        buffers = {}
-        for name in _PIXELS:
-            column = self._rows.column(name)
-            _, offsets, values = column.buffers()
-            ends = np.frombuffer(offsets, np.int64, len(column) + 1, column.offset * 8)
-            buffers[name] = (ends, np.frombuffer(values, np.uint8) if values else np.empty(0, np.uint8))
-        return buffers
+
+class BatchMemory:
+    """Memory for batches: that of a batch which nobody holds any more is used again.
+
+    The kernel clears fresh memory, which takes about as long as copying a batch into it. In a worker of a `DataLoader`
+    batches lie in shared memory instead, as torch's own collation has them, so that sending them copies nothing.
+    """
+
+    def __init__(self) -> None:
+        self._used: deque[np.ndarray] = deque(maxlen=8)
+
+    def take(self, rows: int, length: int) -> torch.Tensor:
+        """Bytes `(rows, length)` of any content."""
+        if get_worker_info() is not None:
+            storage = torch.UntypedStorage._new_shared(rows * length, device="cpu")
+            return torch.empty(0, dtype=torch.uint8).set_(storage).view(rows, length)
+        for memory in self._used:
+            # Held by the deque, by this loop and by the call itself: no tensor holds it.
+            if memory.shape == (rows, length) and sys.getrefcount(memory) == 3:
+                return torch.from_numpy(memory)
+        self._used.append(np.empty((rows, length), np.uint8))
+        return torch.from_numpy(self._used[-1])
+
+    def __reduce__(self) -> tuple[type["BatchMemory"], tuple[()]]:
+        return BatchMemory, ()  # each process has its own
 
 
 def decode_pairs(
-    rows: Sequence[tuple[ShardRows, int]], optical_factors: Sequence[int] = (), *, packed: bool = False
+    rows: Sequence[tuple[ShardRows, int]],
+    optical_factors: Sequence[int] = (),
+    *,
+    packed: bool = False,
+    memory: BatchMemory | None = None,
 ) -> dict[str, Any]:
     """Decode rows of shards, from the local or the streamed way of reading, into a batch.
 
@@ -116,6 +159,7 @@ def decode_pairs(
         optical_factors: those of `PairsInfo`: by how much each optical band is coarser than the grid.
         packed: leave optical bands in their own resolution, `(batch, values)`, for `expand_bands` on a device; the
             batch then has `optical_shape`, (bands, height, width). Nothing changes where all bands are of one.
+        memory: where batches lie; a fresh one each time if None.
 
     Returns:
         `optical` and `sar`, tensors `(batch, bands, height, width)` in the raw dtype; `id`, a list of strings; where
@@ -125,13 +169,14 @@ def decode_pairs(
         DamagedShardError: a row declares a dtype or shape that its bytes do not have, or its checksum is wrong.
         ValueError: the rows differ in shape or dtype, or only some have a label map.
     """
-    ids = [at.value("id", row) for at, row in rows]
+    ids = [at.id(row) for at, row in rows]
     kinds = {name: _common_kind(rows, name, optical_factors if name == "optical" else ()) for name in _PIXELS}
-    stacked = {name: _empty(len(rows), kind.length) for name, kind in kinds.items() if kind}
+    memory = memory or BatchMemory()
+    stacked = {name: memory.take(len(rows), kind.length) for name, kind in kinds.items() if kind}
     targets = [(name, tensor.numpy()) for name, tensor in stacked.items()]
     for position, (at, row) in enumerate(rows):
         for name, target in targets:
-            target[position] = at.raw(name, row)
+            at.copy(name, row, target[position])
         # Of the copy, which is in the processor's cache.
         if pair_checksum(ids[position], *(target[position] for _, target in targets)) != at.checksum(row):
             raise DamagedShardError(
@@ -149,7 +194,7 @@ def decode_pairs(
             batch[name], batch["optical_shape"] = values, kind.shape
         else:
             batch[name] = expand_bands(values, optical_factors, *kind.shape[1:])
-    labels = [at.value("labels", row) for at, row in rows]
+    labels = [at.labels(row) for at, row in rows]
     if any(of_pair is not None for of_pair in labels):
         batch["labels"] = labels
     return batch
@@ -170,18 +215,19 @@ def _common_kind(rows: Sequence[tuple[ShardRows, int]], name: str, factors: Sequ
     if name == "label_map" and not any(declared):
         return None
     if None in declared:
-        missing = [at.value("id", row) for (at, row), kind in zip(rows, declared, strict=True) if kind is None]
+        missing = [at.id(row) for (at, row), kind in zip(rows, declared, strict=True) if kind is None]
         raise ValueError(f"These pairs have no {name}, while others of the batch have one: {missing}.")
     expected = {kind: _byte_length(*kind, factors) for kind in dict.fromkeys(declared)}
     for (at, row), kind in zip(rows, declared, strict=True):
-        if len(at.raw(name, row)) != expected[kind]:
+        begin, end = at.extent(name, row)
+        if end - begin != expected[kind]:
             raise DamagedShardError(
-                f"{at.origin} is damaged: pair {at.value('id', row)!r} declares {name} as {kind[0]} {kind[1]}, but "
-                f"holds {len(at.raw(name, row))} bytes. Delete it and prepare (or download) it again."
+                f"{at.origin} is damaged: pair {at.id(row)!r} declares {name} as {kind[0]} {kind[1]}, but holds "
+                f"{end - begin} bytes. Delete it and prepare (or download) it again."
             )
     if len(expected) > 1:
         differing = {
-            kind: [at.value("id", row) for (at, row), other in zip(rows, declared, strict=True) if other == kind]
+            kind: [at.id(row) for (at, row), other in zip(rows, declared, strict=True) if other == kind]
             for kind in expected
         }
         raise ValueError(
@@ -191,14 +237,6 @@ def _common_kind(rows: Sequence[tuple[ShardRows, int]], name: str, factors: Sequ
         )
     (((dtype, shape), length),) = expected.items()
     return _Kind(dtype, shape, length)
-
-
-def _empty(rows: int, length: int) -> torch.Tensor:
-    """Bytes `(rows, length)`; in a worker of a `DataLoader` in shared memory, as torch's own collation does."""
-    if get_worker_info() is None:
-        return torch.from_numpy(np.empty((rows, length), np.uint8))  # numpy asks for huge pages: half the time
-    storage = torch.UntypedStorage._new_shared(rows * length, device="cpu")
-    return torch.empty(0, dtype=torch.uint8).set_(storage).view(rows, length)
 
 
 def _byte_length(dtype: str, shape: tuple[int, ...], factors: Sequence[int]) -> int:

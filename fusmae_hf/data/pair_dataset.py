@@ -11,7 +11,7 @@ import torch
 from torch.utils.data import Dataset, Sampler
 
 from .dataset_info import DatasetInfo, ShardRecord
-from .decoding import DamagedShardError, ShardRows, decode_pairs
+from .decoding import BatchMemory, DamagedShardError, ShardRows, decode_pairs
 from .pairs import PairsInfo
 from .shard_files import bad_footers
 
@@ -48,6 +48,7 @@ class PairDataset(Dataset[dict[str, Any]], ABC):
 
     def __init__(self, root: str, dataset_info: DatasetInfo, split: str, on_bad_files: OnBadFiles = "error"):
         self.root, self.dataset_info, self.split, self.epoch, self.packed = root, dataset_info, split, 0, False
+        self._memory = BatchMemory()
         self.on_bad_files, self.bad_files = on_bad_files, dict[str, str]()
         self._shards: tuple[ShardRecord, ...] = dataset_info.shards(split)
         if on_bad_files != "error":
@@ -96,7 +97,7 @@ class PairDataset(Dataset[dict[str, Any]], ABC):
             if isinstance(at, DamagedShardError):
                 raise at
             rows.append(at)
-        return decode_pairs(rows, self.info.optical_factors, packed=self.packed)
+        return decode_pairs(rows, self.info.optical_factors, packed=self.packed, memory=self._memory)
 
     def _decode_around_damage(
         self, located: list[Located], epochs: np.ndarray, rows: np.ndarray

@@ -468,3 +468,21 @@ def test_a_shard_of_another_preparation_is_named(prepare, streaming):
     shutil.copy(folder / "data/train-00000-of-00002.parquet", folder / "data/train-00001-of-00002.parquet")
     with pytest.raises(ValueError, match=r"train-00001.*not of the same preparation.*Prepare the folder again"):
         read_all(folder, streaming)
+
+
+@BOTH_WAYS
+def test_memory_is_used_again_only_when_no_batch_holds_it(prepare, make_pair, streaming):
+    pairs = load_pairs(prepare(), streaming=streaming)
+    where, held = set(), []
+    for _ in range(6):
+        where.add(pairs.__getitems__([0, 1, 2])["optical"].data_ptr())
+    assert len(where) <= 2
+    for first in range(0, 36, 3):
+        batch = pairs.__getitems__([first, first + 1, first + 2])
+        # What is kept: a view, a numpy array, a single pair.
+        held.append((first, batch["optical"][1:], batch["sar"].numpy(), batch["optical"][0]))
+        del batch
+    for first, view, sar, pair in held:
+        assert torch.equal(pair, torch.from_numpy(make_pair(first).optical))
+        assert torch.equal(view[1], torch.from_numpy(make_pair(first + 2).optical))
+        assert np.array_equal(sar[2], make_pair(first + 2).sar)
