@@ -259,7 +259,10 @@ def test_evaluation_reads_everything_in_stored_order_as_of_epoch_0(prepare, stre
     ("make_sampler", "message"),
     [
         (lambda: EpochSampler(Rows(7), 4, num_processes=2), "7 pairs are fewer than one batch of 4 for each of 2"),
-        (lambda: LaneSampler(Rows(7), [4, 3], 4, num_processes=2, num_lanes=2), "7 pairs are fewer than one batch of 4"),
+        (
+            lambda: LaneSampler(Rows(7), [4, 3], 4, num_processes=2, num_lanes=2),
+            "7 pairs are fewer than one batch of 4",
+        ),
     ],
 )
 def test_too_few_pairs_for_a_batch_is_an_error(make_sampler, message):
@@ -486,3 +489,34 @@ def test_memory_is_used_again_only_when_no_batch_holds_it(prepare, make_pair, st
         assert torch.equal(pair, torch.from_numpy(make_pair(first).optical))
         assert torch.equal(view[1], torch.from_numpy(make_pair(first + 2).optical))
         assert np.array_equal(sar[2], make_pair(first + 2).sar)
+
+
+def test_fetching_ahead_from_a_url_changes_nothing_and_reads_nothing_twice(prepare, monkeypatch):
+    folder = prepare(train=44, row_group_rows=4)
+    read = Counter()
+    original = StreamedPairDataset.read_row_group
+    monkeypatch.setattr(StreamedPairDataset, "read_row_group", lambda self, g: read.update([g]) or original(self, g))
+    plain = load_pairs(folder, streaming=True, mix=2)
+    ahead = load_pairs(f"file://{folder}", streaming=True, mix=2)
+    assert ahead.prefetch
+    assert not plain.prefetch
+    for epoch in range(2):
+        for pairs in (plain, ahead):
+            pairs.set_epoch(epoch)
+        expected = list(loader(plain))
+        read.clear()
+        most_held = 0
+        for batch, other in zip(loader(ahead), expected, strict=True):
+            assert_same_batches([batch], [other])
+            most_held = max(most_held, len(ahead._kept) + len(ahead._coming))
+        assert max(read.values()) <= 2  # two where lanes meet
+        assert most_held <= 2 * 2 * 2 + 2  # two lanes, two row groups each, and as many ahead
+    assert not ahead._coming
+
+
+def test_damage_met_while_fetching_ahead_is_named_when_its_rows_are_asked_for(prepare):
+    folder = prepare(train=44, row_group_rows=4)
+    pairs = load_pairs(f"file://{folder}", streaming=True, mix=2)
+    (folder / "data/train-00002-of-00004.parquet").unlink()
+    with pytest.raises(FileNotFoundError, match=r"train-00002-of-00004\.parquet is missing"):
+        list(loader(pairs))
