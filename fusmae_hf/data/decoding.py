@@ -17,9 +17,13 @@ from .shards import PIXEL_DTYPES, pair_checksum, stored_size
 _NEEDED = {
     "id": pa.string(),
     "checksum": pa.uint64(),
-    "sar": pa.large_binary(),
-    "optical": pa.large_binary(),
-    "label_map": pa.large_binary(),
+    "labels": pa.list_(pa.string()),
+    **{name: pa.large_binary() for name in ("sar", "optical", "label_map")},
+    **{f"{name}_dtype": pa.string() for name in ("sar", "optical", "label_map")},
+    **{
+        f"{name}_shape": pa.list_(pa.int32(), 3 if name != "label_map" else 2)
+        for name in ("sar", "optical", "label_map")
+    },
 }
 _PIXELS = ("sar", "optical", "label_map")
 """Arrays of a row, in the order of its checksum."""
@@ -41,7 +45,8 @@ class ShardRows:
         origin: the file, for messages.
 
     Raises:
-        DamagedShardError: a column that every shard has is missing or has another type.
+        DamagedShardError: a column that every shard has is missing, has another type, or holds what that type cannot
+            hold, such as bytes that are no text.
     """
 
     def __init__(self, rows: pa.RecordBatch, origin: str):
@@ -52,6 +57,12 @@ class ShardRows:
                     f"{origin} has no column {name!r} of type {dtype}, so it is no shard of pairs: prepare it again "
                     "with `fusmae prepare`."
                 )
+        try:
+            rows.validate(full=True)  # text is UTF-8, offsets are in order; pixels are not looked at
+        except pa.ArrowInvalid as error:
+            raise DamagedShardError(
+                f"{origin} is damaged: {error}. Delete it and prepare (or download) it again."
+            ) from error
         self._rows = rows
         self._ids, self._labels = rows.column("id"), rows.column("labels")
         self._no_labels = self._labels.null_count == len(self._labels)

@@ -1,7 +1,8 @@
 """The local way of reading: a memory-mapped Arrow copy that HF Datasets makes once, where any order is free."""
 
 import os
-from typing import Any, BinaryIO
+import weakref
+from typing import Any
 
 import datasets
 import numpy as np
@@ -18,17 +19,17 @@ from .shard_files import bad_pages, open_shard, read_footer
 class MappedRows(ShardRows):
     """Rows in a mapped Arrow file whose pixels are read from the file.
 
-    Small columns are views of the mapping. Pixels are not: touching pages for the first time takes four times as long
-    as reading them, and where a disk fails reading raises an error, touching kills the process.
+    Small columns are views of the mapping. Pixels are not: to touch pages for the first time takes four times as long as
+    to read them.
 
     Args:
         rows: a record batch of the file.
-        file: the file, opened for unbuffered reading.
+        file: descriptor of the file.
         address: where it is mapped.
         origin: the shard that the rows come from, for messages.
     """
 
-    def __init__(self, rows: pa.RecordBatch, file: BinaryIO, address: int, origin: str):
+    def __init__(self, rows: pa.RecordBatch, file: int, address: int, origin: str):
         super().__init__(rows, origin)
         self._file = file
         self._offsets = {name: values.address - address for name, values in self._values.items() if values}
@@ -36,11 +37,16 @@ class MappedRows(ShardRows):
     def copy(self, name: str, row: int, target: np.ndarray) -> None:  # noqa: D102
         begin, _ = self.extent(name, row)
         try:
-            count = os.preadv(self._file.fileno(), [target], self._offsets[name] + begin)
+            count = os.preadv(self._file, [target], self._offsets[name] + begin)
         except OSError as error:
-            raise DamagedShardError(f"{self._file.name} cannot be read ({error.strerror}).") from error
+            raise DamagedShardError(
+                f"The local copy of {self.origin} in the cache of HF Datasets cannot be read ({error.strerror})."
+            ) from error
         if count != len(target):
-            raise DamagedShardError(f"{self._file.name} is cut short. Delete it: it is made again from {self.origin}.")
+            raise DamagedShardError(
+                f"The local copy of {self.origin} in the cache of HF Datasets is cut short. Delete it, and it is made "
+                "again."
+            )
 
 
 class LocalPairDataset(PairDataset):
@@ -93,9 +99,10 @@ class LocalPairDataset(PairDataset):
 
     def _open_chunks(self) -> None:
         """Map the Arrow files and find their record batches; no pixel is read."""
-        self._batches: list[tuple[pa.RecordBatch, BinaryIO, int]] = []
+        self._batches: list[tuple[pa.RecordBatch, int, int]] = []
         for name in self._arrow_files:
-            mapped, file = pa.memory_map(name), open(name, "rb", buffering=0)  # noqa: SIM115 - stays open
+            mapped, file = pa.memory_map(name), os.open(name, os.O_RDONLY)
+            weakref.finalize(self, os.close, file)
             address = mapped.read_buffer().address
             mapped.seek(0)
             self._batches += ((batch, file, address) for batch in pa.ipc.open_stream(mapped))
