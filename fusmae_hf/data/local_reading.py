@@ -19,8 +19,8 @@ from .shard_files import bad_pages, open_shard, read_footer
 class MappedRows(ShardRows):
     """Rows in a mapped Arrow file whose pixels are read from the file.
 
-    Small columns are views of the mapping. Pixels are not: to touch pages for the first time takes four times as long as
-    to read them.
+    Small columns are views of the mapping. Pixels are not: to touch pages for the first time takes four times as long
+    as to read them.
 
     Args:
         rows: a record batch of the file.
