@@ -1,73 +1,41 @@
-"""Looking into a folder of shards: what it holds, statistics of each band, and a picture of some pairs."""
+"""Looking into a folder of shards: what it holds, statistics of each band, classes, and pictures."""
 
-import math
 import re
 import textwrap
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from itertools import islice
 from typing import TYPE_CHECKING
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from tqdm.auto import tqdm
 
-from fusmae_hf.data.dataset_info import DatasetInfo, read_dataset_info
-from fusmae_hf.data.loading import StreamedPairDataset
-from fusmae_hf.data.pairs import Pair, PairsInfo
-from fusmae_hf.data.plotting import FALSE_COLOUR, TRUE_COLOUR, composite, draw_sar, new_figure
-from fusmae_hf.modeling.sensors_fusmae import STATISTICS
+from .data.dataset_info import DatasetInfo, read_dataset_info
+from .data.loading import StreamedPairDataset
+from .data.native_resolution import expand_bands
+from .data.pairs import Pair, PairsInfo
+from .data.plotting import FALSE_COLOUR, TRUE_COLOUR, composite, draw_sar, new_figure
+from .data.shard_files import open_shard
+from .statistics import (
+    BandSummary,
+    SensorBands,
+    dataset_title,
+    format_share,
+    published_figures,
+    read_batches,
+    scale_in_words,
+    spread_rows,
+)
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-
-@dataclass
-class BandSummary:
-    """Statistics of one band over the pairs looked at, in the units of the shards.
-
-    Pixels without data do not count: non-finite ones and, for the optical sensor, those that are zero in all bands.
-
-    Attributes:
-        sensor: `"sar"` or `"optical"`.
-        band: its name.
-        pixels: number of pixels.
-        valid: number of pixels with data.
-        minimum: smallest value.
-        maximum: largest value.
-    """
-
-    sensor: str
-    band: str
-    pixels: int = 0
-    valid: int = 0
-    minimum: float = math.inf
-    maximum: float = -math.inf
-    _sum: float = field(default=0.0, repr=False)
-    _squares: float = field(default=0.0, repr=False)
-
-    def add(self, band: np.ndarray, has_data: np.ndarray) -> None:
-        """Take in one patch: `band` (height, width) and where it has data, `(height, width)` bool."""
-        values = band[has_data & np.isfinite(band)].astype(np.float64)
-        self.pixels += band.size
-        if values.size:
-            self.valid += values.size
-            self._sum += float(values.sum())
-            self._squares += float(np.square(values).sum())
-            self.minimum = min(self.minimum, float(values.min()))
-            self.maximum = max(self.maximum, float(values.max()))
-
-    @property
-    def mean(self) -> float:
-        """Mean over the pixels with data; no offset is subtracted. NaN where there are none."""
-        return self._sum / self.valid if self.valid else math.nan
-
-    @property
-    def std(self) -> float:
-        """Standard deviation over the pixels with data."""
-        return math.sqrt(max(self._squares / self.valid - self.mean**2, 0)) if self.valid else math.nan
-
-    @property
-    def no_data(self) -> float:
-        """Share of the pixels that hold no data, from 0 to 1."""
-        return 1 - self.valid / self.pixels
+MOST_CLASSES = 12
+MOST_REASONS = 5
 
 
 @dataclass(frozen=True)
@@ -78,9 +46,12 @@ class Inspection:
         folder: the folder or URL.
         dataset: content of its `dataset_info.json`.
         columns: names and types of the columns.
-        bands: statistics of each band, SAR first.
+        bands: statistics of each band, SAR first, in the scale of the image processor: see `BandSummary`.
         num_pairs: number of pairs that the statistics cover.
         pairs: some of them, spread over the dataset, for the picture.
+        labels: number of pairs of each class by split; of the whole folder, of a URL over the pairs looked at. Empty
+            where there are no labels.
+        labels_complete: True where `labels` counts all pairs.
     """
 
     folder: str
@@ -89,16 +60,19 @@ class Inspection:
     bands: tuple[BandSummary, ...]
     num_pairs: int
     pairs: tuple[Pair, ...]
+    labels: dict[str, Counter[str]]
+    labels_complete: bool
 
     def __str__(self) -> str:
-        return "\n\n".join(("\n".join(self._facts()), "\n".join(self._splits()), "\n".join(self._statistics())))
+        parts = [self._facts(), self._splits(), self._statistics(), *([self._classes()] if self.labels else [])]
+        return "\n\n".join("\n".join(part) for part in parts)
 
     def _facts(self) -> Iterator[str]:
-        info, left_out = self.dataset.info, len(self.dataset.left_out)
+        info, left_out = self.dataset.info, self.dataset.num_left_out
         sar, optical = self.pairs[0].sar, self.pairs[0].optical
         facts = {
             "folder": self.folder,
-            "dataset": _title(info),
+            "dataset": dataset_title(info),
             "source": info.source,
             "licence": info.license,
             "SAR": f"{' '.join(info.sar_bands)}: {_size(sar)}, {info.sar_units}",
@@ -106,39 +80,67 @@ class Inspection:
             f"offset {info.optical_offset:g}",
             "classes": f"{len(info.class_names)}: {shorten(info.class_names)}" if info.class_names else "none",
             "schema": ", ".join(f"{name} {_short_type(kind)}" for name, kind in self.columns.items()),
-            "left out": f"{left_out:,} pairs, listed in dataset_info.json" if left_out else "nothing",
+            "left out": f"{left_out:,} pairs, listed in left_out.csv" if left_out else "nothing",
         }
         for name, value in facts.items():
             yield textwrap.fill(
                 value, 110, initial_indent=f"{name:<10}", subsequent_indent=" " * 10, break_long_words=False
             )
+        for reason, count in islice(self.dataset.left_out_reasons.items(), MOST_REASONS):
+            yield f"{count:>17,}  {reason}"
 
     def _splits(self) -> Iterator[str]:
-        yield f"{'split':<12}{'pairs':>9}{'shards':>9}{'row groups':>12}{'MB':>11}"
+        yield f"{'split':<12}{'pairs':>9}{'shards':>9}{'row groups':>12}{'MB':>11}{'no data: SAR':>15}{'optical':>10}"
+        area = self.pairs[0].sar[0].size
         for split, shards in self.dataset.splits.items():
             groups, size = sum(len(shard.row_group_rows) for shard in shards), sum(shard.bytes for shard in shards)
-            yield f"{split:<12}{self.dataset.rows(split):>9,}{len(shards):>9,}{groups:>12,}{size / 1e6:>11,.1f}"
-
-    def _statistics(self) -> Iterator[str]:
-        yield f"Bands over {self.num_pairs:,} of {_num_pairs(self.dataset):,} pairs, in the units of the files"
-        known = STATISTICS.get(self.dataset.info.statistics or "")
-        published = f"{'published mean':>18}{'std':>10}" if known else ""
-        yield f"{'band':<8}{'mean':>10}{'std':>10}{'min':>10}{'max':>10}{'no data':>10}{published}"
-        for band in self.bands:
-            figures = getattr(known, band.sensor).get(band.band) if known else None
+            rows, without = self.dataset.rows(split), self.dataset.no_data_pixels(split)
+            shares = (format_share(min(without[sensor] / (rows * area), 1)) for sensor in ("sar", "optical"))
             yield (
-                f"{band.band:<8}{band.mean:>10.2f}{band.std:>10.2f}{band.minimum:>10.2f}{band.maximum:>10.2f}"
-                f"{band.no_data:>10.2%}" + (f"{figures[0]:>18.2f}{figures[1]:>10.2f}" if figures else "")
+                f"{split:<12}{rows:>9,}{len(shards):>9,}{groups:>12,}{size / 1e6:>11,.1f}{{:>15}}{{:>10}}".format(
+                    *shares
+                )
             )
 
+    def _statistics(self) -> Iterator[str]:
+        yield f"Bands over {self.num_pairs:,} of {_num_pairs(self.dataset):,} pairs"
+        yield scale_in_words(self.dataset.info)
+        info = self.dataset.info
+        published = [published_figures(info, band.sensor, band.band) for band in self.bands]
+        header = f"{'published mean':>18}{'std':>10}" if any(published) else ""
+        yield f"{'band':<8}{'mean':>10}{'std':>10}{'min':>10}{'median':>10}{'max':>10}{'no data':>10}{header}"
+        for band, figures in zip(self.bands, published, strict=True):
+            shown = (band.mean, band.std, band.minimum, band.percentiles[50], band.maximum)
+            yield (
+                f"{band.band:<8}{''.join(f'{value:>10.2f}' for value in shown)}{format_share(band.no_data):>10}"
+                + (f"{figures[0]:>18.2f}{figures[1]:>10.2f}" if figures else "")
+            )
 
-def inspect_shards(folder: str, *, max_pairs: int = 256, num_pictured: int = 6) -> Inspection:
+    def _classes(self) -> Iterator[str]:
+        total = sum(self.labels.values(), Counter[str]())
+        pairs = _num_pairs(self.dataset) if self.labels_complete else self.num_pairs
+        splits = list(self.dataset.splits)
+        shown = {name: textwrap.shorten(name, 48, placeholder=" ...") for name, _ in total.most_common(MOST_CLASSES)}
+        width = max(map(len, [*shown.values(), "class"]))
+        yield f"Classes over {pairs:,} pairs (a pair may have several)"
+        yield f"{'class':<{width}}{''.join(f'{split:>12}' for split in splits)}{'share':>10}"
+        for name, short in shown.items():
+            counts = "".join(f"{self.labels[split][name]:>12,}" for split in splits)
+            yield f"{short:<{width}}{counts}{format_share(total[name] / pairs):>10}"
+        if len(total) > MOST_CLASSES:
+            yield f"and {len(total) - MOST_CLASSES:,} rarer ones"
+        if never := [name for name in self.dataset.info.class_names if name not in total]:
+            yield textwrap.fill(f"Never: {shorten(never, 400)}", 110)
+
+
+def inspect_shards(folder: str, *, max_pairs: int = 256, num_pictured: int = 6, progress: bool = False) -> Inspection:
     """Read some pairs, spread evenly over all row groups, and summarise them.
 
     Args:
         folder: a folder written by `fusmae prepare`, or a URL that fsspec knows.
         max_pairs: most pairs to read.
         num_pictured: number of pairs to keep for `contact_sheet`, at least one.
+        progress: show a progress bar where the output is a terminal.
 
     Raises:
         FileNotFoundError: the folder holds no `dataset_info.json`, or a shard is missing.
@@ -147,24 +149,49 @@ def inspect_shards(folder: str, *, max_pairs: int = 256, num_pictured: int = 6) 
     if min(max_pairs, num_pictured) < 1:
         raise ValueError(f"{max_pairs=} and {num_pictured=} must be at least 1.")
     dataset = read_dataset_info(folder)
-    info = dataset.info
-    sar_bands = [BandSummary("sar", band) for band in info.sar_bands]
-    optical_bands = [BandSummary("optical", band) for band in info.optical_bands]
-    pairs = [StreamedPairDataset(folder, dataset, split, mix=1) for split in dataset.splits]
-    pictured_at = set(np.linspace(0, min(max_pairs, _num_pairs(dataset)) - 1, num_pictured).round().tolist())
-    pictured, count = [], 0
-    for pair in _spread_pairs(pairs, max_pairs):
-        for bands, patch, has_data in (
-            (sar_bands, pair.sar, np.isfinite(pair.sar).all(axis=0)),
-            (optical_bands, pair.optical, (pair.optical != 0).any(axis=0)),
-        ):
-            for summary, values in zip(bands, patch, strict=True):
-                summary.add(values, has_data)
-        if count in pictured_at:
-            pictured.append(pair)
-        count += 1
-    columns = {column.name: str(column.type) for column in pairs[0].read_row_group(0).schema}
-    return Inspection(folder, dataset, columns, (*sar_bands, *optical_bands), count, tuple(pictured))
+    rows = spread_rows([StreamedPairDataset(folder, dataset, split, mix=1) for split in dataset.splits], max_pairs)
+    total = sum(number for _, _, number in rows)
+    pictured_at = set(np.linspace(0, total - 1, num_pictured).round().astype(int).tolist())
+    bands, pictured, count = SensorBands(dataset.info), list[Pair](), 0
+    labels: dict[str, Counter[str]] = {split: Counter() for split in dataset.splits}
+    with tqdm(total=total, unit=" pairs", desc="reading", disable=None if progress else True) as bar:
+        for of_group in rows:
+            split = of_group[0].split
+            for batch in read_batches(of_group):
+                bands.add(batch)
+                size = len(batch["id"])
+                for at in sorted(pictured_at.intersection(range(count, count + size))):
+                    pictured.append(_pair(batch, at - count, split, dataset.info))
+                for names in batch.get("labels", ()):
+                    labels[split].update(set(names or ()))
+                count += size
+                bar.update(size)
+    complete = "://" not in folder
+    if complete:
+        labels = {split: _count_labels(folder, dataset, split) for split in dataset.splits}
+    return Inspection(
+        folder,
+        dataset,
+        {column.name: str(column.type) for column in rows[0][0].read_row_group(rows[0][1]).schema},
+        tuple(bands.summaries()),
+        count,
+        tuple(pictured),
+        labels if any(labels.values()) else {},
+        complete,
+    )
+
+
+def _count_labels(root: str, dataset: DatasetInfo, split: str) -> Counter[str]:
+    """Number of pairs of each class in a split; only the column of labels is read."""
+    counts: Counter[str] = Counter()
+    for shard in dataset.shards(split):
+        try:
+            with open_shard(root, shard) as file:
+                names = pc.list_flatten(pq.read_table(file, columns=["labels"]).column("labels"))
+        except (pa.ArrowException, OSError) as error:
+            raise ValueError(f"{root}/{shard.name} cannot be read: {error}. Run `fusmae verify {root}`.") from error
+        counts.update({entry["values"]: entry["counts"] for entry in pc.value_counts(names).to_pylist()})
+    return counts
 
 
 def contact_sheet(pairs: Sequence[Pair], info: PairsInfo) -> "Figure":
@@ -199,7 +226,7 @@ def contact_sheet(pairs: Sequence[Pair], info: PairsInfo) -> "Figure":
             axes.set_axis_off()
         caption = "\n".join(filter(None, [f"{pair.id} ({pair.split})", shorten(pair.labels or [], 130)]))
         row[0].text(0, -0.04, caption, transform=row[0].transAxes, fontsize=7, va="top").set_in_layout(False)
-    figure.suptitle(_title(info), fontsize=10)
+    figure.suptitle(dataset_title(info), fontsize=10)
     return figure
 
 
@@ -209,9 +236,13 @@ def shorten(names: Iterable[str], characters: int = 160) -> str:
     return text if len(text) <= characters else text[:characters].rsplit(";", 1)[0] + "; ..."
 
 
-def _title(info: PairsInfo) -> str:
-    """Name of the dataset; made-up imagery is always called so."""
-    return f"{info.name} (simulated)" if info.simulated and "simulated" not in info.name else info.name
+def _pair(batch: dict, index: int, split: str, info: PairsInfo) -> Pair:
+    """One pair of a batch, its optical bands on one grid."""
+    optical = batch["optical"][index]
+    if "optical_shape" in batch:
+        optical = expand_bands(optical[None], info.optical_factors, *batch["optical_shape"][1:])[0]
+    labels = batch["labels"][index] if "labels" in batch else None
+    return Pair(batch["id"][index], batch["sar"][index].numpy(), optical.numpy(), labels=labels, split=split)
 
 
 def _num_pairs(dataset: DatasetInfo) -> int:
@@ -225,21 +256,3 @@ def _short_type(kind: str) -> str:
 
 def _size(patch: np.ndarray) -> str:
     return f"{patch.shape[1]}x{patch.shape[2]} {patch.dtype}"
-
-
-def _spread_pairs(datasets: Sequence[StreamedPairDataset], max_pairs: int) -> Iterator[Pair]:
-    """At most `max_pairs` pairs out of row groups that are spread evenly over all splits."""
-    groups: list[tuple[StreamedPairDataset, range]] = []
-    for pairs in datasets:
-        sizes = [rows for shard in pairs.dataset_info.shards(pairs.split) for rows in shard.row_group_rows]
-        ends = np.cumsum(sizes).tolist()
-        groups += [(pairs, range(end - rows, end)) for end, rows in zip(ends, sizes, strict=True)]
-    wanted = min(len(groups), math.ceil(max_pairs * len(groups) / sum(map(len, datasets))))
-    remaining = max_pairs
-    for index in np.linspace(0, len(groups) - 1, wanted).round().astype(int):
-        pairs, rows = groups[index]
-        for row in rows[:remaining]:
-            item = pairs[row]
-            sar, optical = item["sar"].numpy(), item["optical"].numpy()
-            yield Pair(item["id"], sar, optical, labels=item.get("labels"), split=pairs.split)
-        remaining -= len(rows[:remaining])

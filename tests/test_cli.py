@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 from fusmae_hf.cli import main
+from fusmae_hf.data.archives import ARCHIVES
 from fusmae_hf.data.shards import read_dataset_info
 from fusmae_hf.inspection import contact_sheet, inspect_shards
 from tests.data.bigearthnet_fixtures import V1_PAIRS, VH_DB, VV_DB, make_bigearthnet, make_reben
@@ -42,7 +43,7 @@ def test_bigearthnet_is_prepared_with_its_splits(bigearthnet, tmp_path, capsys):
     assert main(command) == 0
     assert rows(out) == {"train": 1, "validation": 1, "test": 1}
     printed = capsys.readouterr().out
-    assert f"Found 3 pairs in {bigearthnet}." in printed
+    assert f"Found 3 of the 3 pairs that the split lists name in {bigearthnet}." in printed
     assert f"`fusmae inspect {out}`" in printed
 
 
@@ -110,12 +111,44 @@ def test_debug_shows_the_traceback(tmp_path):
 
 
 def test_an_interrupt_ends_with_a_word_and_code_130(reben, tmp_path, capsys, monkeypatch):
-    def interrupt(self, index):
+    def interrupt(*arguments):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("fusmae_hf.data.reben.ReBEN.read", interrupt)
+    monkeypatch.setattr("fusmae_hf.data.preparation.read_pair", interrupt)
     assert main(["prepare", "reben", str(reben), str(tmp_path)]) == 130
-    assert "Interrupted." in capsys.readouterr().err
+    assert "Interrupted. Finished files are kept: run the same command again" in capsys.readouterr().err
+
+
+def test_what_was_written_can_be_gone_on_with_merged_and_done_again(tmp_path, capsys):
+    command = ["prepare", "simulated", "--num-pairs", "20", "--rows-per-shard", "4", "--max-no-data", "0.5"]
+    for part in ("1", "2"):
+        assert main([*command, str(tmp_path / part), "--part", f"{part}/2"]) == 0
+    assert "files are missing: data/train-00000" in capsys.readouterr().out
+    assert main(["merge", str(tmp_path / "out"), str(tmp_path / "1"), str(tmp_path / "2")]) == 0
+    assert "Prepared simulated: 20 pairs" in capsys.readouterr().out
+    assert main([*command, str(tmp_path / "out")]) == 0
+    assert f"Nothing to do: {tmp_path / 'out'} is complete." in capsys.readouterr().out
+    assert main([*command, str(tmp_path / "out"), "--seed", "1"]) == 2
+    assert "`seed` was 0 and is 1 now" in re.sub(r"\s+", " ", capsys.readouterr().err)
+    assert main([*command, str(tmp_path / "out"), "--seed", "1", "--overwrite"]) == 0
+
+
+def test_options_of_a_reader_are_noted_but_not_the_places_of_its_files(bigearthnet, tmp_path):
+    command = ["prepare", "bigearthnet", str(bigearthnet), str(tmp_path), "--splits", str(bigearthnet / "splits")]
+    assert main([*command, "--leave-out", "snow", "--optical-offset", "5"]) == 0
+    arguments = read_dataset_info(tmp_path).preparation["arguments"]
+    assert {name: value for name, value in arguments.items() if name.startswith("reader.")} == {
+        "reader.leave_out": ["snow"],
+        "reader.optical_offset": 5.0,
+    }
+    assert str(bigearthnet) not in (tmp_path / "dataset_info.json").read_text()
+
+
+@pytest.mark.parametrize("part", ["0/2", "3/2", "2", "1/0", "-1/2", "a/b"])
+def test_a_part_that_there_cannot_be_is_refused(tmp_path, part, capsys):
+    with pytest.raises(SystemExit):
+        main(["prepare", "simulated", str(tmp_path), f"--part={part}"])
+    assert f"'{part}' is not i/n with i from 1 to n" in capsys.readouterr().err
 
 
 @pytest.mark.filterwarnings("default::UserWarning")
@@ -133,7 +166,9 @@ def test_a_warning_is_a_paragraph_and_not_a_line_of_code(reben, tmp_path, capsys
 
 
 @pytest.mark.parametrize(
-    "command", [[], ["prepare"], ["inspect"], *(["prepare", name] for name in ("bigearthnet", "reben", "example"))]
+    "command",
+    [[], ["prepare"], ["merge"], ["inspect"], *(["prepare", archive.command] for archive in ARCHIVES)],
+    ids=lambda command: " ".join(command) or "fusmae",
 )
 def test_each_command_explains_itself(command, capsys):
     with pytest.raises(SystemExit) as caught:

@@ -213,16 +213,16 @@ class BigEarthNet:
                 f"{self.ids[index]}. One of the two is wrong: use the official lists."
             )
         optical_metadata = _read_metadata(optical_folder)
-        original = optical_metadata.get("labels") or []
+        original = [str(label) for label in optical_metadata.get("labels") or []]
         try:
             labels = classes_19(original)
-        except (ValueError, TypeError) as error:  # TypeError: a label that is no text
+        except ValueError as error:
             raise PairError(f"{optical_folder}: {error}") from error
         pixels = read_patches(sar_folder, optical_folder)
         return Pair(
             id=self.ids[index],
             sar=pixels.sar,
-            optical=pixels.optical,
+            optical=pixels.optical,  # type: ignore[arg-type]
             labels=labels,
             split=self._split[index],
             crs=pixels.crs,
@@ -279,9 +279,11 @@ def _read_list(folder: Path, names: Collection[str]) -> list[list[str]] | None:
     """Rows of the first of `<name>.csv` and `<name>.csv.bz2` that exists, or None."""
     for path in (folder / f"{name}{suffix}" for name in names for suffix in (".csv", ".csv.bz2")):
         if path.is_file():
-            text = (bz2.decompress(path.read_bytes()) if path.suffix == ".bz2" else path.read_bytes()).decode(
-                "utf-8-sig"
-            )
+            content = path.read_bytes()
+            try:
+                text = (bz2.decompress(content) if path.suffix == ".bz2" else content).decode("utf-8-sig")
+            except (OSError, ValueError) as error:
+                raise ValueError(f"{path}: cannot be read as a list ({error}). Download it again.") from error
             return [[cell.strip() for cell in line.split(",")] for line in text.splitlines() if line.strip()]
     return None
 

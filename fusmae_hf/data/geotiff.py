@@ -76,7 +76,7 @@ class _Layout:
     """What the directory of a plain file says. Positions count from the start of the file.
 
     Attributes:
-        dtype: of the pixels, little-endian.
+        dtype: of the pixels, which are little-endian.
         shape: `(height, width)`.
         strip_bytes: size that each strip must have.
         tables: struct format and position of the offsets, then of the sizes of the strips.
@@ -86,7 +86,7 @@ class _Layout:
         end: the file holds at least so many bytes.
     """
 
-    dtype: np.dtype
+    dtype: str
     shape: tuple[int, int]
     strip_bytes: tuple[int, ...]
     tables: tuple[tuple[str, int], tuple[str, int]]
@@ -112,8 +112,9 @@ class _PlainFile:
 
     def pixels(self) -> np.ndarray:
         """`(height, width)` in native byte order; memory of its own."""
-        stored = np.frombuffer(self.content, self.layout.dtype, math.prod(self.layout.shape), self.start)
-        return stored.astype(self.layout.dtype.newbyteorder("=")).reshape(self.layout.shape)
+        little_endian = np.dtype(self.layout.dtype).newbyteorder("<")
+        stored = np.frombuffer(self.content, little_endian, math.prod(self.layout.shape), self.start)
+        return stored.astype(self.layout.dtype).reshape(self.layout.shape)
 
     def geo_keys(self) -> tuple[bytes, ...]:
         """The bytes that say the CRS."""
@@ -174,7 +175,7 @@ def read_geotiff(
         if patch.crs and patch.transform == transform and not has_sidecar and len(_known_crs) < _KNOWN_CRS_LIMIT:
             _known_crs[keys] = patch.crs
         return patch
-    _require_expected(path, (1, file.layout.shape, file.layout.dtype.name), count, size, dtype)
+    _require_expected(path, (1, file.layout.shape, file.layout.dtype), count, size, dtype)
     return Patch(file.pixels()[None], crs, transform)
 
 
@@ -195,7 +196,7 @@ def read_pixels(path: str | Path, size: tuple[int, int], dtype: str) -> np.ndarr
     file = _open_plain(path)
     if file is None:
         return _read_with_rasterio(path, 1, size, dtype).values[0]
-    _require_expected(path, (1, file.layout.shape, file.layout.dtype.name), 1, size, dtype)
+    _require_expected(path, (1, file.layout.shape, file.layout.dtype), 1, size, dtype)
     return file.pixels()
 
 
@@ -206,8 +207,12 @@ def _open_plain(path: str | Path) -> _PlainFile | None:
         PairError: the file cannot be opened.
     """
     try:
-        with open(path, "rb", buffering=0) as opened:
-            content = opened.read() if os.fstat(opened.fileno()).st_size <= _PLAIN_LIMIT else b""
+        descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0))  # a file object takes half as long again
+        try:
+            size = os.fstat(descriptor).st_size
+            content = os.read(descriptor, size) if size <= _PLAIN_LIMIT else b""
+        finally:
+            os.close(descriptor)
     except (FileNotFoundError, NotADirectoryError) as error:
         raise _no_such_file(Path(path)) from error
     except OSError as error:
@@ -276,7 +281,7 @@ def _plain_layout(directory: bytes, start: int) -> _Layout | None:
         tables.append((f"<{count}{_TYPE_CODES[kind]}", position))
     ends = {tag: position + count * _TYPE_BYTES[kind] for tag, (kind, count, position) in places.items()}
     return _Layout(
-        dtype=np.dtype(dtype).newbyteorder("<"),
+        dtype=dtype,
         shape=(height, width),
         strip_bytes=strip_bytes,
         tables=(tables[0], tables[1]),
@@ -300,7 +305,7 @@ def _read_with_rasterio(path: str | Path, count: int | None, size: tuple[int, in
                 _require_expected(path, (file.count, (file.height, file.width), file.dtypes[0]), count, size, dtype)
                 crs = file.crs.to_string() if file.crs else None
                 return Patch(file.read(), crs, tuple(file.transform)[:6] if crs else None)
-    except rasterio.errors.RasterioError as error:
+    except (rasterio.errors.RasterioError, ValueError, MemoryError) as error:  # text or sizes that make no sense
         if not Path(path).exists():
             raise _no_such_file(Path(path)) from error
         raise PairError(

@@ -1,25 +1,38 @@
 """Preparing a dataset: reading every pair once and writing shards, with each pair that is left out accounted for."""
 
-import math
+import dataclasses
 import time
-import warnings
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from itertools import chain, islice
+from collections.abc import Mapping, Sequence
+from contextlib import closing
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
-import numpy as np
 from tqdm.auto import tqdm
 
-from fusmae_hf.modeling.sensors_fusmae import BASELINE_0400_OFFSET
+from . import left_out as left_out_file
+from .atomic_files import sweep_incomplete
+from .dataset_info import FILE_NAME as DATASET_INFO
+from .dataset_info import DatasetInfo, read_dataset_info
+from .left_out import LeftOut, read_left_out
+from .pair_checks import check_pair
+from .pairs import Pair, PairError, PairReader
+from .plausibility import check_plausible
+from .preparation_folder import (
+    FinishedFile,
+    describe_missing,
+    finish,
+    finished_files,
+    open_folder,
+    record_path,
+    remove_state,
+    write_summary,
+)
+from .preparation_plan import PlannedFile, PlanSummary, PreparationPlan, plan_preparation
+from .preparation_tasks import WritingOptions, read_pair, write_files
+from .shards import row_checksum
 
-from .dataset_info import FILE_NAME, DatasetInfo, ShardRecord, write_dataset_info
-from .pairs import Pair, PairError, PairReader, PairsInfo
-from .shards import check_pair, write_shard
-
-SPLITS = ("train", "validation", "test")
+__all__ = ["PreparationReport", "check_plausible", "prepare"]
 
 PLAUSIBILITY_PAIRS = 32
 """Number of pairs whose values are looked at before anything is written."""
@@ -27,41 +40,58 @@ PLAUSIBILITY_PAIRS = 32
 HOPELESS_AFTER = 20
 """So many failures before the first success mean that the archive, not a pair, is at fault."""
 
-_VISIBLE_BANDS = ("B02", "B03", "B04")
+RECOGNISED_BY = 4
+"""Number of pairs whose pixels are compared with those of an earlier run that is gone on with."""
 
 
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class PreparationReport:
-    """What `prepare` did.
+    """What `prepare` did; prints as a short summary.
 
     Attributes:
         folder: where the shards are.
-        dataset: content of `dataset_info.json`: shards by split, and pairs left out with their reasons.
+        dataset: content of `dataset_info.json`; None where other parts are not finished yet.
+        left_out: the pairs left out, as far as their files are finished.
+        num_pairs: number of pairs written by this run.
+        files_written: number of files written by this run.
+        files_kept: number of files that an earlier run had finished.
+        missing: what other parts have to do, in words; empty where nothing is missing.
         seconds: how long it took.
     """
 
     folder: Path
-    dataset: DatasetInfo
+    dataset: DatasetInfo | None
+    left_out: tuple[LeftOut, ...]
+    num_pairs: int
+    files_written: int
+    files_kept: int
+    missing: str
     seconds: float
 
     def __str__(self) -> str:
-        shards = list(chain.from_iterable(self.dataset.splits.values()))
-        pairs, size = sum(shard.rows for shard in shards), sum(shard.bytes for shard in shards)
-        lines = [
-            f"Prepared {self.dataset.info.name}: {pairs:,} pairs, {size / 1e6:,.1f} MB, in {self.seconds:,.1f} s "
-            f"({pairs / self.seconds:,.0f} pairs/s)"
-        ]
-        for split, of_split in self.dataset.splits.items():
-            files = "1 shard" if len(of_split) == 1 else f"{len(of_split):,} shards"
-            lines.append(f"  {split:<11}{self.dataset.rows(split):>9,} pairs in {files}")
-        left_out = self.dataset.left_out
-        if left_out:
-            lines.append(f"Left out: {len(left_out):,} (all of them, with the reason, in {self.folder / FILE_NAME})")
-            examples = {reason: name for name, reason in reversed(left_out)}
-            reasons = Counter(reason for _, reason in left_out).most_common()
-            lines += [f"  {count:>9,}  {reason}, such as {examples[reason]}" for reason, count in reasons[:5]]
-            lines += [f"  and {len(reasons) - 5:,} more reasons"] * (len(reasons) > 5)
-        return "\n".join(lines)
+        lines = [] if self.dataset is None else describe_dataset(self.dataset)
+        if self.files_written:
+            rate = f"{self.num_pairs / self.seconds:,.0f} pairs/s"
+            kept = f"; {self.files_kept:,} files were finished before" if self.files_kept else ""
+            lines.append(f"Wrote {self.num_pairs:,} pairs in {self.seconds:,.1f} s ({rate}){kept}")
+        else:
+            lines.append(
+                f"Nothing to do: {self.folder} is complete." if self.dataset else "Nothing to do in this part."
+            )
+        if self.missing:
+            lines.append(self.missing)
+        return "\n".join(lines + self._left_out())
+
+    def _left_out(self) -> list[str]:
+        if not self.left_out:
+            return []
+        where = self.folder / left_out_file.FILE_NAME
+        all_of_them = f" (all of them, with the reason, in {where})" if self.dataset else ""
+        examples = {pair.kind: pair for pair in reversed(self.left_out)}
+        kinds = Counter(pair.kind for pair in self.left_out).most_common()
+        lines = [f"Left out: {len(self.left_out):,}{all_of_them}"]
+        lines += [f"  {count:>9,}  {kind}, such as {examples[kind].id}" for kind, count in kinds[:5]]
+        return lines + [f"  and {len(kinds) - 5:,} more reasons"] * (len(kinds) > 5)
 
 
 def prepare(
@@ -71,199 +101,190 @@ def prepare(
     limit: int | None = None,
     rows_per_shard: int = 1024,
     row_group_rows: int = 32,
+    max_no_data: float = 1.0,
     on_error: Literal["skip", "stop"] = "skip",
     hold_out: float = 0.0,
+    seed: int = 0,
     keep_order: bool = False,
+    num_proc: int = 1,
+    part: tuple[int, int] = (1, 1),
     overwrite: bool = False,
     progress: bool = True,
+    reader_options: Mapping[str, Any] | None = None,
 ) -> PreparationReport:
     """Write all pairs of a dataset as shards, each split apart, and `dataset_info.json` last.
 
-    Pairs are written in a random order (always the same one), so that neighbouring patches do not share a row group
-    and with it a batch when the shards are streamed. The first pairs are looked at before anything is written: see
-    [`check_plausible`].
+    Pairs are written in a random order (the same one for the same seed), so that neighbouring patches do not share a
+    row group and with it a batch when the shards are streamed. The first pairs are looked at before anything is
+    written: see [`check_plausible`].
+
+    Whatever interrupts it, call it again with the same arguments: files that are finished are kept, the others are
+    written. The result is the same to the byte, however often it was interrupted and by however many processes and
+    parts it was written. A file that was damaged later is written again too, once it is deleted.
 
     Args:
-        reader: the dataset. Pairs without a split go to `train`, but see `hold_out`.
+        reader: the dataset. Pairs without a split go to `train`, but see `hold_out`. Where it has `read_native`, that
+            is used: it gives `NativeBands`, so that coarse bands need not be expanded and packed again.
         out: folder for the shards; made if need be.
         limit: write at most so many pairs, drawn over the whole dataset (the first ones with `keep_order`).
-        rows_per_shard: most pairs in a file.
+        rows_per_shard: most pairs in a file. A file is what one process writes at a time.
         row_group_rows: pairs in a row group, the unit that streaming reads.
+        max_no_data: leave out pairs that have a larger share of pixels without data in either sensor.
         on_error: what to do with a pair that cannot be read or must not be stored: `"skip"` leaves it out and notes
-            the reason in `dataset_info.json`, `"stop"` raises.
-        hold_out: share of the pairs without a split that goes to `validation`, drawn at random (always the same way)
-            and at least one; the others go to `train`. Neighbouring patches may fall on both sides: where a dataset
-            has official splits, those are the fair ones.
+            the reason in `left_out.csv`, `"stop"` raises.
+        hold_out: share of the pairs without a split that goes to `validation`, drawn at random (the same way for the
+            same seed) and at least one; the others go to `train`. Neighbouring patches may fall on both sides: where a
+            dataset has official splits, those are the fair ones.
+        seed: of the order, and of what `limit` and `hold_out` draw.
         keep_order: write pairs in the order of the reader.
+        num_proc: number of worker processes; 1 (or 0) writes in this process. Starting them takes some seconds, since
+            the package is imported once more, and a script must then call this under `if __name__ == "__main__":`.
+        part: `(i, n)` with i from 1 to n: write only every n-th file, so that n machines share the work. Parts may
+            write into the same folder, which is complete when the last one is, or into folders of their own, which
+            `merge_parts` brings together.
         overwrite: delete the shards that are in `out` first. Other files are left alone.
         progress: show a progress bar where the output is a terminal.
+        reader_options: with which arguments the reader was made, to be noted in `dataset_info.json`.
 
     Returns:
         A report that prints as a short summary.
 
     Raises:
-        FileExistsError: `out` is not empty and `overwrite` is not set.
-        PairError: a pair failed and `on_error` is `"stop"`, or the first 20 pairs failed and none succeeded.
-        ValueError: no pair could be written, `limit` is below one, `hold_out` is no share, or the values contradict
-            the declared units.
-        OSError: the disk is full, or a file cannot be written. Only complete files stay behind, without
-            `dataset_info.json`.
+        FileExistsError: `out` holds something else, or was begun with other arguments, and `overwrite` is not set.
+        PairError: a pair failed and `on_error` is `"stop"`; the first 20 pairs failed and none succeeded; or 64 in a
+            row could not be read.
+        ChildProcessError: a worker process ended without a word. Finished files stay.
+        ValueError: no pair could be written, an argument is out of range, or the values contradict the declared units.
+        OSError: the disk is full, or a file cannot be written. Finished files stay, without `dataset_info.json`.
     """
     started, folder = time.monotonic(), Path(out)
-    if limit is not None and limit < 1:
-        raise ValueError(f"limit is {limit}, but must be at least 1.")
     if on_error not in ("skip", "stop"):
         raise ValueError(f"on_error is {on_error!r}, but must be 'skip' or 'stop'.")
-    if not 0 <= hold_out < 1:
-        raise ValueError(f"hold_out is {hold_out}, but must be a share: at least 0 and below 1.")
-    order = np.arange(len(reader)) if keep_order else np.random.default_rng(0).permutation(len(reader))
-    chosen = _by_split(reader, order[:limit].tolist(), hold_out)
-    _make_room(folder, overwrite)
-    left_out, shards, outcome = list(reader.left_out()), list[ShardRecord](), Counter[str]()
-    bar = tqdm(total=sum(map(len, chosen.values())), unit=" pairs", disable=None if progress else True)
-    with bar:
-        for split, indices in chosen.items():
-            bar.set_description(split)
-            pairs = _readable(reader, indices, on_error, left_out, outcome, bar)
-            first = list(islice(pairs, PLAUSIBILITY_PAIRS))
-            if not first:
-                continue
-            if not shards:
-                check_plausible(first, reader.info)
-            pairs, files = chain(first, pairs), math.ceil(len(indices) / rows_per_shard)
-            for number in range(files):
-                name = f"data/{split}-{number:05d}-of-{files:05d}.parquet"
-                of_file = islice(pairs, math.ceil(len(indices) / files))
-                shard = write_shard(of_file, reader.info, folder, name, row_group_rows=row_group_rows)
-                shards += [shard] if shard else []
-    if not shards:
-        reasons = "; ".join(f"{name}: {reason}" for name, reason in left_out[-3:])
-        raise ValueError(f"{reader.info.name}: no pair could be written. The last reasons: {reasons}")
-    dataset = write_dataset_info(folder, reader.info, shards, left_out)
-    return PreparationReport(folder, dataset, max(time.monotonic() - started, 1e-3))
-
-
-def check_plausible(pairs: Sequence[Pair], info: PairsInfo) -> None:
-    """Compare values with the declared units, offset and band order.
-
-    Warns (`UserWarning`) where
-
-    - the mean of VH is above the mean of VV: VV is some 6 to 7 dB brighter, so the bands look swapped;
-    - 99 % of the blue, green and red digital numbers are 1000 or more although no offset is declared: the data look
-      like processing baseline 04.00 or later, which adds 1000;
-    - most of them are below the declared offset: it looks as if none had been added.
-
-    Args:
-        pairs: some pairs of the dataset.
-        info: what is declared.
-
-    Raises:
-        ValueError: SAR is declared in dB but has no negative value, or as linear power but has negative ones.
-    """
-    over = f"over {len(pairs)} pairs of {info.name}"
-    backscatter = {
-        band: _finite(np.concatenate([pair.sar[index].ravel() for pair in pairs]))
-        for index, band in enumerate(info.sar_bands)
-    }
-    lowest = min(values.min() for values in backscatter.values() if values.size)
-    if info.sar_units == "db" and lowest >= 0:
-        raise ValueError(
-            f"SAR is declared in dB, but {over} no value is negative (lowest {lowest:g}): this looks like linear "
-            "power. Convert the files with 10*log10(x), or declare `sar_units` as 'linear'."
+    if not 1 <= part[0] <= part[1]:
+        raise ValueError(f"part is {part[0]}/{part[1]}, but must be one of 1/{part[1]} to {part[1]}/{part[1]}.")
+    if overwrite and part[1] > 1:
+        raise ValueError("A part must not overwrite: it would delete what the others wrote. Delete the folder first.")
+    plan = plan_preparation(
+        reader,
+        limit=limit,
+        hold_out=hold_out,
+        seed=seed,
+        keep_order=keep_order,
+        rows_per_shard=rows_per_shard,
+        row_group_rows=row_group_rows,
+        max_no_data=max_no_data,
+        reader_options=reader_options or {},
+    )
+    there = open_folder(folder, plan.summary, overwrite=overwrite)
+    kept = finished_files(folder, plan.summary) if there else {}
+    mine = [file for file in plan.files if file.number % part[1] == part[0] - 1]
+    todo = [file for file in mine if file.name not in kept]
+    if part[1] == 1:  # otherwise another part may be writing them
+        sweep_incomplete([folder / DATASET_INFO, folder / left_out_file.FILE_NAME])
+    if there and len(kept) == len(plan.files) and (folder / DATASET_INFO).is_file():
+        remove_state(folder)
+        return PreparationReport(
+            folder,
+            read_dataset_info(folder),
+            tuple(read_left_out(folder)),
+            num_pairs=0,
+            files_written=0,
+            files_kept=len(kept),
+            missing="",
+            seconds=time.monotonic() - started,
         )
-    if info.sar_units == "linear" and lowest < 0:
-        raise ValueError(
-            f"SAR is declared as linear power, but {over} there are negative values (lowest {lowest:g}): this looks "
-            "like dB. Declare `sar_units` as 'db'."
-        )
-    vv, vh = (float(np.mean(backscatter[band])) if band in backscatter else np.nan for band in ("VV", "VH"))
-    if vh > vv:
-        warnings.warn(
-            f"Bands swapped? VH (mean {vh:.2f} {over}) is brighter than VV (mean {vv:.2f}), but in nature VV is "
-            "brighter almost everywhere. Check which file or band is which.",
-            stacklevel=2,
-        )
-    visible = [info.optical_bands.index(band) for band in _VISIBLE_BANDS if band in info.optical_bands]
-    if info.optical_units != "dn" or not visible:
-        return
-    values = np.concatenate([pair.optical[visible][:, (pair.optical != 0).any(axis=0)].ravel() for pair in pairs])
-    low, middle = np.percentile(_finite(values), (1, 50))
-    if info.optical_offset == 0 and low >= BASELINE_0400_OFFSET:
-        warnings.warn(
-            f"Offset forgotten? 99 % of the values of B02 to B04 {over} are {low:.0f} or more, as if "
-            f"{BASELINE_0400_OFFSET} had been added (processing baseline 04.00 and later). If so, declare it with "
-            f"`--optical-offset {BASELINE_0400_OFFSET}` (`optical_offset` in Python).",
-            stacklevel=2,
-        )
-    if middle < info.optical_offset:
-        warnings.warn(
-            f"Offset declared in vain? Half of the values of B02 to B04 {over} are below {middle:.0f}, less than the "
-            f"declared offset {info.optical_offset:g}. If none was added, drop `--optical-offset`.",
-            stacklevel=2,
-        )
+    if todo or there is None:
+        there = _begin(reader, plan, folder, there, on_error)
+    written = _write(
+        reader,
+        todo,
+        WritingOptions(
+            folder, there.fingerprint, f"{part[0]}/{part[1]}", row_group_rows, max_no_data, keep_order, on_error
+        ),
+        num_proc,
+        tqdm(
+            total=sum(len(file.indices) for file in mine),
+            initial=sum(len(file.indices) for file in mine if file.name in kept),
+            unit=" pairs",
+            disable=None if progress else True,
+        ),
+    )
+    dataset, left_out = finish(folder, there, plan.left_out)
+    finished = {} if dataset else finished_files(folder, there)
+    missing = [] if dataset else [file.name for file in plan.files if file.name not in finished]
+    return PreparationReport(
+        folder,
+        dataset,
+        tuple(left_out),
+        num_pairs=sum(file.shard.rows for file in written if file.shard),
+        files_written=len(written),
+        files_kept=len(mine) - len(todo),
+        missing=describe_missing(there, missing, finished.values()) if missing else "",
+        seconds=max(time.monotonic() - started, 1e-3),
+    )
 
 
-def _by_split(reader: PairReader, order: Sequence[int], hold_out: float) -> dict[str, list[int]]:
-    """Pairs of each split, in the given order."""
-    split_of = {index: reader.split_of(index) for index in order}
-    unassigned = [index for index in order if split_of[index] is None]
-    if hold_out and unassigned:
-        number = max(1, round(hold_out * len(unassigned)))
-        split_of |= dict.fromkeys(
-            np.random.default_rng(0).permutation(sorted(unassigned))[:number].tolist(), "validation"
-        )
-    chosen: dict[str, list[int]] = {split: [] for split in SPLITS}
-    for index in order:
-        split = split_of[index] or "train"
-        if split not in chosen:
-            raise ValueError(f"{reader.ids[index]} has the split {split!r}, but one of {list(SPLITS)} is needed.")
-        chosen[split].append(index)
-    return chosen
-
-
-def _finite(values: np.ndarray) -> np.ndarray:
-    return values[np.isfinite(values)]
-
-
-def _readable(
-    reader: PairReader,
-    indices: Sequence[int],
-    on_error: str,
-    left_out: list[tuple[str, str]],
-    outcome: Counter[str],
-    bar: tqdm,
-) -> Iterator[Pair]:
-    """Read pairs; those that fail are appended to `left_out` or raise."""
-    for index in indices:
+def _begin(
+    reader: PairReader, plan: PreparationPlan, folder: Path, there: PlanSummary | None, on_error: str
+) -> PlanSummary:
+    """Look at the first pairs; then write the plan, or see that an earlier run read the same pixels."""
+    indices = [index for file in plan.files for index in file.indices[:PLAUSIBILITY_PAIRS].tolist()]
+    pairs: list[Pair] = []
+    checksums: dict[str, int] = {}
+    failed = 0
+    for index in indices[:PLAUSIBILITY_PAIRS]:
+        if there and len(pairs) == RECOGNISED_BY:
+            break
         try:
-            pair = reader.read(index)
+            pair = read_pair(reader, index)
             check_pair(pair, reader.info)
+            if len(pairs) < RECOGNISED_BY:
+                checksums[pair.id] = row_checksum(pair, reader.info)
+            pairs.append(pair)
         except PairError as error:
             if on_error == "stop":
                 raise
-            outcome["failed"] += 1
-            left_out.append((reader.ids[index], str(error)))
-            bar.set_postfix_str(f"{outcome['failed']:,} failed")
-            if outcome["failed"] == HOPELESS_AFTER and not outcome["read"]:
+            failed += 1
+            if failed == HOPELESS_AFTER and not pairs:
                 raise PairError(
                     f"The first {HOPELESS_AFTER} pairs all failed, so nothing was written. The last: {error}"
                 ) from error
-        else:
-            outcome["read"] += 1
-            yield pair
-        bar.update()
+    summary = dataclasses.replace(plan.summary, first_pairs=checksums)
+    if there is None:
+        if pairs:
+            check_plausible(pairs, reader.info)
+        write_summary(folder, summary, plan.left_out)
+    return open_folder(folder, summary, overwrite=False) or summary
 
 
-def _make_room(folder: Path, overwrite: bool) -> None:
-    if folder.exists() and not folder.is_dir():
-        raise FileExistsError(f"{folder} is a file. Give a folder for the shards.")
-    if not folder.exists() or not any(folder.iterdir()):
-        return
-    if not overwrite:
-        raise FileExistsError(
-            f"{folder} is not empty. Give a new folder, or `--overwrite` (`overwrite=True`) to replace its shards."
-        )
-    (folder / FILE_NAME).unlink(missing_ok=True)
-    for split in SPLITS:
-        for shard in folder.glob(f"data/{split}-*-of-*.parquet"):
-            shard.unlink()
+def _write(
+    reader: PairReader, files: Sequence[PlannedFile], options: WritingOptions, num_proc: int, bar: tqdm
+) -> list[FinishedFile]:
+    """Write files, with a progress bar; what is unfinished when it is interrupted is swept away."""
+    left_out = 0
+
+    def progress(pairs: int, of_them_left_out: int) -> None:
+        nonlocal left_out
+        left_out += of_them_left_out
+        if of_them_left_out:
+            bar.set_postfix_str(f"{left_out:,} left out", refresh=False)
+        bar.update(pairs)
+
+    paths = [path for file in files for path in (options.folder / file.name, record_path(options.folder, file.name))]
+    sweep_incomplete(paths)
+    try:
+        with bar, closing(write_files(reader, files, options, num_proc, progress)) as finished:
+            return list(finished)
+    finally:
+        sweep_incomplete(paths)
+
+
+def describe_dataset(dataset: DatasetInfo) -> list[str]:
+    """Pairs, shards and size of a prepared folder, in lines."""
+    shards = [shard for of_split in dataset.splits.values() for shard in of_split]
+    pairs, size = sum(shard.rows for shard in shards), sum(shard.bytes for shard in shards)
+    lines = [f"Prepared {dataset.info.name}: {pairs:,} pairs, {size / 1e6:,.1f} MB"]
+    for split, of_split in dataset.splits.items():
+        files = "1 shard" if len(of_split) == 1 else f"{len(of_split):,} shards"
+        lines.append(f"  {split:<11}{dataset.rows(split):>9,} pairs in {files}")
+    return lines

@@ -150,7 +150,7 @@ class ReBEN:
         return Pair(
             id=patch,
             sar=pixels.sar,
-            optical=pixels.optical,
+            optical=pixels.optical,  # type: ignore[arg-type]
             labels=sorted(labels, key=CLASSES_19.index),
             label_map=self._read_map(patch),
             split=self._splits[index],

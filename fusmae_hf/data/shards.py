@@ -161,10 +161,9 @@ class ShardWriter:
         try:
             if kind is None:
                 self._finish()
-            elif self._writer:
-                with suppress(Exception):
-                    self._writer.close()
         finally:
+            if self._writer:
+                self._writer.is_open = False  # or its destructor would write to the closed file
             with suppress(OSError):
                 self._file.close()
             self._incomplete.unlink(missing_ok=True)
@@ -221,23 +220,15 @@ class ShardWriter:
             self._write_row_group()
         if self._writer is None:
             return
-        described = {"rows": sum(self._group_rows), "content_hash": content_hash(self._checksums)}
-        file_metadata = {"format_version": FORMAT_VERSION, "split": self._split, **described}
+        rows, hashed = sum(self._group_rows), content_hash(self._checksums)
+        described = {"format_version": FORMAT_VERSION, "split": self._split, "rows": rows, "content_hash": hashed}
         with explain_failed_write(self._path):
-            self._writer.add_key_value_metadata(
-                {METADATA_KEY: json.dumps(dataclasses.asdict(self._info) | file_metadata)}
-            )
+            self._writer.add_key_value_metadata({METADATA_KEY: json.dumps(dataclasses.asdict(self._info) | described)})
             self._writer.close()
             flush_to_disk(self._file)
             size = self._incomplete.stat().st_size
             os.replace(self._incomplete, self._path)
-        self.record = ShardRecord(
-            self._name,
-            row_group_rows=tuple(self._group_rows),
-            bytes=size,
-            no_data_pixels=self._no_data,
-            **described,
-        )
+        self.record = ShardRecord(self._name, rows, tuple(self._group_rows), size, hashed, self._no_data)
 
 
 def write_shard(
@@ -263,27 +254,30 @@ def stored_arrays(pair: Pair, info: PairsInfo) -> dict[str, list[np.ndarray]]:
     """The arrays whose bytes, one after the other, a shard holds as `sar`, `optical` and `label_map`.
 
     Raises:
-        PairError: pixels of a coarser band are not repeated, or bands are not as coarse as declared. Names the id.
+        PairError: pixels of a coarser band are not repeated. Names the id.
     """
-    arrays = {"sar": [pair.sar], "optical": [pair.optical]}
-    if info.optical_factors or isinstance(pair.optical, NativeBands):
+    arrays = {"sar": [pair.sar]}
+    if isinstance(pair.optical, NativeBands):
+        arrays["optical"] = list(pair.optical.bands)
+    elif info.optical_factors:
         try:
-            native = (
-                pair.optical
-                if isinstance(pair.optical, NativeBands)
-                else native_bands(pair.optical, info.optical_factors)
-            )
+            arrays["optical"] = list(native_bands(pair.optical, info.optical_factors).bands)
         except ValueError as error:
             raise PairError(f"{pair.id}: optical {error}.") from error
-        if tuple(native.factors) != tuple(info.optical_factors):
-            raise PairError(
-                f"{pair.id}: optical has bands {tuple(native.factors)} times coarser, but {info.optical_factors} is "
-                "declared."
-            )
-        arrays["optical"] = list(native.bands)
+    else:
+        arrays["optical"] = [pair.optical]
     if pair.label_map is not None:
         arrays["label_map"] = [pair.label_map]
     return arrays
+
+
+def row_checksum(pair: Pair, info: PairsInfo) -> int:
+    """Checksum that a pair will have in a shard. Raises `PairError` like `stored_arrays`."""
+    arrays = stored_arrays(pair, info)
+    little_endian = (
+        array.astype(array.dtype.newbyteorder("<")).tobytes() for name in _PIXELS for array in arrays.get(name, ())
+    )
+    return pair_checksum(pair.id, *little_endian)
 
 
 def stored_size(shape: Sequence[int], factors: Sequence[int] = ()) -> int:

@@ -31,11 +31,11 @@ VV_DB, VH_DB = -12.7, -19.3
 def write_tif(
     path: Path, values: np.ndarray, resolution: int, corner: tuple[float, float] = (600_000, 5_800_000)
 ) -> None:
-    """Write one band (height, width) as GeoTIFF in UTM zone 33N."""
+    """Write one band (height, width) as GeoTIFF in UTM zone 33N, uncompressed like the official files."""
     height, width = values.shape
     transform = rasterio.Affine(resolution, 0, corner[0], 0, -resolution, corner[1])
     profile = {"driver": "GTiff", "count": 1, "height": height, "width": width, "dtype": values.dtype}
-    with rasterio.open(path, "w", crs="EPSG:32633", transform=transform, compress="deflate", **profile) as file:
+    with rasterio.open(path, "w", crs="EPSG:32633", transform=transform, **profile) as file:
         file.write(values, 1)
 
 

@@ -2,8 +2,10 @@ import ast
 import importlib.util
 import json
 import os
+import pickle
 import shutil
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,8 +13,11 @@ import pytest
 
 from fusmae_hf.data import bigearthnet
 from fusmae_hf.data.bigearthnet import BigEarthNet, example_pairs_root, official_lists_folder
+from fusmae_hf.data.bigearthnet_patches import OPTICAL_FACTORS
 from fusmae_hf.data.classes import CLASS_19_OF_43, CLASSES_19, CLASSES_43, classes_19
+from fusmae_hf.data.native_resolution import NativeBands
 from fusmae_hf.data.pairs import PairError
+from fusmae_hf.data.shards import check_pair
 from fusmae_hf.modeling.sensors_fusmae import OPTICAL_BANDS
 from tests.data.bigearthnet_fixtures import V1_PAIRS, VH_DB, VV_DB, make_bigearthnet, optical_value, write_tif
 
@@ -65,6 +70,26 @@ def test_each_band_is_at_its_place_and_its_pixels_are_repeated_to_10_m(archive, 
     row, column = np.indices((120, 120)) * 10 // resolution
     expected = optical_value(band, row, column, resolution)
     np.testing.assert_array_equal(optical[OPTICAL_BANDS.index(band)], expected)
+
+
+def test_native_bands_have_the_sizes_of_the_files_and_expand_to_what_read_gives(archive):
+    reader = BigEarthNet(archive)
+    assert reader.info.optical_factors == OPTICAL_FACTORS == (6, 1, 1, 1, 2, 2, 2, 1, 2, 6, 2, 2)
+    for index in range(len(reader)):
+        pair, native = reader.read(index), reader.read_native(index)
+        assert isinstance(native.optical, NativeBands)
+        assert [
+            band.shape[0] * factor for band, factor in zip(native.optical.bands, OPTICAL_FACTORS, strict=True)
+        ] == [120] * 12
+        np.testing.assert_array_equal(native.optical.expand(), pair.optical)
+        np.testing.assert_array_equal(native.sar, pair.sar)
+        assert replace(native, sar=0, optical=0) == replace(pair, sar=0, optical=0)
+
+
+@pytest.mark.parametrize("method", ["read", "read_native"])
+def test_a_pickled_reader_gives_pairs_that_may_be_stored(archive, method):
+    reader = pickle.loads(pickle.dumps(BigEarthNet(archive)))
+    check_pair(getattr(reader, method)(0), reader.info)
 
 
 def test_a_pair_carries_labels_place_and_times(archive):
@@ -130,6 +155,12 @@ def test_split_lists_are_read_with_and_without_partners_and_packed(own_archive, 
     assert reader.read(0).split == reader.split_of(0)
 
 
+def test_official_splits_come_from_the_package_that_carries_them(archive, monkeypatch):
+    monkeypatch.setattr(bigearthnet, "official_lists_folder", lambda: archive / "splits")
+    reader = BigEarthNet(archive, splits="official", leave_out=["snow"])
+    assert sorted(reader.split_of(i) for i in range(2)) == ["test", "validation"]
+
+
 def test_patches_in_no_split_list_are_left_out_unless_asked_for(own_archive):
     (own_archive / "splits" / "val.csv").unlink()
     unlisted = V1_PAIRS[1][1]
@@ -163,6 +194,15 @@ def test_missing_lists_are_named(archive, tmp_path):
         BigEarthNet(archive, splits=tmp_path)
     with pytest.raises(FileNotFoundError, match=r"patches_with_cloud_and_shadow\.csv \(or \.csv\.bz2\)"):
         BigEarthNet(archive, splits=archive / "splits", leave_out=["cloud"])
+
+
+@pytest.mark.parametrize(("name", "content"), [("val.csv.bz2", b"BZh9 damaged"), ("val.csv", b"S2A_\xff")])
+def test_a_damaged_list_is_named(own_archive, name, content):
+    (own_archive / "splits" / "val.csv").unlink()
+    (own_archive / "splits" / name).write_bytes(content)
+    with pytest.raises(ValueError, match="cannot be read as a list") as caught:
+        BigEarthNet(own_archive, splits=own_archive / "splits")
+    assert str(own_archive / "splits" / name) in str(caught.value)
 
 
 def test_a_patch_in_two_splits_is_refused(own_archive):
@@ -210,6 +250,8 @@ def test_patches_without_a_partner_are_left_out_with_the_reason(own_archive):
         ("{", "cannot be read as JSON"),
         ("[]", "no JSON object"),
         ("{}", "names no `corresponding_s2_patch`"),
+        ('{"corresponding_s2_patch": ["a"]}', "`corresponding_s2_patch` is ['a'], no str"),
+        ("[" * 100_000, "cannot be read as JSON"),
         (None, "no such file"),
     ],
 )
@@ -222,6 +264,15 @@ def test_damaged_metadata_leave_the_pair_out_with_the_reason(own_archive, conten
     reason = dict(BigEarthNet(own_archive).left_out())[sar]
     assert message in reason
     assert str(path) in reason
+
+
+def test_metadata_that_one_may_not_read_are_named(archive, monkeypatch):
+    def refuse(path, *_, **__):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(bigearthnet, "open", refuse, raising=False)
+    with pytest.raises(ValueError, match=r"_labels_metadata\.json: cannot be read \(Permission denied\)"):
+        BigEarthNet(archive)
 
 
 def damage_nothing_there(path):
@@ -278,12 +329,30 @@ def test_patches_of_two_places_are_no_pair(own_archive):
         reader.read(0)
 
 
-def test_an_unknown_label_is_an_error(own_archive):
+@pytest.mark.parametrize(
+    ("metadata", "message"),
+    [
+        ({"labels": ["Lava"]}, r"labels \['Lava'\] are none of the 43 classes"),
+        ({"labels": [["Pastures"]]}, "are none of the 43 classes"),
+        ({"labels": "Pastures"}, "`labels` is 'Pastures', no list"),
+        ({"labels": ["Pastures"], "acquisition_date": 20170613}, "`acquisition_date` is 20170613, no str"),
+    ],
+)
+def test_unknown_labels_and_malformed_metadata_are_errors_that_name_the_patch(own_archive, metadata, message):
     reader = BigEarthNet(own_archive)
     path = own_archive / "BigEarthNet-v1.0" / reader.ids[0] / f"{reader.ids[0]}_labels_metadata.json"
-    path.write_text(json.dumps({"labels": ["Lava"]}))
-    with pytest.raises(PairError, match=r"labels \['Lava'\] are none of the 43 classes"):
+    path.write_text(json.dumps(metadata))
+    with pytest.raises(PairError, match=message) as caught:
         reader.read(0)
+    assert str(path.parent) in str(caught.value)
+
+
+def test_a_patch_without_labels_has_none(own_archive):
+    reader = BigEarthNet(own_archive)
+    path = own_archive / "BigEarthNet-v1.0" / reader.ids[0] / f"{reader.ids[0]}_labels_metadata.json"
+    path.write_text('{"labels": null, "acquisition_date": null}')
+    pair = reader.read(0)
+    assert (pair.labels, pair.extra["clc_labels"], pair.optical_time) == ([], "", None)
 
 
 def test_without_rasterio_the_error_names_the_extra(archive, monkeypatch):

@@ -1,5 +1,7 @@
 import os
+import pickle
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -8,9 +10,12 @@ import pyarrow.parquet as pq
 import pytest
 
 from fusmae_hf.data import geotiff
+from fusmae_hf.data.bigearthnet_patches import OPTICAL_FACTORS
 from fusmae_hf.data.classes import CLASSES_19
+from fusmae_hf.data.native_resolution import NativeBands
 from fusmae_hf.data.pairs import PairError
 from fusmae_hf.data.reben import ReBEN
+from fusmae_hf.data.shards import check_pair
 from tests.data.bigearthnet_fixtures import REBEN_PAIRS, SPLITS, VH_DB, VV_DB, make_reben, write_tif
 
 OPTICAL_IDS = sorted(optical for _, optical in REBEN_PAIRS)
@@ -77,6 +82,24 @@ def test_a_pair_carries_labels_map_split_country_place_and_times(archive):
     assert pair.extra["country"] == "Serbia"
     assert (pair.crs, pair.transform) == ("EPSG:32633", (10, 0, 600_000, 0, -10, 5_800_000))
     assert (pair.sar_time, pair.optical_time) == ("2017-09-23T16:03:13Z", "2017-09-24T09:30:19Z")
+
+
+def test_native_bands_have_the_sizes_of_the_files_and_expand_to_what_read_gives(archive):
+    reader = ReBEN(archive)
+    assert reader.info.optical_factors == OPTICAL_FACTORS
+    for index in range(len(reader)):
+        pair, native = reader.read(index), reader.read_native(index)
+        assert isinstance(native.optical, NativeBands)
+        np.testing.assert_array_equal(native.optical.expand(), pair.optical)
+        np.testing.assert_array_equal(native.label_map, pair.label_map)
+        empty = {"sar": 0, "optical": 0, "label_map": 0}
+        assert replace(native, **empty) == replace(pair, **empty)
+
+
+@pytest.mark.parametrize("method", ["read", "read_native"])
+def test_a_pickled_reader_gives_pairs_that_may_be_stored(archive, method):
+    reader = pickle.loads(pickle.dumps(ReBEN(archive)))
+    check_pair(getattr(reader, method)(0), reader.info)
 
 
 def test_snow_and_clouds_are_left_out_with_the_reason_unless_asked_for(archive):
@@ -153,6 +176,16 @@ def test_a_damaged_band_raises_an_error_that_names_the_file(own_archive):
     with pytest.raises(PairError, match="expected 1 band of 60x60 pixels in uint16, found 1 of 120x120") as caught:
         reader.read(0)
     assert str(path) in str(caught.value)
+
+
+def test_a_pair_without_labels_has_none(own_archive):
+    rows = pq.read_table(own_archive / "metadata.parquet").to_pylist()
+    table = pa.Table.from_pylist(rows)
+    table = table.set_column(
+        table.schema.get_field_index("labels"), "labels", pa.nulls(len(rows), pa.list_(pa.string()))
+    )
+    pq.write_table(table, own_archive / "metadata.parquet")
+    assert ReBEN(own_archive).read(0).labels == []
 
 
 def test_an_unknown_label_is_an_error(own_archive):
