@@ -18,7 +18,7 @@ from .data.dataset_info import DatasetInfo, read_dataset_info
 from .data.loading import StreamedPairDataset
 from .data.native_resolution import expand_bands
 from .data.pairs import Pair, PairsInfo
-from .data.plotting import FALSE_COLOUR, TRUE_COLOUR, composite, draw_sar, new_figure
+from .data.plotting import FALSE_COLOUR, TRUE_COLOUR, composite, composite_title, draw_sar, new_figure
 from .data.shard_files import open_shard
 from .statistics import (
     BandSummary,
@@ -197,6 +197,8 @@ def _count_labels(root: str, dataset: DatasetInfo, split: str) -> Counter[str]:
 def contact_sheet(pairs: Sequence[Pair], info: PairsInfo) -> "Figure":
     """Draw pairs below each other: true colour, false colour (near infrared as red), then each SAR band.
 
+    Where bands for a composite are missing, others stand in, and the title names them.
+
     Args:
         pairs: what to draw, one row each.
         info: band names and units of their dataset.
@@ -210,17 +212,17 @@ def contact_sheet(pairs: Sequence[Pair], info: PairsInfo) -> "Figure":
     """
     if not pairs:
         raise ValueError("There is no pair to draw.")
-    columns = 2 + len(info.sar_bands)
+    titles = {composite_title(info.optical_bands, channels): channels for channels in (TRUE_COLOUR, FALSE_COLOUR)}
+    columns = len(titles) + len(info.sar_bands)
     height = 2.9 * len(pairs) + 0.6
     figure = new_figure(2.8 * columns, height)
     # Captions hang below the axes and take no part in the layout: leave room between rows and at the bottom.
     figure.set_layout_engine("constrained", hspace=0.16, rect=(0, 0.35 / height, 1, 1 - 0.35 / height))
     for row, pair in zip(figure.subplots(len(pairs), columns, squeeze=False), pairs, strict=True):
-        row[0].imshow(composite(pair.optical, info.optical_bands, TRUE_COLOUR))
-        row[0].set_title("true colour", fontsize=8)
-        row[1].imshow(composite(pair.optical, info.optical_bands, FALSE_COLOUR))
-        row[1].set_title("false colour, near infrared as red", fontsize=8)
-        for axes, band, backscatter in zip(row[2:], info.sar_bands, pair.sar, strict=True):
+        for axes, (title, channels) in zip(row, titles.items(), strict=False):
+            axes.imshow(composite(pair.optical, info.optical_bands, channels))
+            axes.set_title(title, fontsize=8)
+        for axes, band, backscatter in zip(row[len(titles) :], info.sar_bands, pair.sar, strict=True):
             draw_sar(axes, backscatter, band, info.sar_units)
         for axes in row:
             axes.set_axis_off()

@@ -217,7 +217,10 @@ class SensorBands:
                     moments.std,
                     moments.minimum,
                     moments.maximum,
-                    {percent: distribution.percentile(percent) for percent in PERCENTILES},
+                    {
+                        percent: min(max(distribution.percentile(percent), moments.minimum), moments.maximum)
+                        for percent in PERCENTILES
+                    },
                     distribution,
                 )
 

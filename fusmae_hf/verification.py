@@ -14,7 +14,7 @@ from .data.dataset_info import FORMAT_VERSION, DatasetInfo, ShardRecord, read_da
 from .data.left_out import read_left_out
 from .data.shard_files import open_shard
 from .data.shards import METADATA_KEY, content_hash, shard_schema
-from .row_verification import RowVerification
+from .row_verification import VISIBLE_BANDS, RowVerification
 from .verification_report import CHECKS, QUICK, Problem, Severity, VerificationReport, count_of
 
 __all__ = ["CHECKS", "Problem", "VerificationReport", "verify_shards"]
@@ -203,6 +203,10 @@ class _Verification:
         for check in ("labels", "label maps"):
             if not rows.seen[check]:
                 del self.report.checked[check]
+        if not {"VV", "VH"} <= set(info.sar_bands):
+            del self.report.checked["VV above VH"]
+        if info.optical_units != "dn" or not set(VISIBLE_BANDS) & set(info.optical_bands):
+            del self.report.checked["optical offset"]
         self.report.checked = {check: self.report.checked[check] for check in CHECKS if check in self.report.checked}
 
     def _row_groups(self, shard: ShardRecord) -> Iterator[pa.RecordBatch | None]:

@@ -55,7 +55,10 @@ def test_commands_shown_have_the_options_they_are_shown_with():
     from fusmae_hf.cli import build_parser
 
     for page in PAGES:
-        for line in re.findall(r"^fusmae (prepare|inspect) ([^\n#]*)", page.read_text(), flags=re.MULTILINE):
+        shown = re.findall(
+            r"^fusmae (prepare|merge|inspect|stats|verify|push) ([^\n#]*)", page.read_text(), flags=re.MULTILINE
+        )
+        for line in shown:
             arguments = " ".join(line).rstrip("\\ ").replace("<", "").replace(">", "").split()
             build_parser().parse_args(arguments)
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from .pairs import Pair, PairsInfo
-from .plotting import TRUE_COLOUR, composite, draw_sar, new_figure, plot_pair
+from .plotting import TRUE_COLOUR, composite, composite_title, draw_sar, new_figure, plot_pair
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -18,7 +18,6 @@ def plot_with_label_map(
     info: PairsInfo,
     *,
     channels: Sequence[str] = TRUE_COLOUR,
-    title: str = "optical, true colour",
     colours: Sequence[str] = (),
 ) -> "Figure":
     """Draw one pair: a composite of the optical bands, each SAR band, and the label map.
@@ -27,7 +26,6 @@ def plot_with_label_map(
         pair: what to draw. Without a label map it is drawn by `plot_pair`.
         info: band names, units and map classes of its dataset.
         channels: names of the bands for red, green and blue.
-        title: what the composite shows.
         colours: colour of each of `info.map_class_names`; chosen here where empty.
 
     Returns:
@@ -41,7 +39,7 @@ def plot_with_label_map(
     figure = new_figure(3.4 * (2 + len(info.sar_bands)) + 1.5, 3.6)
     axes = figure.subplots(1, 2 + len(info.sar_bands))
     axes[0].imshow(composite(pair.optical, info.optical_bands, channels))
-    axes[0].set_title(title, fontsize=9)
+    axes[0].set_title(composite_title(info.optical_bands, channels), fontsize=9)
     for axis, band, backscatter in zip(axes[1:-1], info.sar_bands, pair.sar, strict=True):
         draw_sar(axis, backscatter, band, info.sar_units)
     if info.map_units:

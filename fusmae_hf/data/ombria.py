@@ -232,7 +232,6 @@ class OMBRIA:
             pair,
             self.info,
             channels=self.info.optical_bands,
-            title="SWIR, NIR, visible",
             colours=("#d8c79c", "#2166ac"),
         )
 

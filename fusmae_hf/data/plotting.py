@@ -64,11 +64,22 @@ def composite(optical: np.ndarray, bands: Sequence[str], channels: Sequence[str]
     Returns:
         `(height, width, 3)` float32 in [0, 1].
     """
-    if set(channels) <= set(bands):
-        indices = [list(bands).index(name) for name in channels]
-    else:
-        indices = [0, len(bands) // 2, len(bands) - 1]
+    indices = [list(bands).index(name) for name in channels_shown(bands, channels)]
     return percentile_stretch(optical[indices], together=tuple(channels) == TRUE_COLOUR)
+
+
+def channels_shown(bands: Sequence[str], channels: Sequence[str]) -> tuple[str, ...]:
+    """Bands that `composite` shows as red, green and blue."""
+    if set(channels) <= set(bands):
+        return tuple(channels)
+    return bands[0], bands[len(bands) // 2], bands[-1]
+
+
+def composite_title(bands: Sequence[str], channels: Sequence[str]) -> str:
+    """What a composite shows, in words; the names of the bands where it is none that has a name."""
+    shown = channels_shown(bands, channels)
+    names = {TRUE_COLOUR: "true colour", FALSE_COLOUR: "false colour, near infrared as red"}
+    return names.get(shown, f"{', '.join(shown)} as red, green, blue")
 
 
 def draw_sar(axes: "Axes", backscatter: np.ndarray, band: str, units: str) -> None:
@@ -103,7 +114,7 @@ def plot_pair(pair: Pair, info: PairsInfo) -> "Figure":
     figure = new_figure(3.4 * (1 + len(info.sar_bands)), 3.6)
     axes = figure.subplots(1, 1 + len(info.sar_bands))
     axes[0].imshow(composite(pair.optical, info.optical_bands, TRUE_COLOUR))
-    axes[0].set_title("optical, true colour", fontsize=9)
+    axes[0].set_title(composite_title(info.optical_bands, TRUE_COLOUR), fontsize=9)
     for axis, band, backscatter in zip(axes[1:], info.sar_bands, pair.sar, strict=True):
         draw_sar(axis, backscatter, band, info.sar_units)
     for axis in axes:

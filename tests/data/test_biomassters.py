@@ -286,7 +286,7 @@ def test_a_reader_survives_pickling(archive):
 def test_the_picture_shows_both_sensors_and_biomass_with_its_units(archive):
     reader = BioMassters(archive)
     titles = [axes.get_title() for axes in reader.plot(read(reader, "b0a1c2d3_00")).axes]
-    assert titles[:4] == ["optical, true colour", "VV", "VH", "label map"]
+    assert titles[:4] == ["true colour", "VV", "VH", "label map"]
     labels = {axes.get_ylabel() for axes in reader.plot(read(reader, "b0a1c2d3_00")).axes}
     assert {"dB", "t/ha"} <= labels
     assert len(reader.plot(read(reader, "ffff0000_05")).axes) == 3 + 2  # two colour bars

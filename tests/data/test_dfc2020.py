@@ -236,5 +236,5 @@ def test_the_plot_shows_both_sensors_and_the_classes_that_occur(archive):
     pytest.importorskip("matplotlib")
     reader = DFC2020(archive)
     titled = [axes for axes in reader.plot(reader.read(0)).axes if axes.get_title()]
-    assert [axes.get_title() for axes in titled] == ["optical, true colour", "VV", "VH", "label map"]
+    assert [axes.get_title() for axes in titled] == ["true colour", "VV", "VH", "label map"]
     assert [text.get_text() for text in titled[-1].get_legend().get_texts()] == ["Forest", "Water", "no data"]

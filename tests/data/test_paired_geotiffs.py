@@ -812,7 +812,7 @@ def test_the_picture_shows_both_sensors_and_the_classes(tmp_path):
     write_classes(tmp_path, classes)
     reader = open_pairs(tmp_path, label_map="lc/{id}.tif", map_class_names=["land", "water"], map_no_data=255)
     axes = reader.plot(reader.read(0)).axes
-    assert [axis.get_title() for axis in axes[:4]] == ["optical, true colour", "VV", "VH", "label map"]
+    assert [axis.get_title() for axis in axes[:4]] == ["true colour", "VV", "VH", "label map"]
     assert [text.get_text() for text in axes[3].get_legend().get_texts()] == ["land", "water", "no data"]
 
 

@@ -361,7 +361,7 @@ def test_the_plot_shows_both_sensors_and_the_classes_that_occur(archive):
     reader = SEN12MS(archive)
     figure = reader.plot(reader.read(0))
     titled = [axes for axes in figure.axes if axes.get_title()]
-    assert [axes.get_title() for axes in titled] == ["optical, true colour", "VV", "VH", "label map"]
+    assert [axes.get_title() for axes in titled] == ["true colour", "VV", "VH", "label map"]
     legend = [text.get_text() for text in titled[-1].get_legend().get_texts()]
     assert legend == ["Forest", "Croplands", "Urban/Built-up", "Water", "no data"]
 
@@ -379,7 +379,7 @@ def test_a_pair_without_a_map_can_be_drawn(archive):
     pair = reader.read(0)
     pair.label_map = None
     titles = [axes.get_title() for axes in reader.plot(pair).axes]
-    assert [title for title in titles if title] == ["optical, true colour", "VV", "VH"]
+    assert [title for title in titles if title] == ["true colour", "VV", "VH"]
 
 
 def test_the_fixture_holds_the_shares_that_these_tests_name():

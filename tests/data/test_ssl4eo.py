@@ -145,7 +145,7 @@ def test_readers_can_be_pickled(archive):
 def test_plot_shows_both_sensors(archive):
     reader = SSL4EOS12(archive)
     titles = [axes.get_title() for axes in reader.plot(reader.read(0)).axes]
-    assert [title for title in titles if title] == ["optical, true colour", "VV", "VH"]
+    assert [title for title in titles if title] == ["true colour", "VV", "VH"]
 
 
 def optical_file(root, name):

@@ -370,7 +370,7 @@ def test_a_forked_process_opens_its_own_files(archive, monkeypatch):
 def test_plot_shows_both_sensors(archive):
     reader = SSL4EOS12Zarr(archive)
     titles = [axes.get_title() for axes in reader.plot(reader.read(0)).axes]
-    assert [title for title in titles if title] == ["optical, true colour", "VV", "VH"]
+    assert [title for title in titles if title] == ["true colour", "VV", "VH"]
 
 
 def test_the_fixture_is_out_of_order():

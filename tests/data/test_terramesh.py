@@ -192,7 +192,7 @@ def test_plot_shows_both_sensors_and_the_classes(archive):
     reader = TerraMesh(archive)
     figure = reader.plot(reader.read(0))
     titles = [axes.get_title() for axes in figure.axes]
-    assert [title for title in titles if title] == ["optical, true colour", "VV", "VH", "label map"]
+    assert [title for title in titles if title] == ["true colour", "VV", "VH", "label map"]
     (legend,) = [axes.get_legend() for axes in figure.axes if axes.get_legend()]
     assert {text.get_text() for text in legend.get_texts()} == {"no data", "trees", "crops"}
 
