@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 
 from .band_moments import BandValues, add_optical, optical_without_data, split_bands
-from .data.decoding import ShardRows, decode_pairs
+from .data.decoding import RowsInMemory, decode_pairs
 from .data.pair_checks import PIXEL_DTYPES
 from .data.pairs import PairsInfo
 from .data.shards import ShardRecord, pair_checksum, stored_size
@@ -63,7 +63,7 @@ class RowVerification:
     def check(self, group: pa.RecordBatch, shard: ShardRecord) -> CheckedRows:
         """Check one row group, whose columns are those of the format."""
         found = CheckedRows()
-        rows = ShardRows(group, shard.name)
+        rows = RowsInMemory(group, shard.name)
         found.ids = ["" if id is None else id for id in group.column("id").to_pylist()]
         found.checksums = [value or 0 for value in group.column("checksum").to_pylist()]
         alike: dict[Any, list[int]] = {}
@@ -89,7 +89,7 @@ class RowVerification:
         self._check_small_columns(group, shard, found)
         return found
 
-    def _wrong_arrays(self, rows: ShardRows, row: int, kind: Sequence[Any]) -> list[str]:
+    def _wrong_arrays(self, rows: RowsInMemory, row: int, kind: Sequence[Any]) -> list[str]:
         """What a row declares that cannot be, or that its bytes are not."""
         messages, info = [], self.info
         bands = {"sar": len(info.sar_bands), "optical": len(info.optical_bands)}
@@ -111,7 +111,7 @@ class RowVerification:
         return messages
 
     @staticmethod
-    def _intact(rows: ShardRows, row: int, id: str, kind: Sequence[Any], checksum: int) -> bool:
+    def _intact(rows: RowsInMemory, row: int, id: str, kind: Sequence[Any], checksum: int) -> bool:
         names = ("sar", "optical", "label_map")
         stored = [rows.raw(name, row) for name, declared in zip(names, kind, strict=True) if declared is not None]
         return pair_checksum(id, *stored) == checksum

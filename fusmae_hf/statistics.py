@@ -15,7 +15,7 @@ from tqdm.auto import tqdm
 
 from .band_moments import BandValues, Distribution, add_optical, add_sar, stored_scale
 from .data.atomic_files import write_atomically
-from .data.decoding import ShardRows, decode_pairs
+from .data.decoding import RowsInMemory, decode_pairs
 from .data.loading import StreamedPairDataset, load_pairs
 from .data.pairs import PairsInfo
 from .modeling.image_processing_fusmae import FusMAEImageProcessor
@@ -253,7 +253,7 @@ def read_batches(rows: Rows, most: int = DECODED_TOGETHER) -> Iterator[dict[str,
     pairs, group, number = rows
     table = pairs.read_row_group(group).combine_chunks()
     (columns,) = table.to_batches()
-    decoded = ShardRows(columns, f"{pairs.root}, split {pairs.split}, row group {group}")
+    decoded = RowsInMemory(columns, f"{pairs.root}, split {pairs.split}, row group {group}")
     alike: dict[Any, list[int]] = {}
     for row in range(number):
         kind = tuple(decoded.declared(name, row) for name in ("sar", "optical", "label_map"))

@@ -1,8 +1,10 @@
 """From rows of shards to a batch of tensors. Pixels never become Python objects: views over Arrow, then one copy."""
 
+import os
 import sys
+from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -14,19 +16,17 @@ from torch.utils.data import get_worker_info
 from .native_resolution import expand_bands
 from .shards import PIXEL_DTYPES, pair_checksum, stored_size
 
-_NEEDED = {
+PIXEL_COLUMNS = ("sar", "optical", "label_map")
+"""Arrays of a row, in the order of its checksum."""
+
+SMALL_COLUMNS = {
     "id": pa.string(),
     "checksum": pa.uint64(),
     "labels": pa.list_(pa.string()),
-    **{name: pa.large_binary() for name in ("sar", "optical", "label_map")},
-    **{f"{name}_dtype": pa.string() for name in ("sar", "optical", "label_map")},
-    **{
-        f"{name}_shape": pa.list_(pa.int32(), 3 if name != "label_map" else 2)
-        for name in ("sar", "optical", "label_map")
-    },
+    **{f"{name}_dtype": pa.string() for name in PIXEL_COLUMNS},
+    **{f"{name}_shape": pa.list_(pa.int32(), 2 if name == "label_map" else 3) for name in PIXEL_COLUMNS},
 }
-_PIXELS = ("sar", "optical", "label_map")
-"""Arrays of a row, in the order of its checksum."""
+"""Columns that are needed beside the arrays, with their types."""
 
 
 class DamagedShardError(ValueError):
@@ -37,11 +37,11 @@ class MissingShardError(FileNotFoundError, DamagedShardError):
     """A shard is not there; the message names it."""
 
 
-class ShardRows:
-    """Consecutive rows of a shard: what lies in one Arrow record batch, as views.
+class ShardRows(ABC):
+    """Consecutive rows of a shard: their small columns, and a way to their arrays.
 
     Args:
-        rows: columns of a shard in one chunk each.
+        rows: columns of a shard, at least `SMALL_COLUMNS`, in one chunk each.
         origin: the file, for messages.
 
     Raises:
@@ -51,12 +51,7 @@ class ShardRows:
 
     def __init__(self, rows: pa.RecordBatch, origin: str):
         self.origin = origin
-        for name, dtype in _NEEDED.items():
-            if name not in rows.schema.names or rows.schema.field(name).type != dtype:
-                raise DamagedShardError(
-                    f"{origin} has no column {name!r} of type {dtype}, so it is no shard of pairs: prepare it again "
-                    "with `fusmae prepare`."
-                )
+        require_columns(rows, SMALL_COLUMNS, origin)
         try:
             rows.validate(full=True)  # text is UTF-8, offsets are in order; pixels are not looked at
         except pa.ArrowInvalid as error:
@@ -67,12 +62,6 @@ class ShardRows:
         self._ids, self._labels = rows.column("id"), rows.column("labels")
         self._no_labels = self._labels.null_count == len(self._labels)
         self._checksums = rows.column("checksum").to_numpy()
-        self._ends: dict[str, np.ndarray] = {}
-        self._values: dict[str, pa.Buffer | None] = {}
-        for name in _PIXELS:
-            column = rows.column(name)
-            _, offsets, self._values[name] = column.buffers()
-            self._ends[name] = np.frombuffer(offsets, np.int64, len(column) + 1, column.offset * 8)
 
     def __len__(self) -> int:
         return self._rows.num_rows
@@ -94,33 +83,33 @@ class ShardRows:
         kinds = self._kinds[name]
         return kinds[row] if len(kinds) > 1 else kinds[0]
 
-    def extent(self, name: str, row: int) -> tuple[int, int]:
-        """Where the bytes of one array begin and end among those of all rows."""
-        ends = self._ends[name]
-        return int(ends[row]), int(ends[row + 1])
+    @abstractmethod
+    def length(self, name: str, row: int) -> int:
+        """Number of bytes of one array."""
 
-    def raw(self, name: str, row: int) -> np.ndarray:
-        """Bytes of one array as a view."""
-        begin, end = self.extent(name, row)
-        return np.frombuffer(self._values[name] or b"", np.uint8, end - begin, begin)
-
+    @abstractmethod
     def copy(self, name: str, row: int, target: np.ndarray) -> None:
         """Copy the bytes of one array into `target` (bytes,), of the same length.
 
         Raises:
             DamagedShardError: they cannot be read.
         """
-        target[:] = self.raw(name, row)
+
+    def _missing(self, name: str) -> Sequence[bool]:
+        """For each row, whether it has no such array."""
+        if name == "label_map":
+            return self._rows.column("label_map_shape").is_null().to_pylist()
+        return [False] * len(self)
 
     @cached_property
     def _kinds(self) -> dict[str, list[tuple[str, tuple[int, ...]] | None]]:
         """What `declared` gives for the rows; a single entry where it is the same for all."""
         kinds = {}
-        for name in _PIXELS:
+        for name in PIXEL_COLUMNS:
             of_rows = [
                 None if missing else (dtype or "", tuple(shape or ()))
                 for missing, dtype, shape in zip(
-                    self._rows.column(name).is_null().to_pylist(),
+                    self._missing(name),
                     self._rows.column(f"{name}_dtype").to_pylist(),
                     self._rows.column(f"{name}_shape").to_pylist(),
                     strict=True,
@@ -128,6 +117,73 @@ class ShardRows:
             ]
             kinds[name] = of_rows[:1] if len(set(of_rows)) == 1 else of_rows
         return kinds
+
+
+class RowsInMemory(ShardRows):
+    """Rows whose arrays lie in an Arrow record batch."""
+
+    def __init__(self, rows: pa.RecordBatch, origin: str):
+        super().__init__(rows, origin)
+        require_columns(rows, dict.fromkeys(PIXEL_COLUMNS, pa.large_binary()), origin)
+        self._ends: dict[str, np.ndarray] = {}
+        self._values: dict[str, pa.Buffer | None] = {}
+        for name in PIXEL_COLUMNS:
+            column = rows.column(name)
+            _, offsets, self._values[name] = column.buffers()
+            self._ends[name] = np.frombuffer(offsets, np.int64, len(column) + 1, column.offset * 8)
+
+    def length(self, name: str, row: int) -> int:  # noqa: D102
+        ends = self._ends[name]
+        return int(ends[row + 1] - ends[row])
+
+    def raw(self, name: str, row: int) -> np.ndarray:
+        """Bytes of one array as a view."""
+        return np.frombuffer(self._values[name] or b"", np.uint8, self.length(name, row), int(self._ends[name][row]))
+
+    def copy(self, name: str, row: int, target: np.ndarray) -> None:  # noqa: D102
+        target[:] = self.raw(name, row)
+
+    def _missing(self, name: str) -> Sequence[bool]:
+        return self._rows.column(name).is_null().to_pylist()
+
+
+class RowsInFile(ShardRows):
+    """Rows whose arrays lie at known places of a local file.
+
+    Args:
+        rows: small columns.
+        origin: the shard that the rows come from, for messages.
+        file: descriptor of the file, which may be another one.
+        places: for each array, where it begins in the file and its length in bytes, `(rows,)` each.
+        name: of the file, for messages.
+    """
+
+    def __init__(
+        self, rows: pa.RecordBatch, origin: str, file: int, places: dict[str, tuple[np.ndarray, np.ndarray]], name: str
+    ):
+        super().__init__(rows, origin)
+        self._file, self._places, self._name = file, places, name
+
+    def length(self, name: str, row: int) -> int:  # noqa: D102
+        return int(self._places[name][1][row])
+
+    def copy(self, name: str, row: int, target: np.ndarray) -> None:  # noqa: D102
+        try:
+            count = os.preadv(self._file, [target], int(self._places[name][0][row]))
+        except OSError as error:
+            raise DamagedShardError(f"{self._name} cannot be read ({error.strerror}).") from error
+        if count != len(target):
+            raise DamagedShardError(f"{self._name} is cut short. Delete it and prepare (or download) it again.")
+
+
+def require_columns(rows: pa.RecordBatch, columns: Mapping[str, pa.DataType], origin: str) -> None:
+    """Raise a DamagedShardError unless rows have these columns, of these types."""
+    for name, dtype in columns.items():
+        if name not in rows.schema.names or rows.schema.field(name).type != dtype:
+            raise DamagedShardError(
+                f"{origin} has no column {name!r} of type {dtype}, so it is no shard of pairs: prepare it again with "
+                "`fusmae prepare`."
+            )
 
 
 class BatchMemory:
@@ -181,7 +237,7 @@ def decode_pairs(
         ValueError: the rows differ in shape or dtype, or only some have a label map.
     """
     ids = [at.id(row) for at, row in rows]
-    kinds = {name: _common_kind(rows, name, optical_factors if name == "optical" else ()) for name in _PIXELS}
+    kinds = {name: _common_kind(rows, name, optical_factors if name == "optical" else ()) for name in PIXEL_COLUMNS}
     memory = memory or BatchMemory()
     stacked = {name: memory.take(len(rows), kind.length) for name, kind in kinds.items() if kind}
     targets = [(name, tensor.numpy()) for name, tensor in stacked.items()]
@@ -230,11 +286,10 @@ def _common_kind(rows: Sequence[tuple[ShardRows, int]], name: str, factors: Sequ
         raise ValueError(f"These pairs have no {name}, while others of the batch have one: {missing}.")
     expected = {kind: _byte_length(*kind, factors) for kind in dict.fromkeys(declared)}
     for (at, row), kind in zip(rows, declared, strict=True):
-        begin, end = at.extent(name, row)
-        if end - begin != expected[kind]:
+        if at.length(name, row) != expected[kind]:
             raise DamagedShardError(
                 f"{at.origin} is damaged: pair {at.id(row)!r} declares {name} as {kind[0]} {kind[1]}, but holds "
-                f"{end - begin} bytes. Delete it and prepare (or download) it again."
+                f"{at.length(name, row)} bytes. Delete it and prepare (or download) it again."
             )
     if len(expected) > 1:
         differing = {
@@ -248,6 +303,18 @@ def _common_kind(rows: Sequence[tuple[ShardRows, int]], name: str, factors: Sequ
         )
     (((dtype, shape), length),) = expected.items()
     return _Kind(dtype, shape, length)
+
+
+def declared_lengths(rows: pa.RecordBatch, name: str, factors: Sequence[int]) -> np.ndarray:
+    """Bytes of the arrays of a column by dtype and shape, `(rows,)`; not positive where there can be none."""
+    kinds = [
+        (dtype or "", tuple(shape or ()))
+        for dtype, shape in zip(
+            rows.column(f"{name}_dtype").to_pylist(), rows.column(f"{name}_shape").to_pylist(), strict=True
+        )
+    ]
+    length = {kind: _byte_length(*kind, factors) for kind in set(kinds)}
+    return np.array([length[kind] for kind in kinds], dtype=np.int64)
 
 
 def _byte_length(dtype: str, shape: tuple[int, ...], factors: Sequence[int]) -> int:

@@ -36,8 +36,8 @@ def load_pairs(
             fsspec knows (`hf://datasets/<user>/<name>`, also with `@<revision>`).
         split: `"train"`, `"validation"` or `"test"`.
         streaming: read row groups when they are needed instead of keeping an Arrow copy on the disk.
-        mix: for streaming, the number of row groups whose rows are permuted together in training. A worker holds as
-            many for each of its lanes (about 15 MB each as prepared by default), twice as many from a URL.
+        mix: for streaming, the number of row groups whose rows are permuted together in training. From a URL a worker
+            holds twice as many for each of its lanes (about 15 MB each as prepared by default).
         on_bad_files: what to do with what cannot be read. `"error"` raises, naming the file. `"warn"` and `"skip"`,
             with a warning and without, go on: files that cannot be opened are left out (`bad_files` of the dataset),
             a row found damaged later is replaced by the next sound one and marked in the batch as `replaced`.

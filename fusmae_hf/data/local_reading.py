@@ -10,14 +10,14 @@ import pyarrow as pa
 from torch.utils.data import Sampler
 
 from .dataset_info import DatasetInfo
-from .decoding import DamagedShardError, ShardRows
+from .decoding import PIXEL_COLUMNS, SMALL_COLUMNS, DamagedShardError, RowsInFile, require_columns
 from .pair_dataset import Located, OnBadFiles, PairDataset
 from .sampling import EpochSampler, SequentialPairSampler
 from .shard_files import bad_pages, open_shard, read_footer
 
 
-class MappedRows(ShardRows):
-    """Rows in a mapped Arrow file whose pixels are read from the file.
+class MappedRows(RowsInFile):
+    """Rows in a mapped Arrow file, whose arrays are read from the file.
 
     Small columns are views of the mapping. Pixels are not: to touch pages for the first time takes four times as long
     as to read them.
@@ -30,23 +30,15 @@ class MappedRows(ShardRows):
     """
 
     def __init__(self, rows: pa.RecordBatch, file: int, address: int, origin: str):
-        super().__init__(rows, origin)
-        self._file = file
-        self._offsets = {name: values.address - address for name, values in self._values.items() if values}
-
-    def copy(self, name: str, row: int, target: np.ndarray) -> None:  # noqa: D102
-        begin, _ = self.extent(name, row)
-        try:
-            count = os.preadv(self._file, [target], self._offsets[name] + begin)
-        except OSError as error:
-            raise DamagedShardError(
-                f"The local copy of {self.origin} in the cache of HF Datasets cannot be read ({error.strerror})."
-            ) from error
-        if count != len(target):
-            raise DamagedShardError(
-                f"The local copy of {self.origin} in the cache of HF Datasets is cut short. Delete it, and it is made "
-                "again."
-            )
+        places = {}
+        require_columns(rows, dict.fromkeys(PIXEL_COLUMNS, pa.large_binary()), origin)
+        for name in PIXEL_COLUMNS:
+            column = rows.column(name)
+            _, offsets, values = column.buffers()
+            ends = np.frombuffer(offsets, np.int64, len(column) + 1, column.offset * 8)
+            places[name] = (ends[:-1] + (values.address - address if values else 0), np.diff(ends))
+        small = rows.select(list(SMALL_COLUMNS))
+        super().__init__(small, origin, file, places, f"the local copy of {origin} in the cache of HF Datasets")
 
 
 class LocalPairDataset(PairDataset):
@@ -107,7 +99,7 @@ class LocalPairDataset(PairDataset):
             mapped.seek(0)
             self._batches += ((batch, file, address) for batch in pa.ipc.open_stream(mapped))
         self._chunk_ends = np.cumsum([batch.num_rows for batch, _, _ in self._batches])
-        self._chunks: dict[int, ShardRows] = {}
+        self._chunks: dict[int, MappedRows] = {}
 
     def sampler(  # noqa: D102
         self, batch_size: int, *, seed: int = 0, shuffle: bool = True, num_processes: int = 1, num_lanes: int = 1

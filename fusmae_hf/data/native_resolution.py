@@ -39,7 +39,10 @@ class NativeBands:
         """`(bands, height, width)`: all bands on the finest grid, the pixels of the coarser ones repeated."""
         expanded = np.empty(self.shape, self.dtype)
         for band, coarse, factor in zip(expanded, self.bands, self.factors, strict=True):
-            band[:] = coarse if factor == 1 else coarse.repeat(factor, axis=0).repeat(factor, axis=1)
+            if factor == 1:
+                band[:] = coarse
+            else:
+                band.reshape(len(coarse), factor, -1)[:] = coarse.repeat(factor, axis=1)[:, None]
         return expanded
 
 

@@ -14,14 +14,15 @@ from .dataset_info import DatasetInfo
 from .decoding import DamagedShardError, ShardRows
 from .pair_dataset import Located, OnBadFiles, PairDataset
 from .sampling import LaneSampler, SequentialPairSampler
-from .shard_files import read_row_group
+from .shard_files import read_row_group, read_rows
 
 
 class StreamedPairDataset(PairDataset):
     """Pairs read from parquet row groups when they are asked for, from a folder or any URL that fsspec knows.
 
     A row group is kept until its rows were served: of each lane of this worker `mix` of them, and from a URL as many
-    again, which a thread fetches while the others are used.
+    again, which a thread fetches while the others are used. Of a local file only small columns are kept, and pixels
+    are read when they are asked for.
 
     Args:
         root: folder or URL.
@@ -149,8 +150,8 @@ class StreamedPairDataset(PairDataset):
                 self._coming[coming] = self._fetcher.submit(self._rows_of, following)
 
     def _rows_of(self, group: int) -> ShardRows:
-        (rows,) = self.read_row_group(group).combine_chunks().to_batches()
-        return ShardRows(rows, f"{self.root}/{self._row_groups[group][0].name}")
+        shard, number = self._row_groups[group]
+        return read_rows(self.root, shard, number, self._footers, self.info.optical_factors)
 
     def _most_kept(self) -> int:
         """Row groups to keep: those that this worker's lanes mix, and one more for a batch across two blocks."""

@@ -8,6 +8,7 @@ from itertools import islice
 
 import fsspec
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import torch
 from accelerate import skip_first_batches
@@ -18,6 +19,7 @@ from torch.utils.data import BatchSampler, DataLoader
 
 from fusmae_hf.data import streamed_reading
 from fusmae_hf.data.collation import PairCollator
+from fusmae_hf.data.decoding import RowsInFile, RowsInMemory
 from fusmae_hf.data.loading import StreamedPairDataset, load_pairs
 from fusmae_hf.data.sampling import EpochSampler, LaneSampler, SequentialPairSampler
 from fusmae_hf.data.shards import write_dataset_info
@@ -311,8 +313,8 @@ def test_a_resumed_epoch_goes_on_where_it_was_cut(prepare, streaming, num_worker
 def test_a_resumed_stream_reads_no_row_group_before_the_cut(prepare, monkeypatch):
     pairs = load_pairs(prepare(train=40, row_group_rows=4), streaming=True, mix=1)
     read = []
-    original = StreamedPairDataset.read_row_group
-    monkeypatch.setattr(StreamedPairDataset, "read_row_group", lambda self, g: read.append(g) or original(self, g))
+    original = StreamedPairDataset._rows_of
+    monkeypatch.setattr(StreamedPairDataset, "_rows_of", lambda self, g: read.append(g) or original(self, g))
     whole = DataLoader(pairs, batch_size=4, sampler=pairs.sampler(4), collate_fn=PairCollator(4))
     list(skip_first_batches(whole, 7))
     assert len(read) == 3
@@ -342,13 +344,13 @@ def test_each_row_group_is_read_about_once_an_epoch_by_one_worker(
     read = Counter()
     needed = set()
     most_kept = 0
-    original = StreamedPairDataset.read_row_group
+    original = StreamedPairDataset._rows_of
 
     def counted(self, group):
         read[epoch, group] += 1
         return original(self, group)
 
-    monkeypatch.setattr(StreamedPairDataset, "read_row_group", counted)
+    monkeypatch.setattr(StreamedPairDataset, "_rows_of", counted)
     main = load_pairs(folder, streaming=True, mix=2)
     sampler = main.sampler(batch_size, seed=2, num_processes=processes, num_lanes=num_lanes)
     copies = {
@@ -375,14 +377,14 @@ def test_each_row_group_is_read_about_once_an_epoch_by_one_worker(
 def test_torch_workers_read_each_row_group_once(prepare, monkeypatch):
     pairs = load_pairs(prepare(train=48, row_group_rows=4), streaming=True, mix=2)
     counts = multiprocessing.get_context("fork").Array("i", pairs.num_row_groups)
-    original = StreamedPairDataset.read_row_group
+    original = StreamedPairDataset._rows_of
 
     def counted(self, group):
         with counts.get_lock():
             counts[group] += 1
         return original(self, group)
 
-    monkeypatch.setattr(StreamedPairDataset, "read_row_group", counted)
+    monkeypatch.setattr(StreamedPairDataset, "_rows_of", counted)
     batches = DataLoader(
         pairs,
         batch_size=3,
@@ -494,8 +496,8 @@ def test_memory_is_used_again_only_when_no_batch_holds_it(prepare, make_pair, st
 def test_fetching_ahead_from_a_url_changes_nothing_and_reads_nothing_twice(prepare, monkeypatch):
     folder = prepare(train=44, row_group_rows=4)
     read = Counter()
-    original = StreamedPairDataset.read_row_group
-    monkeypatch.setattr(StreamedPairDataset, "read_row_group", lambda self, g: read.update([g]) or original(self, g))
+    original = StreamedPairDataset._rows_of
+    monkeypatch.setattr(StreamedPairDataset, "_rows_of", lambda self, g: read.update([g]) or original(self, g))
     plain = load_pairs(folder, streaming=True, mix=2)
     ahead = load_pairs(f"file://{folder}", streaming=True, mix=2)
     assert ahead.prefetch
@@ -520,3 +522,28 @@ def test_damage_met_while_fetching_ahead_is_named_when_its_rows_are_asked_for(pr
     (folder / "data/train-00002-of-00004.parquet").unlink()
     with pytest.raises(FileNotFoundError, match=r"train-00002-of-00004\.parquet is missing"):
         list(loader(pairs))
+
+
+@pytest.mark.parametrize(
+    ("options", "kind"),
+    [
+        ({"compression": "none", "use_dictionary": False}, RowsInFile),
+        ({"compression": "zstd", "use_dictionary": False}, RowsInMemory),
+        ({"compression": "none", "use_dictionary": True}, RowsInMemory),
+        ({"compression": "none", "use_dictionary": False, "data_page_size": 1, "write_batch_size": 1}, RowsInMemory),
+    ],
+    ids=["as written", "compressed", "with a dictionary", "several pages"],
+)
+def test_arrays_are_read_where_they_lie_if_the_file_allows(prepare, make_pair, options, kind):
+    label_map = np.arange(64, dtype=np.uint8).reshape(8, 8)
+    folder = prepare(train=10, rows_per_shard=10, row_group_rows=5, label_map=label_map)
+    (path,) = folder.glob("data/*.parquet")
+    table, described = pq.read_table(path), pq.read_metadata(path).metadata[b"fusmae"]
+    with pq.ParquetWriter(path, table.schema, **options) as writer:
+        writer.write_table(table, row_group_size=5)
+        writer.add_key_value_metadata({b"fusmae": described})
+    pairs = load_pairs(folder, streaming=True)
+    assert type(pairs._rows_of(1)) is kind
+    batch = pairs.__getitems__([7, 2, 9])
+    assert np.array_equal(batch["optical"].numpy(), np.stack([make_pair(row).optical for row in (7, 2, 9)]))
+    assert np.array_equal(batch["label_map"].numpy(), np.stack([label_map] * 3))

@@ -227,7 +227,11 @@ def test_a_reader_survives_pickling(archive):
 def test_the_picture_shows_both_sensors_and_the_mask_with_its_classes(archive):
     reader = OMBRIA(archive)
     axes = reader.plot(reader.read(reader.ids.index("train_0032"))).axes
-    assert [axis.get_title() for axis in axes[:3]] == ["SWIR, NIR, visible as red, green, blue", "backscatter", "label map"]
+    assert [axis.get_title() for axis in axes[:3]] == [
+        "SWIR, NIR, visible as red, green, blue",
+        "backscatter",
+        "label map",
+    ]
     assert [text.get_text() for text in axes[2].get_legend().get_texts()] == ["not flooded", "flooded"]
 
 

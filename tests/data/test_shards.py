@@ -16,7 +16,7 @@ import xxhash
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fusmae_hf.data.decoding import ShardRows, decode_pairs
+from fusmae_hf.data.decoding import RowsInMemory, decode_pairs
 from fusmae_hf.data.left_out import LeftOut, read_left_out
 from fusmae_hf.data.pairs import Pair, PairError, PairsInfo
 from fusmae_hf.data.shards import (
@@ -38,7 +38,9 @@ EXTRA = {"country": "string", "cloud": "double"}
 def all_rows(path, origin="the shard"):
     """Rows of a shard as `decode_pairs` takes them."""
     return [
-        (ShardRows(batch, origin), row) for batch in pq.read_table(path).to_batches() for row in range(batch.num_rows)
+        (RowsInMemory(batch, origin), row)
+        for batch in pq.read_table(path).to_batches()
+        for row in range(batch.num_rows)
     ]
 
 
@@ -388,12 +390,12 @@ def test_a_shape_or_dtype_that_the_bytes_do_not_have_is_refused(one_row, column,
     field = one_row.schema.field(index).with_nullable(True)
     hostile = one_row.set_column(index, field, pa.array([value], field.type))
     with pytest.raises(ValueError, match=r"bad\.parquet is damaged: pair 'pair-0000' declares.*prepare"):
-        decode_pairs([(ShardRows(hostile, "bad.parquet"), 0)])
+        decode_pairs([(RowsInMemory(hostile, "bad.parquet"), 0)])
 
 
 def test_a_file_that_is_no_shard_is_named():
     with pytest.raises(ValueError, match=r"other\.parquet has no column 'id'"):
-        ShardRows(pa.record_batch({"image": [b""]}), "other.parquet")
+        RowsInMemory(pa.record_batch({"image": [b""]}), "other.parquet")
 
 
 def test_label_maps_in_part_of_a_batch_are_refused(tmp_path, pairs_info, make_pair):
