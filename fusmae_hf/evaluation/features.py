@@ -1,0 +1,297 @@
+"""Features of a frozen encoder for all pairs of a split, computed once and kept on the disk."""
+
+import copy
+import dataclasses
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import safetensors
+import torch
+from safetensors.numpy import load_file, save_file
+from torch.nn import functional
+from torch.utils.data import DataLoader
+from tqdm.auto import tqdm
+from transformers import PreTrainedModel
+
+import fusmae_hf
+from fusmae_hf.data.atomic_files import incomplete_path, write_atomically
+from fusmae_hf.data.collation import PairCollator
+from fusmae_hf.data.native_resolution import expand_bands
+from fusmae_hf.data.pair_dataset import PairDataset
+from fusmae_hf.modeling.image_processing_fusmae import FusMAEImageProcessor
+
+from .label_fractions import split_content_hash
+from .scene_labels import label_matrix, read_scene_labels
+
+Sensors = Literal["both", "sar", "optical"]
+Pooling = Literal["mean", "class", "sensors"]
+
+_VOLATILE = ("_name_or_path", "transformers_version", "_commit_hash", "architectures", "id2label", "label2id", "dtype")
+"""Fields of a configuration that features do not depend on (weights tell their dtype themselves)."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Features:
+    """Features of some pairs, and their labels.
+
+    Attributes:
+        values: `(pairs, size)` float32.
+        ids: of the pairs, in the order of the dataset.
+        labels: `(pairs, classes)` bool, which classes hold, or None where the dataset has no labels.
+        class_names: of the columns of `labels`.
+    """
+
+    values: np.ndarray
+    ids: list[str]
+    labels: np.ndarray | None = None
+    class_names: tuple[str, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def select(self, ids: list[str] | tuple[str, ...]) -> "Features":
+        """Those of some pairs, such as a label fraction, in the order given.
+
+        Raises:
+            ValueError: an id is not among them.
+        """
+        row_of = {id: row for row, id in enumerate(self.ids)}
+        missing = [id for id in ids if id not in row_of]
+        if missing:
+            raise ValueError(f"There are no features of {len(missing)} of {len(ids)} pairs, such as {missing[0]!r}.")
+        rows = [row_of[id] for id in ids]
+        labels = None if self.labels is None else self.labels[rows]
+        return Features(self.values[rows], list(ids), labels, self.class_names)
+
+
+def extract_features(
+    model: PreTrainedModel,
+    pairs: PairDataset,
+    processor: FusMAEImageProcessor,
+    *,
+    sensors: Sensors = "both",
+    pooling: Pooling = "mean",
+    batch_size: int = 64,
+    device: str | torch.device | None = None,
+    cache: str | os.PathLike[str] | None = None,
+    num_workers: int = 0,
+    progress: bool = True,
+) -> Features:
+    """Features of every pair of a split. Nothing is masked, and a sensor that is left out is never made into tokens.
+
+    Args:
+        model: [`FusMAEModel`], or a model with one inside, such as [`FusMAEForPreTraining`]; it is moved to `device`
+            and its encoder is used as it is, in evaluation mode.
+        pairs: what `load_pairs` opened. Pairs that stand in for damaged ones (`on_bad_files`) are left out.
+        processor: the checkpoint's; it normalises on the device.
+        sensors: what the encoder is given.
+        pooling: `"mean"` of the patch tokens present (`pooler_output`), the `"class"` token, or `"sensors"`: the mean
+            optical token and then the mean SAR token, twice as many numbers, for both sensors only.
+        batch_size: pairs at a time. It changes results only by rounding.
+        device: that of the model where None.
+        cache: folder where features are kept. They are found again for the same weights, configuration, pixels,
+            split, sensors, pooling, preprocessing and version of this package only; labels are always read afresh.
+        num_workers: processes that read pairs.
+        progress: show a progress bar.
+
+    Raises:
+        ValueError: unknown sensors or pooling, `"sensors"` with one sensor, bands that the processor or the model
+            does not know, features that are not finite, or a damaged file in the cache.
+        DamagedShardError: a pair cannot be read.
+    """
+    if sensors not in ("both", "sar", "optical"):
+        raise ValueError(f"sensors is {sensors!r}, but must be 'both', 'sar' or 'optical'.")
+    if pooling not in ("mean", "class", "sensors"):
+        raise ValueError(f"pooling is {pooling!r}, but must be 'mean', 'class' or 'sensors'.")
+    if pooling == "sensors" and sensors != "both":
+        raise ValueError(f"pooling='sensors' joins the tokens of both sensors, but sensors is {sensors!r}.")
+    encoder: Any = model.base_model
+    ids, names = read_scene_labels(pairs)
+    if len(ids) != len(pairs):
+        raise ValueError(f"The files of split {pairs.split!r} hold {len(ids)} pairs, but {len(pairs)} were opened.")
+    labels = None if names is None else label_matrix(names, pairs.info.class_names)
+    key = None if cache is None else _cache_key(encoder, pairs, processor, sensors, pooling)
+    found = None if cache is None or key is None else _read_cache(Path(cache), key, len(pairs))
+    if found is None:
+        encoder = encoder.to(device or encoder.device)
+        loader = _loader(pairs, encoder.config.patch_size, batch_size, num_workers, encoder.device)
+        found = _compute(encoder, loader, pairs, processor, sensors, pooling, progress)
+        if cache is not None and key is not None:
+            _write_cache(Path(cache), key, *found)
+    values, rows = found
+    return Features(
+        values, [ids[row] for row in rows], None if labels is None else labels[rows], tuple(pairs.info.class_names)
+    )
+
+
+def _loader(
+    pairs: PairDataset, patch_size: int, batch_size: int, num_workers: int, device: torch.device
+) -> DataLoader:
+    pairs = copy.copy(pairs)
+    pairs.packed = True  # coarse bands are brought onto one grid on the device
+    return DataLoader(
+        pairs,
+        batch_size=batch_size,
+        sampler=pairs.sampler(batch_size, shuffle=False),
+        collate_fn=PairCollator(patch_size, masking=False),
+        num_workers=num_workers,
+        pin_memory=device.type == "cuda",
+    )
+
+
+@torch.inference_mode()
+def _compute(
+    encoder: Any,
+    loader: DataLoader,
+    pairs: PairDataset,
+    processor: FusMAEImageProcessor,
+    sensors: Sensors,
+    pooling: Pooling,
+    progress: bool,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Features `(rows, size)` float32 and the rows that they are of."""
+    has_no_data = any(pairs.dataset_info.no_data_pixels(pairs.split).values())
+    was_training = encoder.training
+    encoder.eval()
+    values, rows = [], []
+    try:
+        with tqdm(total=len(pairs), unit="pair", desc="features", disable=not progress) as bar:
+            for batch in loader:
+                inputs = _model_inputs(batch, pairs, processor, sensors, has_no_data, encoder.device)
+                pooled = _pool(encoder(**inputs), inputs, pooling, encoder.config.patch_size).float().cpu()
+                sound = ~batch["replaced"] if "replaced" in batch else slice(None)
+                values.append(pooled[sound].numpy())
+                rows.append(batch["row"][sound].numpy())
+                bar.update(len(pooled))
+    finally:
+        encoder.train(was_training)
+    found = np.concatenate(values)
+    if not np.isfinite(found).all():
+        bad = np.flatnonzero(~np.isfinite(found).all(axis=1))
+        raise ValueError(
+            f"{len(bad)} of {len(found)} pairs have features that are NaN or infinite, the first in row "
+            f"{np.concatenate(rows)[bad[0]]} of split {pairs.split!r}: the weights of the model diverged, or do not "
+            "bear its precision."
+        )
+    return found, np.concatenate(rows)
+
+
+def _model_inputs(
+    batch: dict[str, Any],
+    pairs: PairDataset,
+    processor: FusMAEImageProcessor,
+    sensors: Sensors,
+    has_no_data: bool,
+    device: torch.device,
+) -> dict[str, torch.Tensor]:
+    """What the encoder takes, of the sensors that it is to see, normalised on the device."""
+    info = pairs.info
+    optical = sar = None
+    if sensors != "sar":
+        optical = batch["optical"].to(device, non_blocking=True)
+        if "optical_shape" in batch:
+            optical = expand_bands(optical, info.optical_factors, *batch["optical_shape"][1:])
+    if sensors != "optical":
+        sar = batch["sar"].to(device, non_blocking=True)
+    return dict(
+        processor(
+            sar=sar,
+            optical=optical,
+            sar_bands=info.sar_bands,
+            optical_bands=info.optical_bands,
+            sar_units=info.sar_units,
+            optical_units=info.optical_units,
+            optical_offset=info.optical_offset,
+            return_pixel_mask=has_no_data,
+        )
+    )
+
+
+def _pool(outputs: Any, inputs: dict[str, torch.Tensor], pooling: Pooling, patch_size: int) -> torch.Tensor:
+    """One vector a pair, `(batch, size)`."""
+    if pooling == "mean":
+        return outputs.pooler_output
+    if pooling == "class":
+        return outputs.last_hidden_state[:, 0]
+    means = []
+    for tokens, name in ((outputs.optical_hidden_state, "pixel_mask"), (outputs.sar_hidden_state, "pixel_mask_sar")):
+        mask = inputs.get(name)
+        if mask is None:
+            means.append(tokens.mean(dim=1))
+            continue
+        # Tokens without a pixel of data are zero, and do not count.
+        present = functional.max_pool2d(mask[:, None].float(), patch_size).flatten(1).sum(dim=1, keepdim=True)
+        means.append(tokens.sum(dim=1) / present.clamp(min=1))
+    return torch.cat(means, dim=1)
+
+
+def _cache_key(
+    encoder: Any, pairs: PairDataset, processor: FusMAEImageProcessor, sensors: Sensors, pooling: Pooling
+) -> dict[str, Any]:
+    """Everything that features depend on."""
+    config = {name: value for name, value in encoder.config.to_dict().items() if name not in _VOLATILE}
+    info = dataclasses.asdict(pairs.info)
+    key = {
+        "weights": weights_hash(encoder),
+        "config": config,
+        "content": split_content_hash(pairs.dataset_info, pairs.split),
+        "dataset": pairs.info.name,
+        "split": pairs.split,
+        "left_out": sorted(pairs.bad_files),
+        "on_bad_files": "error" if pairs.on_bad_files == "error" else "replace",
+        "pairs": {name: info[name] for name in info if name.startswith(("sar_", "optical_"))},
+        "processor": processor.to_dict(),
+        "sensors": sensors,
+        "pooling": pooling,
+        "version": fusmae_hf.__version__,
+    }
+    return json.loads(json.dumps(key, sort_keys=True, default=str))
+
+
+def weights_hash(model: torch.nn.Module) -> str:
+    """Hash over names, types, shapes and values of all weights, as 32 hexadecimal digits."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()[:32]
+
+
+def _cache_files(cache: Path, key: dict[str, Any]) -> tuple[Path, Path]:
+    digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]
+    name = f"{key['dataset']}-{key['split']}-{key['sensors']}-{key['pooling']}-{digest}"
+    return cache / f"{name}.safetensors", cache / f"{name}.json"
+
+
+def _read_cache(cache: Path, key: dict[str, Any], num_pairs: int) -> tuple[np.ndarray, np.ndarray] | None:
+    """Features and rows that were kept for this key; None where there are none."""
+    tensors, record = _cache_files(cache, key)
+    if not record.is_file() or not tensors.is_file():
+        return None
+    try:
+        if json.loads(record.read_text(encoding="utf-8")) != key:
+            raise ValueError("it is of other features")
+        kept = load_file(tensors)
+        values, rows = kept["features"], kept["rows"]
+        if len(values) != len(rows) or len(rows) > num_pairs or (len(rows) and rows.max() >= num_pairs):
+            raise ValueError(f"it holds {len(values)} features of {len(rows)} rows, of {num_pairs} pairs")
+    except (ValueError, KeyError, safetensors.SafetensorError) as error:
+        raise ValueError(f"{tensors} or {record.name} is damaged ({error}). Delete both.") from error
+    return values, rows
+
+
+def _write_cache(cache: Path, key: dict[str, Any], values: np.ndarray, rows: np.ndarray) -> None:
+    """Keep features; the record comes last, so that there is none without its features."""
+    tensors, record = _cache_files(cache, key)
+    cache.mkdir(parents=True, exist_ok=True)
+    incomplete = incomplete_path(tensors)
+    try:
+        save_file({"features": values, "rows": rows}, incomplete)
+        os.replace(incomplete, tensors)
+    finally:
+        incomplete.unlink(missing_ok=True)
+    write_atomically(record, (json.dumps(key, indent=1, sort_keys=True) + "\n").encode())
