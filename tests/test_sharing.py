@@ -30,6 +30,7 @@ def hub(monkeypatch):
     """A Hub to which this process pushes."""
     with running_hub() as server:
         monkeypatch.setattr(constants, "ENDPOINT", server.url)
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)  # the server is in this machine
         monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
         monkeypatch.setattr(huggingface_hub.hf_api, "is_xet_available", lambda: False)
         monkeypatch.setenv("HF_TOKEN", "hf_secret")
@@ -269,6 +270,9 @@ def read_back(shards, tmp_path_factory):
     with running_hub() as server:
         environment = os.environ | {
             "HF_ENDPOINT": server.url,
+            "HF_HUB_OFFLINE": "0",
+            "TRANSFORMERS_OFFLINE": "0",
+            "HF_DATASETS_OFFLINE": "0",
             "HF_HUB_DISABLE_XET": "1",
             "HF_HOME": str(tmp_path_factory.mktemp("hf_home")),
             "HF_TOKEN": "hf_secret",
