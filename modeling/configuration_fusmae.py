@@ -88,6 +88,11 @@ class FusMAEConfig(BackboneConfigMixin, PreTrainedConfig):
             `num_hidden_layers`, increasing. None: four, evenly spaced up to the last.
         segmentation_hidden_size (`int`): width of the dense head.
         semantic_loss_ignore_index (`int`): value of a label map where there is no label.
+        drop_path_rate (`float`): stochastic depth in training, in [0, 1): with what probability a sample skips each
+            branch of the last joint layer. It grows linearly from 0 at the early fusion.
+        class_weights (`list[float]`): how much each class counts in the classification loss of a head; with several
+            labels a sample, how much its positives count (`pos_weight`). None: all alike.
+        focal_gamma (`float`): exponent of the focal loss of the classification heads, 0 for the plain cross-entropy.
         out_features, out_indices: stages whose feature maps the backbone gives.
 
     Raises:
@@ -145,6 +150,9 @@ class FusMAEConfig(BackboneConfigMixin, PreTrainedConfig):
     segmentation_indices: list[int] | tuple[int, ...] | None = None
     segmentation_hidden_size: int = 256
     semantic_loss_ignore_index: int = 255
+    drop_path_rate: float | int = 0.0
+    class_weights: list[float | int] | tuple[float | int, ...] | None = None
+    focal_gamma: float | int = 0.0
     _out_features: list[str] | None = None
     _out_indices: list[int] | None = None
 
@@ -240,6 +248,16 @@ class FusMAEConfig(BackboneConfigMixin, PreTrainedConfig):
                 f"`image_size` {height}x{width} px is not a multiple of `patch_size` {self.patch_size} px. "
                 f"Choose a patch size that divides both sides."
             )
+
+    def validate_fine_tuning(self):
+        """Stochastic depth leaves something, weights are weights."""
+        if not 0 <= self.drop_path_rate < 1:
+            raise ValueError(f"`drop_path_rate` must lie in [0, 1), not {self.drop_path_rate}.")
+        if not 0 <= self.focal_gamma < float("inf"):
+            raise ValueError(f"`focal_gamma` must be zero or a positive number, not {self.focal_gamma}.")
+        wrong = [weight for weight in self.class_weights or () if not 0 <= weight < float("inf")]
+        if wrong:
+            raise ValueError(f"`class_weights` must be finite and not negative, but hold {wrong}.")
 
     def validate_segmentation_indices(self):
         """Stages of the dense head exist and increase."""

@@ -1,6 +1,7 @@
-"""What labels mean to a head, and whether they suit it."""
+"""What labels mean to a head, whether they suit it, and losses that weigh them."""
 
 import torch
+from torch import nn
 
 from .configuration_fusmae import FusMAEConfig
 
@@ -9,6 +10,10 @@ def count_labels(config: FusMAEConfig) -> int:
     """`config.num_labels`, which must be set."""
     if config.num_labels is None:
         raise ValueError("`id2label` of the configuration is None: a head needs labels. Set `num_labels`.")
+    if config.class_weights is not None and len(config.class_weights) != config.num_labels:
+        raise ValueError(
+            f"`class_weights` has {len(config.class_weights)} values for {config.num_labels} classes: give one each."
+        )
     return config.num_labels
 
 
@@ -122,3 +127,48 @@ def check_dense_labels(
         )
     if look and not dense:
         _refuse_classes(labels, num_labels, config.semantic_loss_ignore_index)
+
+
+def weighs_classes(config: FusMAEConfig) -> bool:
+    """Whether the classification loss is not the plain cross-entropy."""
+    return config.class_weights is not None or config.focal_gamma > 0
+
+
+def weighted_loss(
+    logits: torch.Tensor,
+    labels: torch.Tensor,
+    config: FusMAEConfig,
+    multi_label: bool = False,
+    ignore_index: int = -100,
+) -> torch.Tensor:
+    """Cross-entropy with class weights and focal modulation (Lin et al., 2017, arXiv 1708.02002, equation 4).
+
+    An error is multiplied by `(1 - p) ** focal_gamma`, p being the probability given to what is true, and by the
+    weight of its class. The mean is over the labels, not over their weights, so that it does not depend on how a batch
+    is cut.
+
+    Args:
+        logits: `(batch_size, num_labels, ...)`.
+        labels: integers `(batch_size, ...)`; with `multi_label` floats of the shape of the logits.
+        config: has `class_weights` and `focal_gamma`.
+        multi_label: each class is a problem of its own; weights are those of its positives.
+        ignore_index: label that does not count.
+
+    Returns:
+        The loss `()`, float32; zero where no label counts.
+    """
+    logits = logits.float()
+    weights = None if config.class_weights is None else logits.new_tensor(config.class_weights)
+    if multi_label:
+        labels = labels.to(logits.dtype)
+        errors = nn.functional.binary_cross_entropy_with_logits(logits, labels, pos_weight=weights, reduction="none")
+        probability = torch.sigmoid(logits)
+        missed = torch.lerp(probability, 1 - probability, labels)
+        return (errors * missed.clamp(min=1e-6) ** config.focal_gamma).mean()
+    errors = nn.functional.cross_entropy(logits, labels, reduction="none", ignore_index=ignore_index)
+    counts = labels != ignore_index
+    # Not below 1e-6, where a power below 1 has no finite slope.
+    errors = errors * (1 - torch.exp(-errors)).clamp(min=1e-6) ** config.focal_gamma
+    if weights is not None:
+        errors = errors * weights[torch.where(counts, labels, 0)]
+    return errors.sum() / counts.sum().clamp(min=1)

@@ -28,7 +28,14 @@ from transformers.utils.import_utils import is_tracing
 from transformers.utils.output_capturing import capture_outputs, maybe_install_capturing_hooks
 
 from .configuration_fusmae import FusMAEConfig
-from .labels_fusmae import check_dense_labels, check_image_labels, count_labels, resolve_problem_type
+from .labels_fusmae import (
+    check_dense_labels,
+    check_image_labels,
+    count_labels,
+    resolve_problem_type,
+    weighs_classes,
+    weighted_loss,
+)
 
 logger = logging.get_logger(__name__)
 
@@ -465,20 +472,45 @@ class FusMAEMLP(nn.Module):
         return self.down_proj(self.act_fn(self.up_proj(hidden_states)))
 
 
+class FusMAEDropPath(nn.Module):
+    """Stochastic depth (Huang et al., 2016, arXiv 1603.09382): in training, random samples skip a residual branch."""
+
+    def __init__(self, rate: float):
+        super().__init__()
+        self.rate = rate
+
+    def forward(self, hidden_states):
+        if not self.training or self.rate == 0:
+            return hidden_states
+        kept = torch.rand((hidden_states.shape[0], 1, 1), device=hidden_states.device) >= self.rate
+        return torch.where(kept, hidden_states / (1 - self.rate), 0.0)
+
+    def extra_repr(self):
+        return f"rate={self.rate:g}"
+
+
 class FusMAELayer(GradientCheckpointingLayer):
     """Self-attention and MLP, each on the normalised input and with a residual."""
 
-    def __init__(self, config: FusMAEConfig, hidden_size: int, num_heads: int, intermediate_size: int):
+    def __init__(
+        self,
+        config: FusMAEConfig,
+        hidden_size: int,
+        num_heads: int,
+        intermediate_size: int,
+        drop_path_rate: float = 0.0,
+    ):
         super().__init__()
         self.layernorm_before = nn.LayerNorm(hidden_size, eps=config.layer_norm_eps)
         self.attention = FusMAESelfAttention(config, hidden_size, num_heads)
         self.layernorm_after = nn.LayerNorm(hidden_size, eps=config.layer_norm_eps)
         self.mlp = FusMAEMLP(config, hidden_size, intermediate_size)
+        self.drop_path = FusMAEDropPath(drop_path_rate)
 
     def forward(self, hidden_states, attention_mask=None, **kwargs):
         attended, _ = self.attention(self.layernorm_before(hidden_states), attention_mask, **kwargs)
-        hidden_states = hidden_states + attended
-        return hidden_states + self.mlp(self.layernorm_after(hidden_states))
+        hidden_states = hidden_states + self.drop_path(attended)
+        return hidden_states + self.drop_path(self.mlp(self.layernorm_after(hidden_states)))
 
 
 class FusMAEFusionLayer(GradientCheckpointingLayer):
@@ -815,8 +847,14 @@ class FusMAEModel(FusMAEPreTrainedModel):
         self.embeddings = FusMAEEmbeddings(config)
         self.fusion = FusMAEFusionLayer(config) if config.early_fusion == "cross_attention" else None
         self.layers = nn.ModuleList(
-            FusMAELayer(config, config.hidden_size, config.num_attention_heads, config.intermediate_size)
-            for _ in range(config.num_hidden_layers)
+            FusMAELayer(
+                config,
+                config.hidden_size,
+                config.num_attention_heads,
+                config.intermediate_size,
+                drop_path_rate=config.drop_path_rate * number / config.num_hidden_layers,
+            )
+            for number in range(1, config.num_hidden_layers + 1)
         )
         self.layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.post_init()
@@ -1592,9 +1630,13 @@ class FusMAEForImageClassification(FusMAEPreTrainedModel):
         logits = self.classifier(self.pooled_layernorm(encoded.pooler_output))
         loss = None
         if labels is not None:
-            if resolve_problem_type(self.config, labels) == "single_label_classification":
+            kind = resolve_problem_type(self.config, labels)
+            if kind == "single_label_classification":
                 labels = labels.long()
-            loss = self.loss_function(labels, logits, self.config)
+            if kind != "regression" and weighs_classes(self.config):
+                loss = weighted_loss(logits, labels, self.config, multi_label=kind.startswith("multi"))
+            else:
+                loss = self.loss_function(labels, logits, self.config)
         return FusMAEImageClassifierOutput(
             loss=loss,
             logits=logits,
@@ -1730,9 +1772,13 @@ class FusMAEForSemanticSegmentation(FusMAEPreTrainedModel):
             loss = dense_regression_error(logits, labels)
         elif labels is not None:
             labels, ignore_index = labels.long(), self.config.semantic_loss_ignore_index
-            # A batch without any label adds zero, not 0 / 0.
-            count = (labels != ignore_index).sum().clamp(min=1)
-            loss = self.loss_function(logits.float(), labels, ignore_index=ignore_index, num_items_in_batch=count)
+            if weighs_classes(self.config):
+                upsampled = nn.functional.interpolate(logits.float(), labels.shape[-2:], mode="bilinear")
+                loss = weighted_loss(upsampled, labels, self.config, ignore_index=ignore_index)
+            else:
+                # A batch without any label adds zero, not 0 / 0.
+                count = (labels != ignore_index).sum().clamp(min=1)
+                loss = self.loss_function(logits.float(), labels, ignore_index=ignore_index, num_items_in_batch=count)
         return FusMAESemanticSegmenterOutput(
             loss=loss,
             logits=logits,

@@ -14,20 +14,15 @@ from transformers import HfArgumentParser, TrainingArguments
 
 
 @dataclass
-class DataArguments:
-    """Where the pairs come from."""
+class PairArguments:
+    """Where the pairs come from, and how they are shown."""
 
     data: str | None = field(
         default=None,
         metadata={
             "help": "Folder of shards, dataset repository on the Hub, or root of a BigEarthNet v1 or reBEN archive "
-            "(prepared first). Left out: simulated pairs, made at once, with the six real BigEarthNet pairs of "
-            "the package bigearthnet-common held out."
+            "(prepared first). Left out: simulated pairs, made at once."
         },
-    )
-    extra_eval: list[str] = field(
-        default_factory=list,
-        metadata={"help": "Further folders of shards to evaluate and picture, all their splits held out."},
     )
     streaming: bool = field(
         default=False, metadata={"help": "Read row groups when they are needed instead of keeping a local Arrow copy."}
@@ -55,6 +50,16 @@ class DataArguments:
         metadata={"help": "Random gain and offset of each band, in its standard deviations; 0 for none."},
     )
     simulated_pairs: int = field(default=768, metadata={"help": "Pairs to simulate where no `data` is given."})
+
+
+@dataclass
+class DataArguments(PairArguments):
+    """Where the pairs of pretraining come from. Without `data`, six real BigEarthNet pairs are held out as well."""
+
+    extra_eval: list[str] = field(
+        default_factory=list,
+        metadata={"help": "Further folders of shards to evaluate and picture, all their splits held out."},
+    )
 
 
 @dataclass
@@ -89,10 +94,9 @@ class ModelArguments:
 
 
 @dataclass
-class PretrainingArguments(TrainingArguments):
-    """transformers' TrainingArguments with the defaults of masked-autoencoder pretraining."""
+class RunArguments(TrainingArguments):
+    """transformers' TrainingArguments with the defaults of all runs here."""
 
-    output_dir: str | None = field(default="outputs/pretrain", metadata={"help": "Where everything is written."})
     base_learning_rate: float = field(
         default=1.5e-4,
         metadata={
@@ -103,8 +107,6 @@ class PretrainingArguments(TrainingArguments):
         default=0.0,
         metadata={"help": "Learning rate as it is; 0 takes base_learning_rate in proportion to the batch."},
     )
-    num_reconstructions: int = field(default=4, metadata={"help": "Held-out pairs in reconstructions.png."})
-    adam_beta2: float = field(default=0.95, metadata={"help": "Second beta of AdamW."})
     weight_decay: float = field(default=0.05, metadata={"help": "Weight decay; norms and biases have none."})
     lr_scheduler_type: str = field(default="cosine", metadata={"help": "Learning-rate schedule."})
     warmup_steps: float = field(default=0.05, metadata={"help": "Steps of warm-up, or their share if below 1."})
@@ -135,6 +137,15 @@ class PretrainingArguments(TrainingArguments):
     def global_batch_size(self) -> int:
         """Pairs in one optimiser step, over all processes and accumulated batches."""
         return self.per_device_train_batch_size * self.world_size * self.gradient_accumulation_steps
+
+
+@dataclass
+class PretrainingArguments(RunArguments):
+    """The defaults of masked-autoencoder pretraining."""
+
+    output_dir: str | None = field(default="outputs/pretrain", metadata={"help": "Where everything is written."})
+    num_reconstructions: int = field(default=4, metadata={"help": "Held-out pairs in reconstructions.png."})
+    adam_beta2: float = field(default=0.95, metadata={"help": "Second beta of AdamW."})
 
 
 def parse_arguments(classes: Sequence[Any], arguments: Sequence[str] | None = None, description: str | None = None):

@@ -2,6 +2,7 @@
 
 import hashlib
 from pathlib import Path
+from typing import Any
 
 from fusmae_hf.data.augmentation import PairAugmentation
 from fusmae_hf.data.bigearthnet import BigEarthNet, example_pairs_root
@@ -12,7 +13,7 @@ from fusmae_hf.data.preparation import prepare
 from fusmae_hf.data.reben import ReBEN
 from fusmae_hf.data.simulation import SimulatedPairs, SimulationOptions
 
-from .arguments import DataArguments
+from .arguments import DataArguments, PairArguments
 
 EMBEDDED_DEFAULT = SimulationOptions(cloud_probability=0.3, cloud_share=0.4)
 """More clouds than there are in BigEarthNet: a model that never saw anything bright cannot reconstruct it."""
@@ -37,15 +38,14 @@ def open_datasets(arguments: DataArguments, shards: Path) -> tuple[PairDataset, 
     extra = {Path(folder).name: folder for folder in arguments.extra_eval}
     folder: str | Path
     if arguments.data is None:
-        number = arguments.simulated_pairs
-        folder = _prepared(SimulatedPairs(number, options=EMBEDDED_DEFAULT), shards / f"simulated-{number}")
+        folder = _simulated(arguments.simulated_pairs, shards)
         extra["real"] = str(
             _prepared(BigEarthNet(example_pairs_root(shards / "archives")), shards / "bigearthnet-six")
         )
         name = "simulated"
     else:
         folder, name = _shards_of(arguments.data, shards), "validation"
-    options = {"streaming": arguments.streaming, "on_bad_files": arguments.on_bad_files}
+    options: dict[str, Any] = {"streaming": arguments.streaming, "on_bad_files": arguments.on_bad_files}
     train = load_pairs(folder, "train", **options)
     held_out = {}
     if "validation" in train.dataset_info.splits:
@@ -53,17 +53,43 @@ def open_datasets(arguments: DataArguments, shards: Path) -> tuple[PairDataset, 
     for label, path in extra.items():
         for split in read_dataset_info(path).splits:
             held_out[label if split == "train" else f"{label}_{split}"] = load_pairs(
-                path, split, on_bad_files=arguments.on_bad_files
+                path, split, on_bad_files=options["on_bad_files"]
             )
     return train, held_out
 
 
-def augmentation_of(arguments: DataArguments, seed: int) -> PairAugmentation | None:
+def open_splits(arguments: PairArguments, shards: Path) -> dict[str, PairDataset]:
+    """Every split of what the user named, `train` among them.
+
+    Args:
+        arguments: what the user named; simulated pairs where that is nothing.
+        shards: folder for shards that have to be written first. Those that are there are used again.
+
+    Raises:
+        FileNotFoundError, ValueError: the data is missing or damaged; the message says what to do.
+    """
+    folder: str | Path
+    if arguments.data is None:
+        folder = _simulated(arguments.simulated_pairs, shards)
+    else:
+        folder = _shards_of(arguments.data, shards)
+    options: dict[str, Any] = {"streaming": arguments.streaming, "on_bad_files": arguments.on_bad_files}
+    train = load_pairs(folder, "train", **options)
+    others = [split for split in train.dataset_info.splits if split != "train"]
+    return {"train": train} | {split: load_pairs(folder, split, **options) for split in others}
+
+
+def augmentation_of(arguments: PairArguments, seed: int) -> PairAugmentation | None:
     """The random views that the user asked for; None where there are none."""
     augmentation = PairAugmentation(
         arguments.flips, arguments.rotations, arguments.min_crop, arguments.band_jitter, seed
     )
     return None if augmentation == PairAugmentation(False, False, seed=seed) else augmentation
+
+
+def _simulated(number: int, shards: Path) -> Path:
+    """Shards of the embedded default."""
+    return _prepared(SimulatedPairs(number, options=EMBEDDED_DEFAULT), shards / f"simulated-{number}")
 
 
 def _shards_of(data: str, shards: Path) -> str | Path:
@@ -88,5 +114,5 @@ def _prepared(reader: PairReader, folder: Path, hold_out: float = 0.0) -> Path:
     if (folder / FILE_NAME).is_file():
         print(f"Using the shards in {folder}.")
     else:
-        print(prepare(reader, folder, hold_out=hold_out, overwrite=True))
+        print(prepare(reader, folder, hold_out=hold_out))
     return folder

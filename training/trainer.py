@@ -1,25 +1,24 @@
 """The Trainer of Fus-MAE: transformers' own, fed with raw pairs that are normalised on the device."""
 
-import copy
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.data import Dataset, Sampler
-from transformers import EvalPrediction, Trainer
+from transformers import EvalPrediction
 
 from fusmae_hf import FusMAEForPreTraining, FusMAEImageProcessor
 from fusmae_hf.data.augmentation import PairAugmentation
 from fusmae_hf.data.collation import PairCollator
 from fusmae_hf.data.loading import PairDataset
-from fusmae_hf.data.native_resolution import expand_bands
 from fusmae_hf.evaluation.interpolation import (
     as_logits,
     interpolate_visible,
     predict_visible_mean,
     visible_pixels,
 )
+
+from .pair_trainer import PairTrainer
 
 SENSORS = {"optical": "", "sar": "_sar"}
 """Suffix of the model's inputs and outputs by sensor."""
@@ -37,29 +36,7 @@ class PretrainingCollator(PairCollator):
         return {key: value for key, value in batch.items() if key not in ("labels", "label_map")}
 
 
-def check_same_sensors(datasets: Sequence[PairDataset]) -> None:
-    """Raise a ValueError unless all datasets agree in bands, units and offset, which one processor then undoes."""
-    first = datasets[0].info
-    for dataset in datasets[1:]:
-        for name in ("sar_bands", "optical_bands", "sar_units", "optical_units", "optical_offset"):
-            if getattr(dataset.info, name) != getattr(first, name):
-                raise ValueError(
-                    f"{datasets[0].root} and {dataset.root} differ in {name}: {getattr(first, name)} and "
-                    f"{getattr(dataset.info, name)}. Prepare them alike, or train on one of them."
-                )
-
-
-def packed(datasets: Any) -> Any:
-    """The same datasets, optical bands left in their own resolution: they are brought onto one grid on the device."""
-    if isinstance(datasets, dict):
-        return {name: packed(dataset) for name, dataset in datasets.items()}
-    if datasets is not None:
-        datasets = copy.copy(datasets)
-        datasets.packed = True
-    return datasets
-
-
-class FusMAETrainer(Trainer):
+class FusMAETrainer(PairTrainer):
     """Pretrains [`FusMAEForPreTraining`] on prepared pairs.
 
     Batches reach the device as they lie in the shards, raw integers included; the processor normalises them there.
@@ -83,79 +60,22 @@ class FusMAETrainer(Trainer):
         augmentation: PairAugmentation | None = None,
         **kwargs,
     ):
-        args = kwargs["args"]
-        train_dataset, eval_dataset = packed(train_dataset), packed(eval_dataset)
-        held_out = eval_dataset if isinstance(eval_dataset, dict) else {"": eval_dataset} if eval_dataset else {}
-        datasets = [train_dataset, *held_out.values()]
-        check_same_sensors(datasets)
-        self.pairs, self.info = train_dataset, train_dataset.info
-        # Known since the shards were written, so that no step has to look for missing pixels.
-        self.has_no_data = any(
-            sum(dataset.dataset_info.no_data_pixels(dataset.split).values()) for dataset in datasets
-        )
-        self.processor, self.augmentation = processor, augmentation
-        self.collator = PretrainingCollator(model.config.patch_size, seed=args.seed, augmentation=augmentation)
-        self._replaced: torch.Tensor | int = 0
         self._logged_losses: dict[str, torch.Tensor] = {}
         self._logged_batches = 0
         super().__init__(
             model=model,
-            processing_class=processor,
+            processor=processor,
             train_dataset=train_dataset,
+            collator=PretrainingCollator(model.config.patch_size, seed=kwargs["args"].seed, augmentation=augmentation),
             eval_dataset=eval_dataset,
-            data_collator=self.collator,
+            augmentation=augmentation,
             compute_metrics=mean_of_held_out,
             **kwargs,
         )
 
-    def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler:
-        workers = max(1, self.args.dataloader_num_workers)
-        return self.pairs.sampler(
-            self._train_batch_size,
-            seed=self.args.seed if self.args.data_seed is None else self.args.data_seed,
-            num_processes=self.args.world_size,
-            num_lanes=self.args.world_size * workers,
-        )
-
-    def _get_eval_sampler(self, eval_dataset: Any) -> Sampler:
-        return eval_dataset.sampler(self.args.eval_batch_size, shuffle=False)
-
     def prepare_pairs(self, batch: dict[str, Any]) -> dict[str, torch.Tensor]:
-        """The model's inputs for a batch of raw pairs, made on the device where the batch lies.
-
-        In training each pair is one of its random views, if any are asked for.
-        """
-        optical = batch["optical"]
-        if "optical_shape" in batch:
-            optical = expand_bands(optical, self.info.optical_factors, *batch["optical_shape"][1:])
-        inputs = self.processor(
-            sar=batch["sar"],
-            optical=optical,
-            sar_bands=self.info.sar_bands,
-            optical_bands=self.info.optical_bands,
-            sar_units=self.info.sar_units,
-            optical_units=self.info.optical_units,
-            optical_offset=self.info.optical_offset,
-            return_pixel_mask=self.has_no_data,
-        )
-        if self.augmentation and self.model.training:
-            inputs = self.augmentation.apply(inputs, batch["augmentation"])
-        return {**inputs, "noise": batch["noise"], "noise_sar": batch["noise_sar"]}
-
-    def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, torch.Tensor]:
-        inputs = super()._prepare_inputs(inputs)
-        if self.model.training and "replaced" in inputs:
-            self._replaced = self._replaced + inputs["replaced"].sum()  # read when it is logged: no stall here
-        return self.prepare_pairs(inputs)
-
-    @property
-    def replaced_pairs(self) -> int:
-        """Damaged rows of this process, since the trainer was made, in whose place training saw another pair."""
-        return int(self._replaced)
-
-    def floating_point_ops(self, inputs: dict[str, Any]) -> int:
-        """None are counted: transformers' estimate is one for text."""
-        return 0
+        """The model's inputs for a batch of raw pairs, with the masking noise."""
+        return {**super().prepare_pairs(batch), "noise": batch["noise"], "noise_sar": batch["noise_sar"]}
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         """Loss of a batch; the losses of each sensor are kept for the next log."""
@@ -176,9 +96,6 @@ class FusMAETrainer(Trainer):
                 mean = self.accelerator.gather(total / self._logged_batches).mean()
                 logs[key] = mean.item()
             self._logged_losses, self._logged_batches = {}, 0
-            if self.pairs.on_bad_files != "error":
-                replaced = torch.tensor([self.replaced_pairs], device=self.accelerator.device)
-                logs["replaced_pairs"] = int(self.accelerator.gather(replaced).sum())
         super().log(logs, start_time)
 
     def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):

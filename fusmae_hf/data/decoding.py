@@ -169,7 +169,7 @@ class RowsInFile(ShardRows):
 
     def copy(self, name: str, row: int, target: np.ndarray) -> None:  # noqa: D102
         try:
-            count = os.preadv(self._file, [target], int(self._places[name][0][row]))
+            count = os.preadv(self._file, [target.data], int(self._places[name][0][row]))
         except OSError as error:
             raise DamagedShardError(f"{self._name} cannot be read ({error.strerror}).") from error
         if count != len(target):
@@ -284,8 +284,9 @@ def _common_kind(rows: Sequence[tuple[ShardRows, int]], name: str, factors: Sequ
     if None in declared:
         missing = [at.id(row) for (at, row), kind in zip(rows, declared, strict=True) if kind is None]
         raise ValueError(f"These pairs have no {name}, while others of the batch have one: {missing}.")
-    expected = {kind: _byte_length(*kind, factors) for kind in dict.fromkeys(declared)}
-    for (at, row), kind in zip(rows, declared, strict=True):
+    present = [kind for kind in declared if kind is not None]
+    expected = {kind: _byte_length(*kind, factors) for kind in dict.fromkeys(present)}
+    for (at, row), kind in zip(rows, present, strict=True):
         if at.length(name, row) != expected[kind]:
             raise DamagedShardError(
                 f"{at.origin} is damaged: pair {at.id(row)!r} declares {name} as {kind[0]} {kind[1]}, but holds "

@@ -116,7 +116,8 @@ class LocalPairDataset(PairDataset):
                 if len(self._chunks) >= self.MOST_CHUNKS:
                     self._chunks.clear()
                 shard = self._shards[np.searchsorted(self._shard_ends, row, side="right")]
-                self._chunks[chunk] = MappedRows(*self._batches[chunk], f"{self.root}/{shard.name}")
+                batch, file, address = self._batches[chunk]
+                self._chunks[chunk] = MappedRows(batch, file, address, f"{self.root}/{shard.name}")
             located.append((self._chunks[chunk], row - int(self._chunk_ends[chunk]) + len(self._chunks[chunk])))
         return located
 

@@ -78,7 +78,10 @@ def channels_shown(bands: Sequence[str], channels: Sequence[str]) -> tuple[str, 
 def composite_title(bands: Sequence[str], channels: Sequence[str]) -> str:
     """What a composite shows, in words; the names of the bands where it is none that has a name."""
     shown = channels_shown(bands, channels)
-    names = {TRUE_COLOUR: "true colour", FALSE_COLOUR: "false colour, near infrared as red"}
+    names: dict[tuple[str, ...], str] = {
+        TRUE_COLOUR: "true colour",
+        FALSE_COLOUR: "false colour, near infrared as red",
+    }
     return names.get(shown, f"{', '.join(shown)} as red, green, blue")
 
 

@@ -152,7 +152,7 @@ def _rows_in_place(
         end = column.data_page_offset + column.total_compressed_size
         begins = np.full(len(lengths), -1)
         begins[present] = end - np.cumsum(lengths[present][::-1] + 4)[::-1] + 4
-        ends_of_column = np.flatnonzero(present)[[0, -1]] if present.any() else []
+        ends_of_column = np.flatnonzero(present)[[0, -1]].tolist() if present.any() else list[int]()
         if any(
             os.pread(file, 4, begins[row] - 4) != int(lengths[row]).to_bytes(4, "little") for row in ends_of_column
         ):

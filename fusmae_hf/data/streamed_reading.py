@@ -41,7 +41,8 @@ class StreamedPairDataset(PairDataset):
         on_bad_files: OnBadFiles = "error",
     ):
         super().__init__(root, dataset_info, split, on_bad_files)
-        self.mix, self._lanes = mix, None
+        self.mix = mix
+        self._lanes: LaneSampler | None = None
         self.prefetch = "://" in root
         self._turns = 1
         self._row_groups = [(shard, number) for shard in self._shards for number in range(len(shard.row_group_rows))]
@@ -142,7 +143,8 @@ class StreamedPairDataset(PairDataset):
         of_lane, number = next((rows, number) for rows, of_group, number in self._lane_of[group] if of_group == lane)
         self._to_serve[key] = len(of_lane)
         blocks = self._blocks[1][lane] if self._blocks else []
-        if not self.prefetch or lane == self._lanes.num_lanes or number + 1 >= len(blocks):
+        left_over = self._lanes is None or lane == self._lanes.num_lanes
+        if not self.prefetch or left_over or number + 1 >= len(blocks):
             return
         self._fetcher = self._fetcher or ThreadPoolExecutor(max_workers=1)
         for following in blocks[number + 1]:

@@ -1,6 +1,7 @@
 """Small shards and a small model to train on them."""
 
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,14 @@ from fusmae_hf.data.loading import PairDataset, load_pairs
 from fusmae_hf.data.preparation import prepare
 from fusmae_hf.data.simulation import SimulatedPairs, SimulationOptions
 from fusmae_hf.training.arguments import PretrainingArguments
+from fusmae_hf.training.finetuning_arguments import FineTuningArguments
+from fusmae_hf.training.finetuning_labels import quantity_scale, read_targets
+from fusmae_hf.training.finetuning_tasks import FineTuningTask
+from fusmae_hf.training.finetuning_trainer import FineTuningTrainer
+from fusmae_hf.training.run_finetune import main
 from fusmae_hf.training.trainer import FusMAETrainer
+
+from .labelled_pairs import INFO, write_labelled
 
 SMALL = {
     "hidden_size": 32,
@@ -26,6 +34,10 @@ SMALL = {
     "image_size": 16,
     "patch_size": 4,
 }
+
+
+QUICK = ["--num_train_epochs", "1", "--per_device_train_batch_size", "8", "--report_to", "none", "--disable_tqdm", "1"]
+"""Arguments of a run that is over at once."""
 
 
 @pytest.fixture(scope="session")
@@ -72,3 +84,85 @@ def make_trainer(shards: Path) -> Callable[..., FusMAETrainer]:
         )
 
     return make
+
+
+@pytest.fixture(scope="session")
+def labelled(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """Shards by task: 24 pairs to train on, 6 to validate, 6 to test. Written once."""
+    return cache(lambda task: write_labelled(tmp_path_factory.mktemp(task), task))
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small pretraining checkpoint for the bands of the labelled shards."""
+    folder = tmp_path_factory.mktemp("checkpoint")
+    torch.manual_seed(3)
+    bands = {"optical_bands": INFO.optical_bands, "sar_bands": INFO.sar_bands}
+    FusMAEForPreTraining(FusMAEConfig(**SMALL, **bands)).save_pretrained(folder)
+    FusMAEImageProcessor(**bands).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def make_tuner(labelled, checkpoint) -> Callable[..., FineTuningTrainer]:
+    """Makes a trainer that fine-tunes the small checkpoint on one of the tasks, always the same one."""
+
+    def make(
+        output: Path,
+        name: str = "single_label_classification",
+        *,
+        target: str | None = None,
+        train_dataset=None,
+        change=lambda model: model,
+        fields: dict | None = None,
+        sensors: str = "both",
+        layer_decay: float = 1.0,
+        augmentation: PairAugmentation | None = None,
+        eval_dataset=None,
+        **arguments,
+    ):
+        torch.manual_seed(0)
+        train = train_dataset or load_pairs(labelled(name), "train")
+        task = FineTuningTask.of_pairs(train.info, None if target else name, target)
+        model = task.model_class.from_pretrained(checkpoint, **task.config_fields | (fields or {}))
+        settings = {
+            "output_dir": str(output),
+            "per_device_train_batch_size": 8,
+            "num_train_epochs": 10,
+            "learning_rate": 3e-3,
+            "report_to": "none",
+            "save_strategy": "no",
+            "eval_strategy": "no",
+            "load_best_model_at_end": False,
+            "disable_tqdm": True,
+            "logging_steps": 3,
+            "seed": 5,
+        }
+        return FineTuningTrainer(
+            model=change(model),
+            processor=FusMAEImageProcessor.from_pretrained(checkpoint),
+            task=task,
+            train_dataset=train,
+            eval_dataset=eval_dataset,
+            targets=read_targets(train, target) if target else None,
+            augmentation=augmentation,
+            sensors=sensors,
+            layer_decay=layer_decay,
+            scale=quantity_scale(train, task) if task.is_regression else (0.0, 1.0),
+            args=FineTuningArguments(**settings | arguments),
+        )
+
+    return make
+
+
+@pytest.fixture
+def finetune(tmp_path, checkpoint, labelled):
+    """Runs the program on a task, by default from the small checkpoint into `run`."""
+
+    def run(task, *arguments, data=None, model=checkpoint, output="run"):
+        named = ["--data", str(data or labelled(task)), "--output_dir", str(tmp_path / output), *QUICK]
+        start = ["--model", str(model)] if model else []
+        main([*named, *start, *map(str, arguments)])
+        return tmp_path / output
+
+    return run

@@ -67,9 +67,8 @@ class MeanIou(evaluate.Metric):
         if counts.ndim != 2 or counts.shape[0] != counts.shape[1] or len(counts) > (self.num_classes or len(counts)):
             raise ValueError(f"counts have shape {tuple(counts.shape)}, but must be (classes, classes).")
         size = max(len(self.counts), len(counts))
-        self.counts = sum(
-            torch.nn.functional.pad(table, (0, size - len(table)) * 2) for table in (self.counts, counts)
-        )
+        before, added = (torch.nn.functional.pad(table, (0, size - len(table)) * 2) for table in (self.counts, counts))
+        self.counts = before + added
         self._filled = True
 
     def compute(self, *, predictions=None, references=None, class_names=None):

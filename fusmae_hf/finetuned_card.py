@@ -1,0 +1,195 @@
+"""The card of a fine-tuned checkpoint, written from the records of the run that made it."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
+
+from .data.pairs import PairsInfo
+from .hub import CITATION
+from .modeling.configuration_fusmae import FusMAEConfig
+from .modeling.image_processing_fusmae import FusMAEImageProcessor
+
+_FINE_TUNED = """
+# {name}
+
+Fus-MAE fine-tuned for {task} on {pairs:,} labelled pairs of {dataset}{fraction}. Fus-MAE fuses SAR and optical patches
+with cross-attention (arXiv 2401.02764); this is a reconstruction of it by `fusmae_hf`: details that the paper leaves
+open are this project's choices.{simulated}
+
+## Use
+
+```python
+{use}
+```
+
+Either sensor may be left out. {outputs}
+
+## Sensors
+
+| | bands, in order | units | normalised with |
+|---|---|---|---|
+| SAR | {sar_bands} | {sar_units} | {sar_statistics} |
+| optical | {optical_bands} | {optical_units}, offset {optical_offset:g} | {optical_statistics} |
+
+Trained on {sensors}.
+
+## Training data
+
+{dataset} ({source}; licence of the imagery: {license}), {pairs:,} pairs, content {content_hash}.
+
+## Recipe
+
+`{command}`
+
+{start}. {learning}. {steps:,} steps of {batch} pairs, seed {seed}, {precision}, {device}; fields: {config}.
+
+## Results
+
+{measured:,} pairs of the split `{split}`; the same checkpoint in each row. One run: another seed gives other figures.
+
+{results}
+{by_class}
+
+## Limits
+
+Not evaluated for sensors, places, seasons or processing levels other than those above.
+
+## Citation
+
+```bibtex
+{citation}
+```
+"""
+
+_USE_WHOLE = """\
+from transformers import AutoImageProcessor, {auto_class}
+import fusmae_hf  # or pass trust_remote_code=True, which runs the Python files of this folder
+
+processor = AutoImageProcessor.from_pretrained("{folder}")
+model = {auto_class}.from_pretrained("{folder}")
+logits = model(**processor(sar=sar, optical=optical)).logits"""
+
+_USE_ADAPTER = """\
+from peft import PeftModel
+from fusmae_hf import FusMAEConfig, FusMAEImageProcessor, {model_class}
+
+processor = FusMAEImageProcessor.from_pretrained("{folder}")
+config = FusMAEConfig.from_pretrained("{folder}")
+model = {model_class}.from_pretrained("<{base}>", config=config)
+model = PeftModel.from_pretrained(model, "{folder}")
+logits = model(**processor(sar=sar, optical=optical)).logits"""
+
+_CARD_METRICS = {
+    "accuracy": "accuracy",
+    "average_precision_micro": "mean average precision, micro",
+    "average_precision_macro": "mean average precision, macro",
+    "f1_micro": "F1, micro",
+    "f1_macro": "F1, macro",
+    "mean_iou": "mean IoU",
+    "pixel_accuracy": "pixel accuracy",
+    "rmse": "root mean squared error",
+    "mae": "mean absolute error",
+    "r2": "coefficient of determination",
+}
+
+
+def write_fine_tuned_card(
+    folder: str | Path,
+    *,
+    config: FusMAEConfig,
+    processor: FusMAEImageProcessor,
+    info: PairsInfo,
+    record: dict[str, Any],
+    metrics: dict[str, dict[str, Any]],
+    results: str,
+    by_class: str,
+) -> Path:
+    """Write `README.md`, the card of a fine-tuned checkpoint, into its folder.
+
+    Args:
+        folder: the checkpoint.
+        config: configuration of the model.
+        processor: its bands, units and statistics.
+        info: what holds for the training pairs.
+        record: the run's own record (`run.json`).
+        metrics: by sensors (`"both"`, `"sar"`, `"optical"`), then by name.
+        results: Markdown table of the main metrics.
+        by_class: Markdown table by class, or empty.
+
+    Returns:
+        Path of the card.
+    """
+    folder = Path(folder)
+    dense, task = record["dense"], record["task"]
+    kind = "image-segmentation" if dense else "image-classification"
+    auto_class = "AutoModelForSemanticSegmentation" if dense else "AutoModelForImageClassification"
+    model_class = auto_class.replace("AutoModel", "FusMAE")
+    name = f"fusmae-{record['preset']}-{info.name}-{task.replace('_', '-')}"
+    evaluated = [
+        EvalResult(
+            task_type=kind,
+            dataset_type=info.name,
+            dataset_name=f"{info.name}, {record['split']}",
+            dataset_split=record["split"],
+            metric_type=metric,
+            metric_name=f"{title}, {sensors}",
+            metric_value=values[metric],
+        )
+        for sensors, values in metrics.items()
+        for metric, title in _CARD_METRICS.items()
+        if values.get(metric) is not None
+    ]
+    data = ModelCardData(
+        model_name=name,
+        library_name="peft" if record["adapter"] else "transformers",
+        pipeline_tag=kind,
+        tags=["remote-sensing", "sentinel-1", "sentinel-2", "sar", "data-fusion", "fusmae", task.replace("_", "-")],
+        license="apache-2.0",
+        metrics=sorted({result.metric_type for result in evaluated}),
+        eval_results=evaluated or None,
+    )
+    labels = [label for _, label in sorted((config.id2label or {}).items())]
+    quantity = f"The model gives {labels[0]}{' for each pixel' if dense else ''}, in the units of the labels."
+    statistics = f"{processor.statistics} statistics" if processor.statistics else "statistics of its own"
+    use = _USE_ADAPTER if record["adapter"] else _USE_WHOLE
+    fraction = record["label_fraction"]
+    body = _FINE_TUNED.format(
+        name=name,
+        task=f"{task.replace('_', ' ')}{' of pixels' if dense and task == 'regression' else ''}",
+        use=use.format(folder=folder.name, auto_class=auto_class, model_class=model_class, base=record["preset"]),
+        outputs=quantity if task == "regression" else f"Classes, in order: {', '.join(labels)}.",
+        fraction="" if fraction == 1 else f" ({fraction:.3g} of its training labels)",
+        pairs=record["pairs"],
+        dataset=info.name,
+        simulated=" **The imagery is simulated.**" if info.simulated else "",
+        sar_bands=", ".join(processor.sar_bands),
+        sar_units=processor.sar_units,
+        sar_statistics=statistics,
+        optical_bands=", ".join(processor.optical_bands),
+        optical_units=processor.optical_units,
+        optical_offset=processor.optical_offset,
+        optical_statistics=statistics,
+        sensors={"both": "both sensors", "sar": "SAR alone", "optical": "optical alone"}[record["sensors"]],
+        source=info.source,
+        license=info.license,
+        content_hash=record["content"],
+        command=record["command"],
+        start="From scratch" if record["from_scratch"] else f"Started from `{record['preset']}`",
+        learning=record["learning"],
+        steps=record["steps"],
+        batch=record["global_batch_size"],
+        seed=record["seed"],
+        precision=record["precision"],
+        device=record["device"],
+        config=json.dumps({key: value for key, value in config.to_diff_dict().items() if key in config._own_fields()}),
+        measured=record["measured"],
+        split=record["split"],
+        results=results,
+        by_class=f"\n{by_class}" if by_class else "",
+        citation=CITATION,
+    )
+    path = folder / "README.md"
+    ModelCard(f"---\n{data.to_yaml()}\n---\n{body}").save(path)
+    return path

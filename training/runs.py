@@ -1,0 +1,117 @@
+"""What the training scripts share around the Trainer: the processor, resuming, the record of a run, messages."""
+
+import hashlib
+import os
+import platform
+import shlex
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import transformers
+from huggingface_hub.errors import StrictDataclassError
+from transformers import TrainingArguments
+from transformers.trainer_utils import get_last_checkpoint
+
+from fusmae_hf import FusMAEConfig, FusMAEImageProcessor, __version__
+from fusmae_hf.data.loading import PairDataset
+from fusmae_hf.data.pairs import PairError, PairsInfo
+
+from .arguments import PairArguments
+
+
+def fresh_processor(data: PairArguments, info: PairsInfo, config: FusMAEConfig) -> FusMAEImageProcessor:
+    """A processor for the units and statistics of the data.
+
+    Raises:
+        ValueError: neither the user nor the shards name statistics.
+    """
+    statistics = data.statistics or info.statistics
+    if statistics is None:
+        raise ValueError(
+            f"The shards of {info.name} name no band statistics. Pass `--statistics` with the name of a dataset "
+            "like it (bigearthnet, reben)."
+        )
+    return FusMAEImageProcessor(
+        sar_bands=config.sar_bands,
+        optical_bands=config.optical_bands,
+        statistics=statistics,
+        sar_units=info.sar_units,
+        optical_units=info.optical_units,
+        optical_offset=info.optical_offset,
+    )
+
+
+def checkpoint_to_resume(arguments: TrainingArguments) -> str | None:
+    """The checkpoint that `--resume_from_checkpoint` names, or the newest of the output folder for `auto`."""
+    wanted = arguments.resume_from_checkpoint
+    if wanted in (None, "", "false", "False"):
+        return None
+    if wanted not in ("auto", "true", "True"):
+        return wanted
+    folder = str(arguments.output_dir)
+    newest = get_last_checkpoint(folder) if os.path.isdir(folder) else None
+    if newest is None:
+        print(f"No checkpoint in {folder}: starting from the beginning.")
+    else:
+        print(f"Resuming from {newest}, the newest in {folder}.")
+    return newest
+
+
+def content_of(pairs: PairDataset) -> str:
+    """Hash of the pairs of a split, as 16 hexadecimal digits."""
+    shards = pairs.dataset_info.shards(pairs.split)
+    return hashlib.sha256("".join(shard.content_hash for shard in shards).encode()).hexdigest()[:16]
+
+
+def run_record(
+    program: str, arguments: TrainingArguments, train: PairDataset, held_out: dict[str, PairDataset], steps: int
+) -> dict[str, Any]:
+    """What somebody needs to repeat a run of a program such as `run_pretrain.py`."""
+    batch = arguments.per_device_train_batch_size * arguments.world_size * arguments.gradient_accumulation_steps
+    return {
+        "command": shlex.join([program, *sys.argv[1:]]),
+        "data": train.info.name,
+        "simulated": train.info.simulated,
+        "pairs": len(train),
+        "content": content_of(train),
+        "held_out": {name: len(dataset) for name, dataset in held_out.items()},
+        "steps": steps,
+        "global_batch_size": batch,
+        "seed": arguments.seed,
+        "learning_rate": arguments.learning_rate,
+        "precision": "bf16" if arguments.bf16 else "fp16" if arguments.fp16 else "fp32",
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU ({platform.machine()})",
+        "processes": arguments.world_size,
+        "bad_files": train.bad_files,
+        "versions": {
+            "fusmae_hf": __version__,
+            "torch": torch.__version__,
+            "transformers": transformers.__version__,
+            "python": platform.python_version(),
+        },
+    }
+
+
+@contextmanager
+def tensorboard_in(folder: str | os.PathLike[str]) -> Iterator[None]:
+    """Let transformers write TensorBoard logs below a folder, unless the user's environment names another."""
+    name = "TENSORBOARD_LOGGING_DIR"
+    given = name in os.environ
+    os.environ.setdefault(name, os.path.join(folder, "runs"))
+    try:
+        yield
+    finally:
+        if not given:
+            del os.environ[name]
+
+
+@contextmanager
+def explained() -> Iterator[None]:
+    """End with a message instead of a traceback where the arguments or the data are at fault."""
+    try:
+        yield
+    except (OSError, ValueError, ImportError, PairError, StrictDataclassError) as error:
+        raise SystemExit(f"Error: {error}") from error
