@@ -39,7 +39,7 @@ def evaluate_sensors(
     trainer.inputs.pixel_masks = trainer.inputs.pixel_masks or has_no_data(pairs)
     for name in sensors:
         trainer.sensors = name
-        output = trainer.predict(packed(pairs))
+        output = trainer.predict(packed(pairs, trainer.info.optical_factors))
         predictions, labels = np.asarray(output.predictions), np.asarray(output.label_ids)
         metrics = trainer.metrics.details(predictions, labels)
         metrics["loss"] = (output.metrics or {}).get("test_loss")
@@ -112,7 +112,9 @@ def predicted_maps(trainer: FineTuningTrainer, pairs: PairDataset, rows: Sequenc
     """Raw patches, reference and predicted classes of some pairs, for pictures, with what the model trained on."""
     shown, model = [], cast(PreTrainedModel, trainer.model).eval()
     for row in rows:
-        inputs = trainer._prepare_inputs(trainer.collator(packed(pairs).__getitems__([row])))
+        inputs = trainer._prepare_inputs(
+            trainer.collator(packed(pairs, trainer.info.optical_factors).__getitems__([row]))
+        )
         with torch.no_grad():
             logits = model(**inputs).logits.float()
         labels = inputs["labels"][0]

@@ -28,13 +28,16 @@ def check_same_sensors(datasets: Sequence[PairDataset]) -> None:
                 )
 
 
-def packed(datasets: Any) -> Any:
-    """The same datasets, optical bands left in their own resolution: they are brought onto one grid on the device."""
+def packed(datasets: Any, factors: Sequence[int]) -> Any:
+    """The same datasets, optical bands left in their own resolution: they are brought onto one grid on the device.
+
+    Datasets that are not stored with the resolutions of training, `factors`, give their bands on one grid already.
+    """
     if isinstance(datasets, dict):
-        return {name: packed(dataset) for name, dataset in datasets.items()}
+        return {name: packed(dataset, factors) for name, dataset in datasets.items()}
     if datasets is not None:
         datasets = copy.copy(datasets)
-        datasets.packed = True
+        datasets.packed = tuple(datasets.info.optical_factors) == tuple(factors)
     return datasets
 
 
@@ -66,7 +69,8 @@ class PairTrainer(Trainer):
         sensors: Sensors = "both",
         **kwargs,
     ):
-        train_dataset, eval_dataset = packed(train_dataset), packed(eval_dataset)
+        factors = train_dataset.info.optical_factors
+        train_dataset, eval_dataset = packed(train_dataset, factors), packed(eval_dataset, factors)
         held_out = eval_dataset if isinstance(eval_dataset, dict) else {"": eval_dataset} if eval_dataset else {}
         datasets = [train_dataset, *held_out.values()]
         check_same_sensors(datasets)
