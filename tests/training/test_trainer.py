@@ -122,6 +122,8 @@ def test_bands_in_their_own_resolution_reach_the_model_on_one_grid(tmp_path, mak
         batch = next(iter(trainer.get_train_dataloader()))
         assert batch["optical"].ndim == (2 if kind else 4)
         inputs[kind] = trainer._prepare_inputs(batch)
+        mixed = make_trainer(tmp_path, held_out=load_pairs(folder, streaming=True))  # trained on pairs on one grid
+        assert mixed.evaluate()["eval_optical_loss"] > 0
         assert load_pairs(folder)[0]["optical"].shape == (12, 24, 24)
     assert inputs[()].keys() == inputs[factors].keys()
     assert all(torch.equal(inputs[()][name], inputs[factors][name]) for name in inputs[()])
