@@ -33,9 +33,8 @@ try:
 except ImportError:
     imagecodecs = None
 
-from fusmae_hf.data import bigearthnet, reben
-from fusmae_hf.data.bigearthnet_patches import PATCH_METRES
-from fusmae_hf.data.geotiff import GRID_METRES
+from fusmae_hf.data.readers import bigearthnet, reben
+from fusmae_hf.data.readers.bigearthnet_patches import GRID_METRES, PATCH_METRES
 from fusmae_hf.modeling.sensors_fusmae import OPTICAL_BANDS, OPTICAL_RESOLUTION, SAR_BANDS
 
 

@@ -90,7 +90,7 @@ _LEVEL = {
 ARCHIVES = (
     Archive(
         command="bigearthnet",
-        reader="fusmae_hf.data.bigearthnet:BigEarthNet",
+        reader="fusmae_hf.data.readers.bigearthnet:BigEarthNet",
         summary="BigEarthNet-MM version 1.",
         layout="ROOT holds BigEarthNet-v1.0/ and BigEarthNet-S1-v1.0/.",
         example="fusmae prepare bigearthnet archive/ shards/ --splits official",
@@ -113,7 +113,7 @@ ARCHIVES = (
     ),
     Archive(
         command="reben",
-        reader="fusmae_hf.data.reben:ReBEN",
+        reader="fusmae_hf.data.readers.reben:ReBEN",
         summary="reBEN (BigEarthNet version 2), or the part of it that is on disk.",
         layout="ROOT holds BigEarthNet-S1/, BigEarthNet-S2/ and metadata.parquet.",
         example="fusmae prepare reben archive/ shards/",
@@ -127,7 +127,7 @@ ARCHIVES = (
     ),
     Archive(
         command="sen12ms",
-        reader="fusmae_hf.data.sen12ms:SEN12MS",
+        reader="fusmae_hf.data.readers.sen12ms:SEN12MS",
         summary="SEN12MS: 180,662 pairs of 256x256 px, Sentinel-1 and Sentinel-2 L1C, with MODIS land cover.",
         layout="ROOT holds ROIs1158_spring/, ROIs1868_summer/, ROIs1970_fall/ and ROIs2017_winter/, or some of them, "
         "each with s1_<scene>/, s2_<scene>/ and lc_<scene>/.",
@@ -151,7 +151,7 @@ ARCHIVES = (
     ),
     Archive(
         command="dfc2020",
-        reader="fusmae_hf.data.dfc2020:DFC2020",
+        reader="fusmae_hf.data.readers.dfc2020:DFC2020",
         summary="DFC2020: 986 validation and 5,128 test pairs of 256x256 px with land-cover maps of 10 m.",
         layout="ROOT holds ROIs0000_validation/ (s1_validation/, s2_validation/, dfc_validation/, lc_validation/) and "
         "ROIs0000_test/ (s1_0/, s2_0/, dfc_0/, lc_0/), or one of them.",
@@ -166,7 +166,7 @@ ARCHIVES = (
     ),
     Archive(
         command="ssl4eo",
-        reader="fusmae_hf.data.ssl4eo:SSL4EOS12",
+        reader="fusmae_hf.data.readers.ssl4eo:SSL4EOS12",
         summary="SSL4EO-S12 v1.0: Sentinel-1 and Sentinel-2 of 251,079 locations in up to four seasons, GeoTIFF.",
         layout="ROOT holds s1/<7 digits>/<scene>/ with VV.tif and VH.tif, and s2a/ or s2c/ with B1.tif and so on. "
         "Scenes are paired by time.",
@@ -180,7 +180,7 @@ ARCHIVES = (
     ),
     Archive(
         command="ssl4eo-zarr",
-        reader="fusmae_hf.data.ssl4eo_zarr:SSL4EOS12Zarr",
+        reader="fusmae_hf.data.readers.ssl4eo_zarr:SSL4EOS12Zarr",
         summary="SSL4EO-S12 v1.1: Sentinel-1 and Sentinel-2 of 246,144 locations in four seasons, zarr in zip.",
         layout="ROOT holds train/ and val/, or one of them, with S1GRD/ and S2L2A/ or S2L1C/, and in these "
         "ssl4eos12_<split>_seasonal_data_<6 digits>.zarr.zip. Scenes are paired by time. Every file holds many pairs: "
@@ -195,7 +195,7 @@ ARCHIVES = (
     ),
     Archive(
         command="terramesh",
-        reader="fusmae_hf.data.terramesh:TerraMesh",
+        reader="fusmae_hf.data.readers.terramesh:TerraMesh",
         summary="TerraMesh samples as GeoTIFF, with land cover.",
         layout="ROOT holds <modality>/<name>.tif: S1RTC/ or S1GRD/, S2L2A/ or S2L1C/, and LULC/ if there is one. Some "
         "samples carry +1000 and some do not: prepare them apart (column optical_minimum tells).",
@@ -208,7 +208,7 @@ ARCHIVES = (
     ),
     Archive(
         command="sen1floods11",
-        reader="fusmae_hf.data.sen1floods11:Sen1Floods11",
+        reader="fusmae_hf.data.readers.sen1floods11:Sen1Floods11",
         summary="Sen1Floods11 v1.1: 446 hand-labelled flood chips of 512x512 px.",
         layout="ROOT holds v1.1/, or is v1.1/ itself with data/flood_events/HandLabeled/{S1Hand,S2Hand,LabelHand}/ "
         "and splits/flood_handlabeled/.",
@@ -222,7 +222,7 @@ ARCHIVES = (
     ),
     Archive(
         command="biomassters",
-        reader="fusmae_hf.data.biomassters:BioMassters",
+        reader="fusmae_hf.data.readers.biomassters:BioMassters",
         summary="BioMassters: 256x256 px in twelve months, with above-ground biomass in t/ha.",
         layout="ROOT holds train_features/, train_agbm/ and test_features/, or a folder for each chip.",
         example="fusmae prepare biomassters archive/ shards/ --max-cloud 0.2",
@@ -240,7 +240,7 @@ ARCHIVES = (
     ),
     Archive(
         command="ombria",
-        reader="fusmae_hf.data.ombria:OMBRIA",
+        reader="fusmae_hf.data.readers.ombria:OMBRIA",
         summary="OMBRIA: 8-bit images of floods with masks, 256x256 px.",
         layout="ROOT holds OmbriaS1/ and OmbriaS2/, each with train/ and test/ or one of them.",
         example="fusmae prepare ombria archive/ shards/ --splits events",
@@ -254,7 +254,7 @@ ARCHIVES = (
     ),
     Archive(
         command="geotiffs",
-        reader="fusmae_hf.data.paired_geotiffs:PairedGeoTIFFs",
+        reader="fusmae_hf.data.readers.paired_geotiffs:PairedGeoTIFFs",
         summary="GeoTIFFs of your own: a SAR and an optical file for each pair or scene.",
         layout="Files below ROOT are paired by patterns (--sar, --optical) or by a table (--manifest). Bands, units "
         "and grids must be said; nothing is guessed. Large scenes are cut into patches (--patch-size); --max-no-data "
@@ -316,12 +316,12 @@ ARCHIVES = (
     ),
     Archive(
         command="example",
-        reader="fusmae_hf.data.bigearthnet:BigEarthNet",
+        reader="fusmae_hf.data.readers.bigearthnet:BigEarthNet",
         summary="The six real pairs of BigEarthNet v1 that the PyPI package bigearthnet-common carries. Install it "
         "with `pip install --no-deps bigearthnet-common==2.8.0`.",
         example="fusmae prepare example shards/",
         fixed={"splits": "official", "keep_unlisted": True},
-        unpack="fusmae_hf.data.bigearthnet:example_pairs_root",
+        unpack="fusmae_hf.data.readers.bigearthnet:example_pairs_root",
     ),
 )
 """All datasets that can be prepared, in the order in which they are listed."""

@@ -290,6 +290,6 @@ def _picklable(error: Exception) -> Exception:
     """The error if it survives the way to another process, or one that says the same."""
     try:
         ForkingPickler.loads(ForkingPickler.dumps(error))
-    except Exception:
+    except Exception:  # pickling runs code of the error's own class, which may raise anything
         return RuntimeError(f"{type(error).__name__}: {error}")
     return error

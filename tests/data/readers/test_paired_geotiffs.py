@@ -15,8 +15,8 @@ from rasterio.shutil import copy
 from rasterio.transform import from_origin
 from rasterio.warp import transform
 
-from fusmae_hf.data.paired_geotiffs import PairedGeoTIFFs
 from fusmae_hf.data.pairs import PairError
+from fusmae_hf.data.readers.paired_geotiffs import PairedGeoTIFFs
 from fusmae_hf.data.shards import check_pair
 
 UTM = "EPSG:32632"

@@ -14,9 +14,11 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
+from fusmae_hf.data.map_plotting import plot_with_label_map
+from fusmae_hf.data.pairs import Pair, PairsInfo
 from fusmae_hf.modeling.sensors_fusmae import OPTICAL_BANDS_L1C, SAR_BANDS
 
-from .geotiff import require_folders, require_rasterio, require_same_footprint
+from .geotiff import read_geotiff, require_folders, require_rasterio, require_same_footprint
 from .igbp import (
     NO_CLASS,
     SIMPLIFIED_CLASSES,
@@ -25,9 +27,7 @@ from .igbp import (
     SIMPLIFIED_OF_IGBP,
     class_indices,
 )
-from .map_plotting import plot_with_label_map
-from .pairs import Pair, PairsInfo
-from .sen12ms import MAP_DTYPES, PATCH_PIXELS, read_patches, read_typed
+from .sen12ms import MAP_DTYPES, PATCH_SIZE, read_patches
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -141,7 +141,7 @@ class DFC2020:
         label_map: np.ndarray | None = None
         if name in self._with_map:
             path, (count, index_of) = self._path(index, self._map_kind), _MAPS[self._map_kind]
-            codes = read_typed(path, count, PATCH_PIXELS, MAP_DTYPES)
+            codes = read_geotiff(path, count=count, size=PATCH_SIZE, dtype=MAP_DTYPES)
             require_same_footprint(path, codes, optical_path, optical)
             label_map = class_indices(codes.values[0], index_of, path)
         return Pair(

@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 
+from fusmae_hf.data.map_plotting import plot_with_label_map
+from fusmae_hf.data.pairs import Pair, PairError, PairsInfo
 from fusmae_hf.modeling.sensors_fusmae import OPTICAL_UNITS, SAR_UNITS
 
 from .geotiff import require_rasterio
-from .map_plotting import plot_with_label_map
 from .pair_listing import list_by_manifest, list_by_patterns
-from .pairs import Pair, PairError, PairsInfo
 from .rasters import KeptFiles, Raster, open_raster, read_label_map, read_optical, read_sar, require_resampling
 from .regridding import Grid
 

@@ -1,14 +1,13 @@
 import os
 import pickle
-import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from fusmae_hf.data.ombria import EVENTS, OMBRIA, split_of_event
 from fusmae_hf.data.pairs import PairError
+from fusmae_hf.data.readers.ombria import EVENTS, OMBRIA, split_of_event
 from fusmae_hf.data.shards import check_pair
 
 TRAIN, TEST = (1, 2, 19, 32, 33, 140), (20, 150)  # 19 and 20 lie between two events
@@ -43,12 +42,6 @@ def archive(tmp_path_factory):
     for number in TEST:
         write_tile(root, "test", number)
     return root
-
-
-@pytest.fixture
-def own_archive(archive, tmp_path):
-    """A copy that a test may damage."""
-    return Path(shutil.copytree(archive, tmp_path / "archive"))
 
 
 def png(root, sensor, kind, number, folder="train"):

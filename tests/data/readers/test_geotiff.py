@@ -10,9 +10,9 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from rasterio.transform import Affine
 
-from fusmae_hf.data import geotiff
-from fusmae_hf.data.geotiff import acquisition_time, read_geotiff, read_pixels
 from fusmae_hf.data.pairs import PairError
+from fusmae_hf.data.readers import geotiff, plain_tiff
+from fusmae_hf.data.readers.geotiff import Patch, acquisition_time, read_geotiff, read_pixels, require_same_footprint
 
 NORTH_UP = Affine(20, 0, 600_000, 0, -20, 5_800_000)
 TEXT_TAG = 34737
@@ -150,7 +150,7 @@ def test_pixels_of_a_plain_file_need_no_rasterio(tmp_path, options, without_rast
 @pytest.mark.parametrize("options", UNUSUAL.values(), ids=UNUSUAL)
 def test_unusual_files_are_left_to_rasterio(tmp_path, options):
     path = write(tmp_path / "a.tif", **options)
-    assert geotiff._open_plain(path) is None
+    assert plain_tiff.open_plain(path) is None
     expected = by_rasterio(path)[0]
     if len(expected) == 1:
         assert read_pixels(path, expected.shape[1:], expected.dtype.name).tobytes() == expected.tobytes()
@@ -212,7 +212,7 @@ def small_file(tmp_path_factory):
     return write(tmp_path_factory.mktemp("small") / "small.tif", nodata=0, height=12, width=10, blockysize=4)
 
 
-@pytest.mark.parametrize("tag", sorted(geotiff._PLAIN_TAGS - {geotiff._GEO_DOUBLES}))
+@pytest.mark.parametrize("tag", sorted(plain_tiff._TAGS - {plain_tiff._GEO_DOUBLES}))
 @pytest.mark.parametrize(
     ("field", "value"),
     [(0, 50_000), (2, 1), (2, 13), (4, 0), (4, 2), (4, 2**32 - 1), (8, 0), (8, 3), (8, 600), (8, 0xFFFF0003)],
@@ -270,7 +270,7 @@ def test_a_second_directory_is_left_to_rasterio(plain):
     (entries,) = struct.unpack_from("<H", content, 8)
     struct.pack_into("<I", content, 10 + 12 * entries, 8)
     plain.write_bytes(content)
-    assert geotiff._open_plain(plain) is None
+    assert plain_tiff.open_plain(plain) is None
 
 
 def test_text_that_is_none_is_an_error_that_names_the_file(tmp_path):
@@ -290,6 +290,10 @@ def test_text_that_is_none_is_an_error_that_names_the_file(tmp_path):
         ({"count": 2}, "expected 2 bands of 60x40 pixels in uint16, found 1 of 60x40 in uint16"),
         ({"size": (40, 60)}, "expected 1 band of 40x60 pixels in uint16, found 1 of 60x40 in uint16"),
         ({"dtype": "int16"}, "expected 1 band of 60x40 pixels in int16, found 1 of 60x40 in uint16"),
+        (
+            {"dtype": ("uint8", "int16")},
+            "expected 1 band of 60x40 pixels in uint8 or int16, found 1 of 60x40 in uint16",
+        ),
     ],
 )
 def test_what_is_not_as_expected_is_named(plain, known, expected, message):
@@ -317,7 +321,7 @@ def test_a_file_that_one_may_not_read_is_named(plain, monkeypatch):
     def refuse(path, *_, **__):
         raise PermissionError(13, "Permission denied", str(path))
 
-    monkeypatch.setattr(geotiff.os, "open", refuse)
+    monkeypatch.setattr(plain_tiff.os, "open", refuse)
     with pytest.raises(PairError, match=r"\(Permission denied\). Check who may read it") as caught:
         read_geotiff(plain)
     assert str(plain) in str(caught.value)
@@ -335,9 +339,24 @@ def test_a_file_of_another_format_is_not_opened(tmp_path, plain):
 
 
 def test_large_files_are_left_to_rasterio_without_reading_them_first(plain, monkeypatch):
-    monkeypatch.setattr(geotiff, "_PLAIN_LIMIT", plain.stat().st_size - 1)
-    assert geotiff._open_plain(plain) is None
+    monkeypatch.setattr(plain_tiff, "_BYTES_LIMIT", plain.stat().st_size - 1)
+    assert plain_tiff.open_plain(plain) is None
     assert_equals_rasterio(plain)
+
+
+@pytest.mark.parametrize(("crs", "pixel"), [("EPSG:32633", 10.0), ("EPSG:4326", 9e-5)], ids=["metres", "degrees"])
+@pytest.mark.parametrize("shift", [(1, 0), (0, 1), (-1, 0), (0, -1)], ids=str)
+@pytest.mark.parametrize("allowed", [1, 26])
+def test_patches_are_of_one_place_up_to_so_many_optical_pixels(crs, pixel, shift, allowed):
+    def patch_at(pixels):
+        return Patch(
+            np.zeros((1, 4, 4)), crs, (pixel, 0, pixels * shift[0] * pixel, 0, -pixel, pixels * shift[1] * pixel)
+        )
+
+    paths = Path("s1.tif"), Path("s2.tif")
+    require_same_footprint(paths[0], patch_at(allowed - 0.5), paths[1], patch_at(0), allowed)
+    with pytest.raises(PairError, match=r"s1\.tif and s2\.tif are not the same place: upper left corners"):
+        require_same_footprint(paths[0], patch_at(allowed + 0.5), paths[1], patch_at(0), allowed)
 
 
 @pytest.mark.parametrize(
@@ -361,5 +380,5 @@ def test_real_files_are_plain_and_read_as_rasterio_reads_them(archive):
     files = sorted(Path(folder, archive).glob("**/*.tif"))
     assert len(files) in (6 * 14, 12 * 14)
     for path in files:
-        assert geotiff._open_plain(path) is not None
+        assert plain_tiff.open_plain(path) is not None
         assert_equals_rasterio(path)

@@ -11,15 +11,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fusmae_hf.data import bigearthnet
-from fusmae_hf.data.bigearthnet import BigEarthNet, example_pairs_root, official_lists_folder
-from fusmae_hf.data.bigearthnet_patches import OPTICAL_FACTORS
 from fusmae_hf.data.classes import CLASS_19_OF_43, CLASSES_19, CLASSES_43, classes_19
 from fusmae_hf.data.native_resolution import NativeBands
 from fusmae_hf.data.pairs import PairError
+from fusmae_hf.data.readers import bigearthnet
+from fusmae_hf.data.readers.bigearthnet import BigEarthNet, example_pairs_root, official_lists_folder
+from fusmae_hf.data.readers.bigearthnet_patches import OPTICAL_FACTORS
 from fusmae_hf.data.shards import check_pair
 from fusmae_hf.modeling.sensors_fusmae import OPTICAL_BANDS
-from tests.data.bigearthnet_fixtures import V1_PAIRS, VH_DB, VV_DB, make_bigearthnet, optical_value, write_tif
+from tests.data.readers.bigearthnet_fixtures import V1_PAIRS, VH_DB, VV_DB, make_bigearthnet, optical_value, write_tif
 
 PARTNER = {optical: sar for sar, optical in V1_PAIRS}
 
@@ -27,12 +27,6 @@ PARTNER = {optical: sar for sar, optical in V1_PAIRS}
 @pytest.fixture(scope="module")
 def archive(tmp_path_factory):
     return make_bigearthnet(tmp_path_factory.mktemp("bigearthnet"))
-
-
-@pytest.fixture
-def own_archive(archive, tmp_path):
-    """A copy that a test may damage."""
-    return Path(shutil.copytree(archive, tmp_path / "archive"))
 
 
 def sar_folder(root, optical):

@@ -8,12 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fusmae_hf.data import ssl4eo_zarr
 from fusmae_hf.data.pairs import PairError
+from fusmae_hf.data.readers import ssl4eo_zarr, zarr_zip
+from fusmae_hf.data.readers.ssl4eo_zarr import SSL4EOS12Zarr
 from fusmae_hf.data.shards import check_pair
-from fusmae_hf.data.ssl4eo_zarr import SSL4EOS12Zarr
 from fusmae_hf.modeling.sensors_fusmae import OPTICAL_BANDS, OPTICAL_BANDS_L1C
-from tests.data.ssl4eo_fixtures import (
+from tests.data.readers.ssl4eo_fixtures import (
     LOCATIONS,
     OPTICAL_TIMES,
     SAR_SEASONS,
@@ -33,12 +33,6 @@ OPTICAL = Path("train", "S2L2A", TRAIN_FILE)
 @pytest.fixture(scope="module")
 def archive(tmp_path_factory):
     return make_ssl4eo_zarr(tmp_path_factory.mktemp("ssl4eo_zarr"))
-
-
-@pytest.fixture
-def own_archive(archive, tmp_path):
-    """A copy that a test may damage."""
-    return Path(shutil.copytree(archive, tmp_path / "archive"))
 
 
 def test_ids_are_location_and_season_in_the_order_of_the_files(archive):
@@ -329,14 +323,14 @@ def test_the_offset_of_baseline_0400_is_declared_and_not_applied(archive):
 def test_neighbouring_pairs_share_open_files_and_chunks(archive, monkeypatch):
     reader = SSL4EOS12Zarr(archive)
     opened, unpacked = [], []
-    seasonal_file, decompressors = ssl4eo_zarr._SeasonalFile, ssl4eo_zarr._decompressors
+    seasonal_file, decompressors = ssl4eo_zarr._SeasonalFile, zarr_zip.decompressors
     monkeypatch.setattr(
         ssl4eo_zarr, "_SeasonalFile", lambda path, bands: opened.append(path) or seasonal_file(path, bands)
     )
     reader.read(0)
     blosc = decompressors()["blosc"]
     counted = {"blosc": lambda data, buffer: unpacked.append(len(buffer)) or blosc(data, buffer)}
-    monkeypatch.setattr(ssl4eo_zarr, "_decompressors", lambda: counted)
+    monkeypatch.setattr(zarr_zip, "decompressors", lambda: counted)
     for index in range(1, 4):
         reader.read(index)
     assert len(opened) == 2

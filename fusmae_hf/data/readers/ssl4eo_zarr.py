@@ -1,32 +1,26 @@
 """Reader of SSL4EO-S12 version 1.1: Sentinel-1 and Sentinel-2 patches of 246,144 locations in four seasons, as zarr.
 
 Paper: Blumenstiel et al., "SSL4EO-S12 v1.1: A Multimodal, Multiseasonal Dataset for Pretraining, Updated"
-(arXiv 2503.00168); of version 1.0: Wang et al. 2023 (arXiv 2211.07044). Format: the zarr storage specification,
-version 2 (https://zarr-specs.readthedocs.io), and the CF conventions for times. Licence: CC-BY-4.0.
+(arXiv 2503.00168); of version 1.0: Wang et al. 2023 (arXiv 2211.07044). Format: zarr version 2 in zip files, with
+times as in the CF conventions. Licence: CC-BY-4.0.
 """
 
-import json
-import math
 import os
 import re
-import struct
-import sys
-import zipfile
-import zlib
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from tqdm.auto import tqdm
 
+from fusmae_hf.data.pairs import Pair, PairError, PairsInfo
+from fusmae_hf.data.plotting import plot_pair
 from fusmae_hf.modeling.sensors_fusmae import BASELINE_0400_OFFSET, SAR_BANDS
 
 from .geotiff import Patch, require_folders, require_same_footprint
-from .pairs import Pair, PairError, PairsInfo
-from .plotting import plot_pair
 from .ssl4eo import EXTRA_COLUMNS, LEVELS, MAX_DAYS_APART, PATCH_PIXELS, check_options, pair_by_time
+from .zarr_zip import ZarrZip, decompressors
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -49,8 +43,6 @@ _TIME_UNITS = {
 _SINCE = re.compile(
     rf"({'|'.join(_TIME_UNITS)}) since (\d{{4}}-\d\d-\d\d)(?:[ T](\d\d:\d\d(?::\d\d(?:\.\d{{1,9}})?)?))?"
 )
-_MAX_METADATA_BYTES = 65_536
-_ZIP_ERRORS = (OSError, EOFError, ValueError, RuntimeError, struct.error, zipfile.BadZipFile, zlib.error)
 
 
 class SSL4EOS12Zarr:
@@ -93,7 +85,7 @@ class SSL4EOS12Zarr:
         optical_offset: float = BASELINE_0400_OFFSET,
         progress: bool = False,
     ):
-        _decompressors()
+        decompressors()  # raises where numcodecs is missing
         check_options(level, max_days_apart)
         self.root = Path(root)
         self._optical_folder = OPTICAL_FOLDERS[level]
@@ -243,24 +235,8 @@ class SSL4EOS12Zarr:
         return plot_pair(pair, self.info)
 
 
-@dataclass(frozen=True)
-class _Array:
-    """What `.zarray` declares of an array, checked."""
-
-    name: str
-    shape: tuple[int, ...]
-    chunks: tuple[int, ...]
-    dtype: np.dtype
-    codec: str | None
-    separator: str
-
-
 class _SeasonalFile:
     """One `.zarr.zip` file: the small arrays are read when it is opened, pixels by `patch`.
-
-    The few features of zarr that the dataset uses are read here, and anything else is refused before it is unpacked:
-    names of members are made here, sizes are checked against those of the dataset, and no filter is run (in zarr one
-    of them unpickles).
 
     Attributes:
         path: the file.
@@ -274,21 +250,16 @@ class _SeasonalFile:
 
     def __init__(self, path: Path, bands: tuple[str, ...]):
         self.path, self.process = path, os.getpid()
-        try:
-            self._zip = zipfile.ZipFile(path)
-        except _ZIP_ERRORS as error:
-            raise PairError(f"{path}: cannot be opened as a zip file ({error}). Download it again.") from error
-        self._chunks: dict[tuple[int, ...], np.ndarray] = {}
-        self._chunks_of: tuple[int, int] | None = None
+        self._zarr = ZarrZip(path, MAX_SAMPLES)
         self._optional: dict[str, np.ndarray | None] = {}
         shape = (None, SEASONS, len(bands), PATCH_PIXELS, PATCH_PIXELS)
-        self._bands = self._describe("bands", shape, "<f[24]" if bands == SAR_BANDS else "<[iu]2")
+        self._bands = self._zarr.describe("bands", shape, "<f[24]" if bands == SAR_BANDS else "<[iu]2")
         size = self._bands.shape[0]
-        names = np.char.upper(self._read(self._describe("band", (len(bands),), _STRINGS))).tolist()
+        names = np.char.upper(self._zarr.read(self._zarr.describe("band", (len(bands),), _STRINGS))).tolist()
         if sorted(names) != sorted(bands):
             raise PairError(f"{path}: expected the bands {list(bands)}, found {names}. Download it again.")
         self._order = [names.index(band) for band in bands]
-        self.locations: list[str] = self._read(self._describe("sample", (size,), _STRINGS)).tolist()
+        self.locations: list[str] = self._zarr.read(self._zarr.describe("sample", (size,), _STRINGS)).tolist()
         if len(set(self.locations)) < size or not all(self.locations):
             raise PairError(f"{path}: `sample` does not name every location once: {self.locations}.")
         self.times = self._read_times((size, SEASONS))
@@ -300,10 +271,7 @@ class _SeasonalFile:
 
     def patch(self, row: int, season: int) -> np.ndarray:
         """Pixels `(bands, 264, 264)`, in the order of the bands that were asked for."""
-        chunks_of = (row // self._bands.chunks[0], season // self._bands.chunks[1])
-        if chunks_of != self._chunks_of:
-            self._chunks, self._chunks_of = {}, chunks_of
-        return self._read(self._bands, row, season)[self._order]
+        return self._zarr.read(self._bands, row, season)[self._order]
 
     def scene(self, row: int, season: int) -> str | None:
         """Name of the scene of a season, where `file_id` holds it."""
@@ -325,11 +293,11 @@ class _SeasonalFile:
 
     def _read_times(self, shape: tuple[int, ...]) -> np.ndarray:
         """The array `time`: stored as datetime64, or as integers with units as in the CF conventions."""
-        array = self._describe("time", shape, r"<i8|<M8\[(?:ns|us|ms|s)\]")
-        values = self._read(array)
+        array = self._zarr.describe("time", shape, r"<i8|<M8\[(?:ns|us|ms|s)\]")
+        values = self._zarr.read(array)
         if array.dtype.kind == "M":
             return values.astype("datetime64[s]")
-        units = self._json("time/.zattrs").get("units")
+        units = self._zarr.json("time/.zattrs").get("units")
         since = _SINCE.fullmatch(str(units))
         try:
             reference = np.datetime64(f"{since[2]}T{since[3] or '00:00:00'}" if since else None, "ns")
@@ -346,103 +314,8 @@ class _SeasonalFile:
         """An array, read once, or None where the file has none of this form."""
         if name not in self._optional:
             try:
-                array = self._describe(name, shape, dtypes)
+                array = self._zarr.describe(name, shape, dtypes)
             except PairError:
                 array = None
-            self._optional[name] = None if array is None else self._read(array)
+            self._optional[name] = None if array is None else self._zarr.read(array)
         return self._optional[name]
-
-    def _describe(self, name: str, shape: tuple[int | None, ...], dtypes: str) -> _Array:
-        """Check what `.zarray` declares against the expected shape (None: the number of locations) and dtype."""
-        found = self._json(f"{name}/.zarray")
-        size, chunks, compressor = found.get("shape"), found.get("chunks"), found.get("compressor")
-        codec = compressor.get("id") if isinstance(compressor, dict) else compressor
-        fits = (
-            found.get("zarr_format") == 2
-            and found.get("order") == "C"
-            and not found.get("filters")
-            and codec in (None, *_decompressors())
-            and found.get("dimension_separator", ".") in (".", "/")
-            and re.fullmatch(dtypes, str(found.get("dtype")))
-            and isinstance(size, list)
-            and isinstance(chunks, list)
-            and len(size) == len(chunks) == len(shape)
-            and all(type(n) is int and n >= 1 and e in (n, None) for n, e in zip(size, shape, strict=True))
-            and size[0] <= (shape[0] or MAX_SAMPLES)
-            and all(type(c) is int and 1 <= c <= n for c, n in zip(chunks, size, strict=True))
-        )
-        if not fits:
-            expected = [f"1 to {MAX_SAMPLES}" if n is None else n for n in shape]
-            raise PairError(
-                f"{self.path}: the array `{name}` is declared as {str(found)[:400]}, but zarr format 2, shape "
-                f"{expected}, dtype {dtypes}, order C, chunks within the shape, no filters and the compressor "
-                f"{', '.join(_decompressors())} or none are expected. Download the file again."
-            )
-        separator = found.get("dimension_separator", ".")
-        return _Array(name, tuple(found["shape"]), tuple(found["chunks"]), np.dtype(found["dtype"]), codec, separator)
-
-    def _read(self, array: _Array, *lead: int) -> np.ndarray:
-        """Values of an array at its leading indices, put together from the chunks that hold them."""
-        shape, chunks = array.shape[len(lead) :], array.chunks[len(lead) :]
-        outer = tuple(index // size for index, size in zip(lead, array.chunks, strict=False))
-        inner = tuple(index % size for index, size in zip(lead, array.chunks, strict=False))
-        values = np.empty(shape, array.dtype)
-        for place in np.ndindex(*(math.ceil(n / size) for n, size in zip(shape, chunks, strict=True))):
-            part = values[tuple(slice(i * size, (i + 1) * size) for i, size in zip(place, chunks, strict=True))]
-            chunk = self._chunk(array, (*outer, *place))[inner]
-            part[...] = chunk[tuple(slice(n) for n in part.shape)]  # chunks at the border are padded
-        return values
-
-    def _chunk(self, array: _Array, position: tuple[int, ...]) -> np.ndarray:
-        """One chunk, decompressed; those of the pixels are kept while the location or season needs them."""
-        if array is self._bands and position in self._chunks:
-            return self._chunks[position]
-        name = f"{array.name}/{array.separator.join(map(str, position))}"
-        size = math.prod(array.chunks) * array.dtype.itemsize
-        data = self._member(name, size + size // 64 + 1024)
-        buffer = np.zeros(size, np.uint8)
-        try:
-            if array.codec is None:
-                buffer[:] = np.frombuffer(data, np.uint8)
-            else:
-                _decompressors()[array.codec](data, buffer)  # refuses to unpack more than `buffer` holds
-            if array.dtype.kind == "U" and buffer.view(np.uint32).max() > sys.maxunicode:
-                raise ValueError("it holds no text")
-        except (RuntimeError, ValueError) as error:
-            raise PairError(f"{self.path}: {name} cannot be decompressed ({error}). Download it again.") from error
-        chunk = buffer.view(array.dtype).reshape(array.chunks)
-        if array is self._bands:
-            self._chunks[position] = chunk
-        return chunk
-
-    def _json(self, name: str) -> dict[str, Any]:
-        try:
-            content = json.loads(self._member(name, _MAX_METADATA_BYTES))
-        except (ValueError, RecursionError) as error:
-            raise PairError(f"{self.path}: {name} is no JSON ({error}). Download it again.") from error
-        return content if isinstance(content, dict) else {}
-
-    def _member(self, name: str, limit: int) -> bytes:
-        """Content of a member of the zip file, of at most `limit` bytes."""
-        try:
-            member = self._zip.getinfo(name)
-            if member.file_size > limit:
-                raise PairError(
-                    f"{self.path}: {name} has {member.file_size:,} bytes, but at most {limit:,} are expected."
-                )
-            return self._zip.read(member)
-        except KeyError as error:
-            raise PairError(f"{self.path}: holds no {name}. Download it again.") from error
-        except _ZIP_ERRORS as error:
-            raise PairError(f"{self.path}: {name} cannot be read ({error}). Download it again.") from error
-
-
-def _decompressors() -> dict[str, Callable]:
-    """The compressors of zarr that are read, by name."""
-    try:
-        from numcodecs import blosc, zstd
-    except ImportError as error:
-        raise ImportError(
-            "Reading .zarr.zip needs numcodecs, which is not installed. Install it with `pip install fusmae_hf[data]`."
-        ) from error
-    return {"blosc": blosc.decompress, "zstd": zstd.decompress}

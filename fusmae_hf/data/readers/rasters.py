@@ -11,8 +11,9 @@ from typing import Any
 
 import numpy as np
 
+from fusmae_hf.data.pairs import PairError, PairsInfo
+
 from .geotiff import require_rasterio
-from .pairs import PairError, PairsInfo
 from .regridding import Grid, resample, source_window
 
 Window = tuple[int, int, int, int]

@@ -8,12 +8,14 @@ with the SEN12MS Dataset", ISPRS Annals 2021 (arXiv 2104.00704). Data: https://m
 
 import os
 import re
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
+from fusmae_hf.data.map_plotting import plot_with_label_map
+from fusmae_hf.data.pairs import Pair, PairsInfo
 from fusmae_hf.modeling.sensors_fusmae import OPTICAL_BANDS_L1C, SAR_BANDS
 
 from .geotiff import Patch, read_geotiff, require_folders, require_rasterio, require_same_footprint, subfolders
@@ -27,8 +29,6 @@ from .igbp import (
     SIMPLIFIED_OF_IGBP,
     class_indices,
 )
-from .map_plotting import plot_with_label_map
-from .pairs import Pair, PairError, PairsInfo
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -40,7 +40,8 @@ SPLIT_LISTS = {"train": "train_list.txt", "test": "test_list.txt"}
 """Official lists: 162,555 patches for training and 18,106 for the test, which leaves one of all in neither."""
 
 NUM_PAIRS = 180_662
-PATCH_PIXELS = 256
+PATCH_SIZE = (256, 256)
+"""Height and width of a patch in pixels."""
 
 MAP_DTYPES = ("uint8", "int8", "uint16", "int16", "uint32", "int32")
 """Dtypes in which a file may hold codes of classes."""
@@ -165,7 +166,7 @@ class SEN12MS:
         sar, optical = read_patches(paths["s1"], paths["s2"])
         labels, label_map = None, None
         if self._has_maps:
-            land_cover = read_typed(paths["lc"], 4, PATCH_PIXELS, MAP_DTYPES)
+            land_cover = read_geotiff(paths["lc"], count=4, size=PATCH_SIZE, dtype=MAP_DTYPES)
             require_same_footprint(paths["lc"], land_cover, paths["s2"], optical)
             igbp = land_cover.values[0]
             label_map = simplified = class_indices(igbp, SIMPLIFIED_OF_IGBP, paths["lc"])
@@ -190,21 +191,6 @@ class SEN12MS:
         return plot_with_label_map(pair, self.info, colours=SIMPLIFIED_COLOURS if self._simplify_map else IGBP_COLOURS)
 
 
-def read_typed(path: Path, count: int, pixels: int, dtypes: Collection[str]) -> Patch:
-    """Read a GeoTIFF of `count` bands of `pixels` x `pixels` pixels in any of some dtypes: see `read_geotiff`.
-
-    Raises:
-        PairError: the file is missing or unreadable, or has another size, band count or dtype.
-    """
-    patch = read_geotiff(path, count=count, size=(pixels, pixels))
-    if patch.values.dtype.name not in dtypes:
-        raise PairError(
-            f"{path}: expected values in {' or '.join(dtypes)}, found {patch.values.dtype}. Replace the file by the "
-            "one of the official archive."
-        )
-    return patch
-
-
 def read_patches(sar_path: Path, optical_path: Path) -> tuple[Patch, Patch]:
     """Read the two patches of a pair in the format of SEN12MS, which DFC2020 shares.
 
@@ -215,8 +201,8 @@ def read_patches(sar_path: Path, optical_path: Path) -> tuple[Patch, Patch]:
     Raises:
         PairError: a file is missing or unreadable, has another size, band count or dtype, or the two lie apart.
     """
-    sar = read_typed(sar_path, len(SAR_BANDS), PATCH_PIXELS, ("float32", "float64"))
-    optical = read_typed(optical_path, len(OPTICAL_BANDS_L1C), PATCH_PIXELS, ("uint16",))
+    sar = read_geotiff(sar_path, count=len(SAR_BANDS), size=PATCH_SIZE, dtype=("float32", "float64"))
+    optical = read_geotiff(optical_path, count=len(OPTICAL_BANDS_L1C), size=PATCH_SIZE, dtype="uint16")
     require_same_footprint(sar_path, sar, optical_path, optical)
     return sar, optical
 

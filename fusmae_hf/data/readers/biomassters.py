@@ -16,11 +16,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.csv as pv
 
+from fusmae_hf.data.map_plotting import plot_with_label_map
+from fusmae_hf.data.pairs import Pair, PairError, PairsInfo
 from fusmae_hf.modeling.sensors_fusmae import SAR_BANDS
 
 from .geotiff import read_geotiff, require_rasterio, subfolders
-from .map_plotting import plot_with_label_map
-from .pairs import Pair, PairError, PairsInfo
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -9,14 +9,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from fusmae_hf.data import geotiff
-from fusmae_hf.data.bigearthnet_patches import OPTICAL_FACTORS
 from fusmae_hf.data.classes import CLASSES_19
 from fusmae_hf.data.native_resolution import NativeBands
 from fusmae_hf.data.pairs import PairError
-from fusmae_hf.data.reben import ReBEN
+from fusmae_hf.data.readers import geotiff
+from fusmae_hf.data.readers.bigearthnet_patches import OPTICAL_FACTORS
+from fusmae_hf.data.readers.reben import ReBEN
 from fusmae_hf.data.shards import check_pair
-from tests.data.bigearthnet_fixtures import REBEN_PAIRS, SPLITS, VH_DB, VV_DB, make_reben, write_tif
+from tests.data.readers.bigearthnet_fixtures import REBEN_PAIRS, SPLITS, VH_DB, VV_DB, make_reben, write_tif
 
 OPTICAL_IDS = sorted(optical for _, optical in REBEN_PAIRS)
 SAR_OF = {optical: sar for sar, optical in REBEN_PAIRS}
@@ -26,12 +26,6 @@ SNOWY = "S2B_MSIL2A_20170924T093019_N9999_R136_T35UMA_11_12"
 @pytest.fixture(scope="module")
 def archive(tmp_path_factory):
     return make_reben(tmp_path_factory.mktemp("reben"))
-
-
-@pytest.fixture
-def own_archive(archive, tmp_path):
-    """A copy that a test may damage."""
-    return Path(shutil.copytree(archive, tmp_path / "archive"))
 
 
 def optical_folder(root, name):

@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
+from fusmae_hf.data.map_plotting import plot_with_label_map
+from fusmae_hf.data.pairs import Pair, PairError, PairsInfo
 from fusmae_hf.modeling.sensors_fusmae import OPTICAL_BANDS, OPTICAL_BANDS_L1C, SAR_BANDS
 
 from .geotiff import Patch, read_geotiff, require_folders, require_rasterio, require_same_footprint
-from .map_plotting import plot_with_label_map
-from .pairs import Pair, PairError, PairsInfo
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -151,12 +151,7 @@ class TerraMesh:
                 f"{optical_path}: expected {' or '.join(f'{side}x{side}' for side in SIZES)} pixels, found "
                 f"{size[0]}x{size[1]}. Replace the file by the one of the dataset."
             )
-        sar = read_geotiff(sar_path, count=len(SAR_BANDS), size=size)
-        if sar.values.dtype.name not in ("float32", "float64"):
-            raise PairError(
-                f"{sar_path}: expected backscatter in dB as float32 or float64, found {sar.values.dtype}. Replace the "
-                "file by the one of the dataset."
-            )
+        sar = read_geotiff(sar_path, count=len(SAR_BANDS), size=size, dtype=("float32", "float64"))
         require_same_footprint(sar_path, sar, optical_path, optical)
         return Pair(
             id=self.ids[index],

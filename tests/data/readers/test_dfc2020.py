@@ -1,16 +1,15 @@
 import pickle
 import shutil
-from pathlib import Path
 
 import numpy as np
 import pytest
 
-from fusmae_hf.data import dfc2020, sen12ms
-from fusmae_hf.data.dfc2020 import DFC2020
-from fusmae_hf.data.igbp import SIMPLIFIED_CLASSES
 from fusmae_hf.data.pairs import PairError
+from fusmae_hf.data.readers import dfc2020, sen12ms
+from fusmae_hf.data.readers.dfc2020 import DFC2020
+from fusmae_hf.data.readers.igbp import SIMPLIFIED_CLASSES
 from fusmae_hf.data.shards import check_pair
-from tests.data.sen12ms_fixtures import (
+from tests.data.readers.sen12ms_fixtures import (
     VH_DB,
     VV_DB,
     backscatter,
@@ -33,12 +32,6 @@ IDS = [
 @pytest.fixture(scope="module")
 def archive(tmp_path_factory):
     return make_dfc2020(tmp_path_factory.mktemp("dfc2020"))
-
-
-@pytest.fixture
-def own_archive(archive, tmp_path):
-    """A copy that a test may damage."""
-    return Path(shutil.copytree(archive, tmp_path / "archive"))
 
 
 def test_pairs_are_given_in_order_with_the_split_of_their_folder(archive):
@@ -65,7 +58,8 @@ def test_the_summary_counts_pairs_and_maps(own_archive):
 def test_listing_opens_no_file_and_scans_each_folder_once(archive, monkeypatch):
     scanned, listdir = [], dfc2020.os.listdir
     monkeypatch.setattr(dfc2020.os, "listdir", lambda folder: scanned.append(folder) or listdir(folder))
-    monkeypatch.setattr(sen12ms, "read_geotiff", lambda path, **_: pytest.fail(f"{path} was opened"))
+    for module in (dfc2020, sen12ms):
+        monkeypatch.setattr(module, "read_geotiff", lambda path, **_: pytest.fail(f"{path} was opened"))
     DFC2020(archive)
     assert len(scanned) == len(set(scanned)) == 2 * 3  # two splits; s1, s2 and the maps asked for
 
@@ -170,12 +164,12 @@ def test_a_reader_can_be_pickled(archive):
 @pytest.mark.parametrize(
     ("kind", "values", "message"),
     [
-        ("s1", backscatter().astype(np.int16), "expected values in float32 or float64, found int16"),
-        ("s1", backscatter(128), "expected 2 bands of 256x256 pixels in float32, found 2 of 128x128"),
+        ("s1", backscatter().astype(np.int16), "in float32 or float64, found 2 of 256x256 in int16"),
+        ("s1", backscatter(128), "expected 2 bands of 256x256 pixels in float32 or float64, found 2 of 128x128"),
         ("s2", digital_numbers()[:12], "expected 13 bands of 256x256 pixels in uint16, found 12"),
-        ("s2", digital_numbers().astype(np.int32), "expected values in uint16, found int32"),
-        ("dfc", dfc_rows().repeat(2, axis=0), "expected 1 band of 256x256 pixels in uint8, found 2"),
-        ("dfc", dfc_rows().astype(np.float32), "expected values in uint8 or .*, found float32"),
+        ("s2", digital_numbers().astype(np.int32), "in uint16, found 13 of 256x256 in int32"),
+        ("dfc", dfc_rows().repeat(2, axis=0), "expected 1 band of 256x256 pixels in uint8 or .*, found 2"),
+        ("dfc", dfc_rows().astype(np.float32), "in uint8 or .*, found 1 of 256x256 in float32"),
         ("dfc", dfc_rows() + np.uint8(1), r"holds the codes \[11\], but land cover has the codes 1 to 10"),
     ],
 )

@@ -6,11 +6,14 @@ from pathlib import Path
 
 import numpy as np
 
+from fusmae_hf.data.native_resolution import NativeBands
+from fusmae_hf.data.pairs import Pair
 from fusmae_hf.modeling.sensors_fusmae import OPTICAL_BANDS, OPTICAL_RESOLUTION, SAR_BANDS
 
-from .geotiff import GRID_METRES, Patch, read_geotiff, read_pixels, require_same_footprint
-from .native_resolution import NativeBands
-from .pairs import Pair
+from .geotiff import Patch, read_geotiff, read_pixels, require_same_footprint
+
+GRID_METRES = 10
+"""Pixel of the finest Sentinel-2 bands, and of the grid on which both sensors are given."""
 
 PATCH_METRES = 1200
 """Side of a BigEarthNet patch on the ground."""

@@ -14,11 +14,19 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 from tqdm.auto import tqdm
 
+from fusmae_hf.data.pairs import Pair, PairError, PairsInfo
+from fusmae_hf.data.plotting import plot_pair
 from fusmae_hf.modeling.sensors_fusmae import OPTICAL_BANDS, OPTICAL_BANDS_L1C, OPTICAL_RESOLUTION, SAR_BANDS
 
-from .geotiff import Patch, acquisition_time, read_geotiff, require_folders, require_rasterio, subfolders
-from .pairs import Pair, PairError, PairsInfo
-from .plotting import plot_pair
+from .geotiff import (
+    Patch,
+    acquisition_time,
+    read_geotiff,
+    require_folders,
+    require_rasterio,
+    require_same_footprint,
+    subfolders,
+)
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -180,7 +188,7 @@ class SSL4EOS12:
         """
         sar_folder, optical_folder = self._folders(index)
         sar, optical = _read_sar(sar_folder), self._read_optical(optical_folder)
-        _require_same_place(sar_folder, sar, optical_folder, optical)
+        require_same_footprint(sar_folder, sar, optical_folder, optical, MAX_PIXELS_APART)
         return Pair(
             id=self.ids[index],
             sar=sar.values,
@@ -273,18 +281,3 @@ def _read_band(path: Path, pixels: int, dtype: str) -> Patch:
 def _read_sar(folder: Path) -> Patch:
     bands = [_read_band(folder / f"{band}.tif", PATCH_PIXELS, "float32") for band in SAR_BANDS]
     return Patch(np.concatenate([band.values for band in bands]), bands[0].crs, bands[0].transform)
-
-
-def _require_same_place(sar_folder: Path, sar: Patch, optical_folder: Path, optical: Patch) -> None:
-    """Refuse patches whose centres are more than `MAX_PIXELS_APART` apart; those without a CRS are not compared."""
-    if sar.transform is None or optical.transform is None:
-        return
-    half = PATCH_PIXELS / 2
-    centres = [(t[2] + half * t[0], t[5] + half * t[4]) for t in (sar.transform, optical.transform)]
-    pixel = (optical.transform[0], optical.transform[4])
-    apart = max(abs((a - b) / size) for a, b, size in zip(*centres, pixel, strict=True))
-    if sar.crs != optical.crs or apart > MAX_PIXELS_APART:
-        raise PairError(
-            f"{sar_folder} and {optical_folder} are not the same place: centres {centres[0]} in {sar.crs} and "
-            f"{centres[1]} in {optical.crs}. Unpack both again from the official archive."
-        )

@@ -11,12 +11,11 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
+from fusmae_hf.data.map_plotting import plot_with_label_map
+from fusmae_hf.data.pairs import Pair, PairError, PairsInfo
 from fusmae_hf.modeling.sensors_fusmae import OPTICAL_BANDS_L1C, SAR_BANDS
 
-from .geotiff import Patch, require_folders, require_rasterio
-from .map_plotting import plot_with_label_map
-from .pairs import Pair, PairError, PairsInfo
-from .sen12ms import read_typed
+from .geotiff import read_geotiff, require_folders, require_rasterio, require_same_footprint
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -122,11 +121,12 @@ class Sen1Floods11:
         """
         chip = self.ids[index]
         paths = {kind: folder / f"{chip}_{kind}.tif" for kind, folder in self._folders.items()}
-        sar = read_typed(paths["S1Hand"], len(SAR_BANDS), CHIP_PIXELS, ("float32",))
-        optical = read_typed(paths["S2Hand"], len(OPTICAL_BANDS_L1C), CHIP_PIXELS, ("int16", "uint16"))
-        label_map = read_typed(paths["LabelHand"], 1, CHIP_PIXELS, ("int16",))
-        _require_same_grid(paths["S1Hand"], sar, paths["S2Hand"], optical)
-        _require_same_grid(paths["LabelHand"], label_map, paths["S2Hand"], optical)
+        size, count = (CHIP_PIXELS, CHIP_PIXELS), len(OPTICAL_BANDS_L1C)
+        sar = read_geotiff(paths["S1Hand"], count=len(SAR_BANDS), size=size, dtype="float32")
+        optical = read_geotiff(paths["S2Hand"], count=count, size=size, dtype=("int16", "uint16"))
+        label_map = read_geotiff(paths["LabelHand"], count=1, size=size, dtype="int16")
+        require_same_footprint(paths["S1Hand"], sar, paths["S2Hand"], optical)
+        require_same_footprint(paths["LabelHand"], label_map, paths["S2Hand"], optical)
         unknown = sorted(set(np.unique(label_map.values).tolist()) - {NO_DATA, NOT_WATER, WATER})
         if unknown:
             raise PairError(
@@ -171,16 +171,3 @@ def _read_splits(folder: Path) -> dict[str, str]:
             if split_of.setdefault(chip, split) != split:
                 raise ValueError(f"{folder}: {chip} is listed for both {split_of[chip]} and {split}.")
     return split_of
-
-
-def _require_same_grid(path: Path, patch: Patch, optical_path: Path, optical: Patch) -> None:
-    """Refuse files whose upper left corners are more than a pixel apart; those without a CRS are not compared."""
-    if patch.transform is None or optical.transform is None:
-        return
-    corners = [(values[2], values[5]) for values in (patch.transform, optical.transform)]
-    apart = max(abs(a - b) for a, b in zip(*corners, strict=True))
-    if patch.crs != optical.crs or apart > optical.transform[0]:
-        raise PairError(
-            f"{path} and {optical_path} are not the same place: upper left corners {corners[0]} in {patch.crs} and "
-            f"{corners[1]} in {optical.crs}. Replace them by those of the official archive."
-        )

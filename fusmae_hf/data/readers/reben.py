@@ -13,13 +13,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from fusmae_hf.data.classes import CLASSES_19
+from fusmae_hf.data.pairs import Pair, PairError, PairsInfo
+from fusmae_hf.data.plotting import plot_pair
 from fusmae_hf.modeling.sensors_fusmae import OPTICAL_BANDS, SAR_BANDS
 
 from .bigearthnet_patches import OPTICAL_FACTORS, expanded, read_map, read_patches
-from .classes import CLASSES_19
 from .geotiff import acquisition_time, require_folders, require_rasterio, subfolders
-from .pairs import Pair, PairError, PairsInfo
-from .plotting import plot_pair
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -1,6 +1,5 @@
 import os
 import pickle
-import shutil
 import warnings
 from pathlib import Path
 
@@ -8,9 +7,9 @@ import numpy as np
 import pytest
 import rasterio
 
-from fusmae_hf.data import biomassters
-from fusmae_hf.data.biomassters import OPTICAL_BANDS, BioMassters
 from fusmae_hf.data.pairs import PairError
+from fusmae_hf.data.readers import biomassters
+from fusmae_hf.data.readers.biomassters import OPTICAL_BANDS, BioMassters
 from fusmae_hf.data.shards import check_pair
 
 VV_ASCENDING, VH_ASCENDING, VV_DESCENDING, VH_DESCENDING = -10.25, -16.5, -11.75, -17.25
@@ -66,12 +65,6 @@ def archive(tmp_path_factory):
     write_biomass(root / "train_agbm", "0060c0a5", 12.25)
     write_month(root / "test_features", "ffff0000", "05")
     return root
-
-
-@pytest.fixture
-def own_archive(archive, tmp_path):
-    """A copy that a test may damage."""
-    return Path(shutil.copytree(archive, tmp_path / "archive"))
 
 
 def read(reader, name):

@@ -8,12 +8,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fusmae_hf.data import geotiff
 from fusmae_hf.data.pairs import PairError
+from fusmae_hf.data.readers import geotiff
+from fusmae_hf.data.readers.ssl4eo import SSL4EOS12, pair_by_time
 from fusmae_hf.data.shards import check_pair
-from fusmae_hf.data.ssl4eo import SSL4EOS12, pair_by_time
 from fusmae_hf.modeling.sensors_fusmae import OPTICAL_BANDS, OPTICAL_BANDS_L1C
-from tests.data.ssl4eo_fixtures import (
+from tests.data.readers.ssl4eo_fixtures import (
     CORNER,
     EARLY,
     LATE,
@@ -33,12 +33,6 @@ from tests.data.ssl4eo_fixtures import (
 @pytest.fixture(scope="module")
 def archive(tmp_path_factory):
     return make_ssl4eo(tmp_path_factory.mktemp("ssl4eo"))
-
-
-@pytest.fixture
-def own_archive(archive, tmp_path):
-    """A copy that a test may damage."""
-    return Path(shutil.copytree(archive, tmp_path / "archive"))
 
 
 def test_ids_are_location_and_sentinel_2_scene_in_order(archive):

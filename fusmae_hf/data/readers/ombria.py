@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
+from fusmae_hf.data.map_plotting import plot_with_label_map
+from fusmae_hf.data.pairs import Pair, PairError, PairsInfo
+
 from .geotiff import require_folders
-from .map_plotting import plot_with_label_map
-from .pairs import Pair, PairError, PairsInfo
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
