@@ -80,6 +80,8 @@ smoke-wheel: $(VENV)-wheel/.installed
 	cd $(VENV)-wheel && bin/python -c "import fusmae_hf; print('wheel:', fusmae_hf.__version__)"
 	cd $(VENV)-wheel && bin/fusmae --version
 	cd $(VENV)-wheel && bin/python -m fusmae_hf.training.run_pretrain --help > /dev/null
+	cd $(VENV)-wheel && bin/python -m fusmae_hf.training.run_finetune --help > /dev/null
+	cd $(VENV)-wheel && bin/python -m fusmae_hf.training.run_probe --help > /dev/null
 
 clean:
 	rm -rf $(VENV) $(VENV)-wheel build dist .cache *.egg-info

@@ -12,6 +12,7 @@ from tqdm import tqdm
 from fusmae_hf import __version__
 from fusmae_hf.data.pairs import PairError
 from fusmae_hf.prepare_commands import add_merge, add_prepare
+from fusmae_hf.protocol_command import add_protocol, split_handed_on
 from fusmae_hf.shard_commands import add_inspect, add_push, add_stats, add_verify
 
 USER_ERRORS = (PairError, ValueError, OSError, ImportError)
@@ -25,9 +26,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: arguments without the name of the program; those of the process by default.
 
     Returns:
-        Exit code: 0, 1 where `verify` found errors, 2 after a user's mistake, 130 after an interrupt.
+        Exit code: 0, 1 where `verify` found errors or a step of `protocol` failed, 2 after a user's mistake, 130
+        after an interrupt.
     """
-    arguments = build_parser().parse_args(argv)
+    own, handed_on = split_handed_on(sys.argv[1:] if argv is None else argv)
+    arguments = build_parser().parse_args(own)
+    if handed_on:
+        arguments.finetune_arguments = handed_on
     with warnings.catch_warnings():
         warnings.showwarning = _show_warning
         try:
@@ -48,13 +53,14 @@ def build_parser() -> argparse.ArgumentParser:
     """The parser of all sub-commands; each sets `run` to the function that does the work."""
     parser = argparse.ArgumentParser(
         prog="fusmae",
-        description="Prepare, check, measure and share pairs of Sentinel-1 and Sentinel-2 patches for Fus-MAE.",
+        description="Prepare, check, measure and share pairs of Sentinel-1 and Sentinel-2 patches for Fus-MAE, and "
+        "measure its checkpoints.",
     )
     parser.add_argument("--version", action="version", version=f"fusmae {__version__}")
     debugging = argparse.ArgumentParser(add_help=False)
     debugging.add_argument("--debug", action="store_true", help="show the traceback of an error")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    for add in (add_prepare, add_merge, add_inspect, add_stats, add_verify, add_push):
+    for add in (add_prepare, add_merge, add_inspect, add_stats, add_verify, add_push, add_protocol):
         add(commands, [debugging])
     return parser
 

@@ -1,13 +1,12 @@
 """The card of a fine-tuned checkpoint, written from the records of the run that made it."""
 
-import json
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from huggingface_hub import EvalResult, ModelCardData
 
 from .data.pairs import PairsInfo
-from .hub import CITATION
+from .hub import card_fields, save_card
 from .modeling.configuration_fusmae import FusMAEConfig
 from .modeling.image_processing_fusmae import FusMAEImageProcessor
 
@@ -152,44 +151,21 @@ def write_fine_tuned_card(
     )
     labels = [label for _, label in sorted((config.id2label or {}).items())]
     quantity = f"The model gives {labels[0]}{' for each pixel' if dense else ''}, in the units of the labels."
-    statistics = f"{processor.statistics} statistics" if processor.statistics else "statistics of its own"
     use = _USE_ADAPTER if record["adapter"] else _USE_WHOLE
     fraction = record["label_fraction"]
     body = _FINE_TUNED.format(
+        **card_fields(config=config, processor=processor, info=info, record=record),
         name=name,
         task=f"{task.replace('_', ' ')}{' of pixels' if dense and task == 'regression' else ''}",
         use=use.format(folder=folder.name, auto_class=auto_class, model_class=model_class, base=record["preset"]),
         outputs=quantity if task == "regression" else f"Classes, in order: {', '.join(labels)}.",
         fraction="" if fraction == 1 else f" ({fraction:.3g} of its training labels)",
-        pairs=record["pairs"],
-        dataset=info.name,
-        simulated=" **The imagery is simulated.**" if info.simulated else "",
-        sar_bands=", ".join(processor.sar_bands),
-        sar_units=processor.sar_units,
-        sar_statistics=statistics,
-        optical_bands=", ".join(processor.optical_bands),
-        optical_units=processor.optical_units,
-        optical_offset=processor.optical_offset,
-        optical_statistics=statistics,
         sensors={"both": "both sensors", "sar": "SAR alone", "optical": "optical alone"}[record["sensors"]],
-        source=info.source,
-        license=info.license,
-        content_hash=record["content"],
-        command=record["command"],
         start="From scratch" if record["from_scratch"] else f"Started from `{record['preset']}`",
         learning=record["learning"],
-        steps=record["steps"],
-        batch=record["global_batch_size"],
-        seed=record["seed"],
-        precision=record["precision"],
-        device=record["device"],
-        config=json.dumps({key: value for key, value in config.to_diff_dict().items() if key in config._own_fields()}),
         measured=record["measured"],
         split=record["split"],
         results=results,
         by_class=f"\n{by_class}" if by_class else "",
-        citation=CITATION,
     )
-    path = folder / "README.md"
-    ModelCard(f"---\n{data.to_yaml()}\n---\n{body}").save(path)
-    return path
+    return save_card(folder, data, body)

@@ -142,33 +142,49 @@ def write_model_card(
         metrics=["mse"],
         eval_results=results or None,
     )
-    statistics = f"{processor.statistics} statistics" if processor.statistics else "statistics of its own"
     body = _BODY.format(
+        **card_fields(config=config, processor=processor, info=info, record=record),
         name=name,
         folder=folder.name,
-        pairs=record["pairs"],
-        dataset=info.name,
-        simulated=" **The imagery is simulated.**" if info.simulated else "",
-        sar_bands=", ".join(processor.sar_bands),
-        sar_units=processor.sar_units,
-        sar_statistics=statistics,
-        optical_bands=", ".join(processor.optical_bands),
-        optical_units=processor.optical_units,
-        optical_offset=processor.optical_offset,
-        optical_statistics=statistics,
-        source=info.source,
-        license=info.license,
-        content_hash=record["content"],
-        command=record["command"],
-        steps=record["steps"],
-        batch=record["global_batch_size"],
-        seed=record["seed"],
-        precision=record["precision"],
-        device=record["device"],
-        config=json.dumps({key: value for key, value in config.to_diff_dict().items() if key in config._own_fields()}),
         results=results_table(metrics, record["held_out"]),
-        citation=CITATION,
     )
+    return save_card(folder, data, body)
+
+
+def card_fields(
+    *, config: FusMAEConfig, processor: FusMAEImageProcessor, info: PairsInfo, record: dict[str, Any]
+) -> dict[str, Any]:
+    """What every card tells of the sensors, the training pairs and the run, by the names of the templates."""
+    statistics = f"{processor.statistics} statistics" if processor.statistics else "statistics of its own"
+    return {
+        "dataset": info.name,
+        "simulated": " **The imagery is simulated.**" if info.simulated else "",
+        "sar_bands": ", ".join(processor.sar_bands),
+        "sar_units": processor.sar_units,
+        "sar_statistics": statistics,
+        "optical_bands": ", ".join(processor.optical_bands),
+        "optical_units": processor.optical_units,
+        "optical_offset": processor.optical_offset,
+        "optical_statistics": statistics,
+        "source": info.source,
+        "license": info.license,
+        "pairs": record["pairs"],
+        "content_hash": record["content"],
+        "command": record["command"],
+        "steps": record["steps"],
+        "batch": record["global_batch_size"],
+        "seed": record["seed"],
+        "precision": record["precision"],
+        "device": record["device"],
+        "config": json.dumps(
+            {key: value for key, value in config.to_diff_dict().items() if key in config._own_fields()}
+        ),
+        "citation": CITATION,
+    }
+
+
+def save_card(folder: Path, data: ModelCardData, body: str) -> Path:
+    """Write metadata and text as `README.md` of a checkpoint folder; gives its path."""
     path = folder / "README.md"
     ModelCard(f"---\n{data.to_yaml()}\n---\n{body}").save(path)
     return path

@@ -12,7 +12,7 @@ from fusmae_hf.cli import main
 from fusmae_hf.data.archives import ARCHIVES
 from fusmae_hf.data.shards import read_dataset_info
 from fusmae_hf.inspection import contact_sheet, inspect_shards
-from tests.data.bigearthnet_fixtures import V1_PAIRS, VH_DB, VV_DB, make_bigearthnet, make_reben
+from tests.data.readers.bigearthnet_fixtures import V1_PAIRS, VH_DB, VV_DB, make_bigearthnet, make_reben
 
 
 @pytest.fixture(scope="module")

@@ -54,14 +54,17 @@ def test_files_and_commands_that_a_page_names_exist(page):
 
 def test_commands_shown_have_the_options_they_are_shown_with():
     from fusmae_hf.cli import build_parser
+    from fusmae_hf.protocol_command import split_handed_on
 
     for page in PAGES:
         shown = re.findall(
-            r"^fusmae (prepare|merge|inspect|stats|verify|push) ([^\n#]*)", page.read_text(), flags=re.MULTILINE
+            r"^fusmae (prepare|merge|inspect|stats|verify|push|protocol) ([^\n#]*)",
+            page.read_text(),
+            flags=re.MULTILINE,
         )
         for line in shown:
             arguments = " ".join(line).rstrip("\\ ").replace("<", "").replace(">", "").split()
-            build_parser().parse_args(arguments)
+            build_parser().parse_args(split_handed_on(arguments)[0])
 
 
 def test_the_fusmae_script_is_installed():

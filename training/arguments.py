@@ -14,8 +14,8 @@ from transformers import HfArgumentParser, TrainingArguments
 
 
 @dataclass
-class PairArguments:
-    """Where the pairs come from, and how they are shown."""
+class SourceArguments:
+    """Where the pairs come from."""
 
     data: str | None = field(
         default=None,
@@ -30,7 +30,8 @@ class PairArguments:
     statistics: str | None = field(
         default=None,
         metadata={
-            "help": "Published statistics to normalise with (a dataset name); left out: those that the shards name."
+            "help": "Statistics to normalise with: the name of a dataset that has published ones, or a folder with a "
+            "processor (`fusmae stats --processor`); left out: those that the shards name."
         },
     )
     on_bad_files: str = field(
@@ -40,6 +41,13 @@ class PairArguments:
             "with the next pair, and count it."
         },
     )
+    simulated_pairs: int = field(default=768, metadata={"help": "Pairs to simulate where no `data` is given."})
+
+
+@dataclass
+class PairArguments(SourceArguments):
+    """Where the pairs come from, and how training is shown them."""
+
     flips: bool = field(default=True, metadata={"help": "Mirror training pairs at random."})
     rotations: bool = field(default=True, metadata={"help": "Turn training pairs by quarter turns at random."})
     min_crop: float = field(
@@ -49,7 +57,6 @@ class PairArguments:
         default=0.0,
         metadata={"help": "Random gain and offset of each band, in its standard deviations; 0 for none."},
     )
-    simulated_pairs: int = field(default=768, metadata={"help": "Pairs to simulate where no `data` is given."})
 
 
 @dataclass
@@ -91,6 +98,14 @@ class ModelArguments:
             raise ValueError(
                 f"`config` must be JSON such as '{{\"mask_ratio\": 0.6}}', not {self.config!r}: {error}."
             ) from error
+
+
+@dataclass
+class CheckpointArguments(ModelArguments):
+    """Which encoder to measure: that of a checkpoint, or a fresh one."""
+
+    model: str | None = field(default=None, metadata={"help": "Checkpoint to start from: a folder or a Hub id."})
+    from_scratch: bool = field(default=False, metadata={"help": "Take a fresh model of `preset` instead."})
 
 
 @dataclass

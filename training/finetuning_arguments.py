@@ -3,16 +3,15 @@
 from dataclasses import dataclass, field
 from typing import cast
 
-from .arguments import ModelArguments, RunArguments
-from .inputs import SENSOR_CHOICES, Sensors
+from fusmae_hf.data.inputs import SENSOR_CHOICES, Sensors
+
+from .arguments import CheckpointArguments, RunArguments
 
 
 @dataclass
-class FineTuningModelArguments(ModelArguments):
+class FineTuningModelArguments(CheckpointArguments):
     """Which model to fine-tune, and how much of it."""
 
-    model: str | None = field(default=None, metadata={"help": "Checkpoint to start from: a folder or a Hub id."})
-    from_scratch: bool = field(default=False, metadata={"help": "Train a fresh model of `preset` instead."})
     freeze: str = field(default="none", metadata={"help": "`encoder` lets only the head learn; `none`."})
     lora_rank: int = field(default=0, metadata={"help": "Rank of low-rank adapters in the attention; 0 for none."})
     lora_alpha: int | None = field(default=None, metadata={"help": "Scale of adapters; twice the rank if left out."})
@@ -110,11 +109,17 @@ class FineTuningArguments(RunArguments):
     seeds: int = field(
         default=1, metadata={"help": "Train so many times, with seeds from `seed` on, each in a folder of its own."}
     )
+    bootstrap: int = field(
+        default=0,
+        metadata={"help": "Resamples of the test pairs for an interval of each main metric; 0 for none."},
+    )
 
     def __post_init__(self) -> None:
         self.metric_is_given = self.metric_for_best_model is not None
         if self.seeds < 1:
             raise ValueError(f"`seeds` must be at least 1, not {self.seeds}.")
+        if self.bootstrap < 0:
+            raise ValueError(f"`bootstrap` must be a number of resamples, or 0 for none, not {self.bootstrap}.")
         super().__post_init__()
 
     def choose_best_by(self, metric: str, held_out: bool) -> None:

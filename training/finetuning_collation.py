@@ -8,10 +8,10 @@ import torch
 from fusmae_hf import FusMAEImageProcessor
 from fusmae_hf.data.augmentation import PairAugmentation
 from fusmae_hf.data.collation import PairCollator
+from fusmae_hf.data.inputs import PairInputs, Sensors
 from fusmae_hf.data.pairs import PairsInfo
 
 from .finetuning_tasks import FineTuningTask
-from .inputs import PairInputs, Sensors
 
 _MASKS = ("pixel_mask", "pixel_mask_sar")
 

@@ -66,12 +66,19 @@ class PairSubset(Dataset[dict[str, Any]]):
         return self.pairs.__getitems__([(epoch, int(self.rows[row])) for epoch, row in pairs])
 
     def sampler(
-        self, batch_size: int, *, seed: int = 0, shuffle: bool = True, num_processes: int = 1, num_lanes: int = 1
+        self,
+        batch_size: int,
+        *,
+        seed: int = 0,
+        shuffle: bool = True,
+        num_processes: int = 1,
+        num_lanes: int = 1,
+        accumulation: int = 1,
     ) -> EpochSampler | SequentialPairSampler:
         """See `PairDataset`."""
         if not shuffle:
             return SequentialPairSampler(self)
-        return EpochSampler(self, batch_size, seed=seed, num_processes=num_processes)
+        return EpochSampler(self, batch_size, seed=seed, num_processes=num_processes, accumulation=accumulation)
 
 
 def read_columns(pairs: PairDataset | PairSubset, names: Sequence[str]) -> dict[str, list[Any]]:

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from transformers import EvalPrediction
 
-from fusmae_hf.evaluation.map_scores import confusion_counts
+from fusmae_hf.evaluation.map_scores import confusion_counts, errors_of_sums
 from fusmae_hf.evaluation.metrics import load_metric
 
 from .finetuning_tasks import FineTuningTask
@@ -71,23 +71,6 @@ def pixel_sums(predicted: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     spread = torch.where(valid, truth - mean[:, None], 0.0).square().sum(dim=1)
     sums = [count, error.sum(dim=1), error.abs().sum(dim=1), error.square().sum(dim=1), mean, spread]
     return torch.stack([values.double() for values in sums], dim=1).to(labels.device)
-
-
-def errors_of_sums(sums: np.ndarray) -> dict[str, float | int | None]:
-    """`rmse`, `mae`, `r2`, `bias` and `num_values` of all pixels together, from `pixel_sums` `(maps, 6)`."""
-    count, error, absolute, squared, mean, spread = np.asarray(sums, dtype=np.float64).T
-    total = count.sum()
-    if not total:
-        return {"rmse": None, "mae": None, "r2": None, "bias": None, "num_values": 0}
-    overall = (mean * count).sum() / total
-    variation = spread.sum() + (count * (mean - overall) ** 2).sum()
-    return {
-        "rmse": float(np.sqrt(squared.sum() / total)),
-        "mae": float(absolute.sum() / total),
-        "r2": float(1 - squared.sum() / variation) if variation > 0 else None,
-        "bias": float(error.sum() / total),
-        "num_values": int(total),
-    }
 
 
 class TaskMetrics:

@@ -6,20 +6,23 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from fusmae_hf import FusMAEConfig, FusMAEImageProcessor
+from fusmae_hf import FusMAEConfig, FusMAEImageProcessor, FusMAEModel
 from fusmae_hf.data.pairs import PairsInfo
 
-from .arguments import PairArguments
+from .arguments import CheckpointArguments, SourceArguments
 from .finetuning_arguments import FineTuningModelArguments
 from .finetuning_tasks import FineTuningTask
 from .runs import fresh_processor
+
+HEAD_FIELDS = {"segmentation_hidden_size", "segmentation_indices", "classifier_norm"}
+"""Fields of the configuration that a pretraining checkpoint has no weights for."""
 
 HEADS = {"FusMAEForImageClassification": "classifies", "FusMAEForSemanticSegmentation": "segments into"}
 
 
 def build_model(
     arguments: FineTuningModelArguments,
-    data: PairArguments,
+    data: SourceArguments,
     task: FineTuningTask,
     info: PairsInfo,
     image_size: tuple[int, int],
@@ -32,33 +35,64 @@ def build_model(
     Raises:
         ValueError: neither a checkpoint nor `from_scratch` is given, or both; or the checkpoint has another head.
     """
-    if (arguments.model is None) != arguments.from_scratch:
-        raise ValueError(
-            "Name a checkpoint to start from (`--model <folder or Hub id>`) or pass `--from_scratch true` for a fresh "
-            "model of `--preset`: one of the two."
-        )
     fields: dict[str, Any] = task.config_fields | {
         "drop_path_rate": arguments.drop_path_rate,
         "class_weights": class_weights,
         "focal_gamma": arguments.focal_gamma,
     }
+    has_head = arguments.model is not None and _check_head(
+        arguments.model, FusMAEConfig.from_pretrained(arguments.model), task
+    )
+    return *_fresh_or_loaded(task.model_class, arguments, data, info, image_size, fields), has_head
+
+
+def build_encoder(
+    arguments: CheckpointArguments, data: SourceArguments, info: PairsInfo, image_size: tuple[int, int]
+) -> tuple[PreTrainedModel, FusMAEImageProcessor]:
+    """The encoder of a pretraining or fine-tuned checkpoint, or a fresh one, and its processor.
+
+    Where the pairs lack bands of the checkpoint, the model takes those that both have.
+
+    Raises:
+        ValueError: neither a checkpoint nor `from_scratch` is given, or both.
+    """
+    return _fresh_or_loaded(FusMAEModel, arguments, data, info, image_size, {})
+
+
+def _fresh_or_loaded(
+    model_class: type[PreTrainedModel],
+    arguments: CheckpointArguments,
+    data: SourceArguments,
+    info: PairsInfo,
+    image_size: tuple[int, int],
+    fields: dict[str, Any],
+) -> tuple[PreTrainedModel, FusMAEImageProcessor]:
+    """A model of a class with fields of its configuration replaced, and its processor."""
+    if (arguments.model is None) != arguments.from_scratch:
+        raise ValueError(
+            "Name a checkpoint to start from (`--model <folder or Hub id>`) or pass `--from_scratch true` for a fresh "
+            "model of `--preset`: one of the two."
+        )
     attention: dict[str, Any] = (
         {"attn_implementation": arguments.attn_implementation} if arguments.attn_implementation else {}
     )
     if arguments.model is None:
         sizes = {"optical_bands": info.optical_bands, "sar_bands": info.sar_bands, "image_size": image_size}
         config = FusMAEConfig.from_preset(arguments.preset, **{**sizes, **fields, **arguments.config_fields})
-        return task.model_class._from_config(config, **attention), fresh_processor(data, info, config), False
-    if arguments.config_fields:
-        raise ValueError("`config` describes a fresh model; with `model` the checkpoint's configuration holds.")
+        return model_class._from_config(config, **attention), fresh_processor(data, info, config)
+    if foreign := sorted(set(arguments.config_fields) - HEAD_FIELDS):
+        raise ValueError(
+            f"`config` sets {foreign}, but with `model` the checkpoint's configuration holds; only fields of the head "
+            f"may be set: {sorted(HEAD_FIELDS)}."
+        )
+    fields |= arguments.config_fields
     config = FusMAEConfig.from_pretrained(arguments.model)
-    has_head = _check_head(arguments.model, config, task)
     bands = {name: _shared_bands(name, config, info) for name in ("optical_bands", "sar_bands")}
     fewer: dict[str, Any] = {name: kept for name, kept in bands.items() if kept != list(getattr(config, name))}
     for name, kept in fewer.items():
         print(f"{info.name} lacks some {name} of the checkpoint: the model takes {kept} alone.")
-    model = task.model_class.from_pretrained(arguments.model, **fields, **fewer, **attention)
-    return model, FusMAEImageProcessor.from_pretrained(arguments.model, **fewer), has_head
+    model = model_class.from_pretrained(arguments.model, **fields, **fewer, **attention)
+    return model, FusMAEImageProcessor.from_pretrained(arguments.model, **fewer)
 
 
 def _check_head(checkpoint: str, config: FusMAEConfig, task: FineTuningTask) -> bool:

@@ -1,7 +1,6 @@
-"""What a fine-tuning run leaves: metrics by sensor and class, predictions, maps, pictures."""
+"""What a fine-tuning run leaves: metrics by sensors, predictions, maps, pictures."""
 
 import json
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -13,18 +12,15 @@ import torch
 from PIL import Image
 from transformers import PreTrainedModel
 
+from fusmae_hf.data.inputs import Sensors
 from fusmae_hf.data.loading import PairDataset
-from fusmae_hf.evaluation.confidence import mean_and_interval
 from fusmae_hf.evaluation_plots import class_colours, plot_confusion, plot_scores_by_class, plot_segmentation
 
-from .finetuning_metrics import confusion_of, counted, headline
+from .finetuning_metrics import confusion_of, counted
 from .finetuning_tasks import FineTuningTask
 from .finetuning_trainer import FineTuningTrainer
-from .inputs import Sensors
 from .pair_trainer import has_no_data, packed
-
-SENSOR_NAMES = {"both": "both sensors", "sar": "SAR alone", "optical": "optical alone"}
-"""How tables call the sensors that a model is shown."""
+from .score_tables import SENSOR_NAMES
 
 
 def evaluate_sensors(
@@ -46,33 +42,6 @@ def evaluate_sensors(
         results[name] = {"predictions": predictions, "labels": labels, "metrics": metrics}
     trainer.sensors = trained_on
     return results
-
-
-def sensor_table(task: FineTuningTask, metrics: Mapping[str, Mapping[str, Any]]) -> str:
-    """Markdown table of the main metrics, a row for each choice of sensors."""
-    names = headline(task)
-    lines = ["| sensors | " + " | ".join(names) + " |", "|---|" + "---|" * len(names)]
-    for sensors, values in metrics.items():
-        cells = " | ".join(_number(values[name]) for name in names)
-        lines.append(f"| {SENSOR_NAMES[sensors]} | {cells} |")
-    return "\n".join(lines)
-
-
-def class_table(metrics: Mapping[str, Any]) -> str:
-    """Markdown table of the metrics by class; empty where there are none."""
-    columns = {name: values for name, values in metrics.items() if isinstance(values, dict)}
-    if not columns:
-        return ""
-    titles = [name.removesuffix("_per_class") for name in columns]
-    lines = ["| class | " + " | ".join(titles) + " |", "|---|" + "---|" * len(columns)]
-    for label in next(iter(columns.values())):
-        cells = " | ".join(_number(values[label]) for values in columns.values())
-        lines.append(f"| {label} | {cells} |")
-    return "\n".join(lines)
-
-
-def _number(value: float | None) -> str:
-    return "-" if value is None or math.isnan(value) else f"{value:.4f}"
 
 
 def write_predictions(
@@ -100,12 +69,17 @@ def write_predictions(
         elif task.is_regression:
             columns |= {"label": labels[:, 0], "score": predictions[:, 0]}
         else:
-            held = labels > 0.5 if task.is_multi_label else labels[:, None] == np.arange(len(task.outputs))
-            columns["labels"] = [[task.outputs[number] for number in np.flatnonzero(row)] for row in held]
-            columns["scores"] = list(predictions)
+            columns |= scene_class_columns(task, predictions, labels)
         tables.append(pa.table(columns))
     table = pa.concat_tables(tables)
     pq.write_table(table.replace_schema_metadata({"class_names": json.dumps(task.outputs)}), path)
+
+
+def scene_class_columns(task: FineTuningTask, predictions: np.ndarray, labels: np.ndarray) -> dict[str, list[Any]]:
+    """Columns `labels` and `scores` of scenes, as `write_predictions` describes them."""
+    held = labels > 0.5 if task.is_multi_label else labels[:, None] == np.arange(len(task.outputs))
+    names = [[task.outputs[number] for number in np.flatnonzero(row)] for row in held]
+    return {"labels": names, "scores": list(predictions)}
 
 
 def predicted_maps(trainer: FineTuningTrainer, pairs: PairDataset, rows: Sequence[int]) -> list[dict[str, Any]]:
@@ -167,43 +141,3 @@ def draw_pictures(
             ids=[pair["id"] for pair in shown],
             ignore_index=task.ignore_index,
         ).savefig(folder / "segmentation.png", dpi=110)
-
-
-def seeds_summary(task: FineTuningTask, by_seed: Mapping[int, Mapping[str, Mapping[str, Any]]]) -> dict[str, Any]:
-    """Mean over seeds with a 95 % interval of each main metric, by sensors.
-
-    Args:
-        task: what was learnt.
-        by_seed: metrics by seed, then by sensors.
-    """
-    summary: dict[str, Any] = {}
-    for sensors in next(iter(by_seed.values())):
-        for name in headline(task):
-            values = [metrics[sensors][name] for metrics in by_seed.values()]
-            if any(value is None for value in values):
-                continue
-            interval = mean_and_interval(values)
-            summary.setdefault(sensors, {})[name] = {
-                "mean": interval.estimate,
-                "low": interval.low,
-                "high": interval.high,
-                "confidence": interval.confidence,
-                "covers": interval.covers,
-                "values": dict(zip(map(str, by_seed), values, strict=True)),
-            }
-    return summary
-
-
-def summary_table(task: FineTuningTask, summary: Mapping[str, Mapping[str, Any]]) -> str:
-    """Markdown table of `seeds_summary`: mean [low, high]."""
-    names = headline(task)
-    lines = ["| sensors | " + " | ".join(names) + " |", "|---|" + "---|" * len(names)]
-    for sensors, metrics in summary.items():
-        cells = (
-            f"{metrics[name]['mean']:.4f} [{metrics[name]['low']:.4f}, {metrics[name]['high']:.4f}]"
-            if name in metrics
-            else "-"
-            for name in names
-        )
-        lines.append(f"| {SENSOR_NAMES[sensors]} | {' | '.join(cells)} |")
-    return "\n".join(lines)

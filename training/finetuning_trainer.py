@@ -11,13 +11,13 @@ from transformers import PreTrainedModel
 
 from fusmae_hf import FusMAEImageProcessor
 from fusmae_hf.data.augmentation import PairAugmentation
+from fusmae_hf.data.inputs import Sensors
 from fusmae_hf.data.loading import PairDataset
 
 from .finetuning_collation import LabelCollator
 from .finetuning_labels import PairSubset
 from .finetuning_metrics import TaskMetrics, predictions_of
 from .finetuning_tasks import FineTuningTask
-from .inputs import Sensors
 from .pair_trainer import PairTrainer
 
 _ENCODER_PART = re.compile(r"(?:^|\.)fusmae\.(?:(embeddings)|(fusion)|layers\.(\d+))\.")

@@ -11,9 +11,8 @@ from transformers import PreTrainedModel, Trainer
 from fusmae_hf import FusMAEImageProcessor
 from fusmae_hf.data.augmentation import PairAugmentation
 from fusmae_hf.data.collation import PairCollator
+from fusmae_hf.data.inputs import PairInputs, Sensors
 from fusmae_hf.data.loading import PairDataset
-
-from .inputs import PairInputs, Sensors
 
 
 def check_same_sensors(datasets: Sequence[PairDataset]) -> None:
@@ -95,6 +94,7 @@ class PairTrainer(Trainer):
             seed=self.args.seed if self.args.data_seed is None else self.args.data_seed,
             num_processes=self.args.world_size,
             num_lanes=self.args.world_size * workers,
+            accumulation=self.args.gradient_accumulation_steps,
         )
 
     def _get_eval_sampler(self, eval_dataset: Any) -> Sampler:

@@ -20,40 +20,25 @@ from typing import Any
 from transformers import EarlyStoppingCallback, set_seed
 
 from fusmae_hf.data.loading import PairDataset
-from fusmae_hf.evaluation.label_fractions import (
-    LabelFraction,
-    draw_label_fraction,
-    read_label_fraction,
-    split_content_hash,
-    write_label_fraction,
-)
 from fusmae_hf.finetuned_card import write_fine_tuned_card
 from fusmae_hf.training.arguments import PairArguments, parse_arguments
 from fusmae_hf.training.finetuning_arguments import FineTuningArguments, FineTuningModelArguments, TaskArguments
 from fusmae_hf.training.finetuning_labels import (
-    PairSubset,
     balanced_weights,
     check_labels,
     class_counts,
-    class_matrix,
     quantity_scale,
     read_columns,
     read_targets,
 )
 from fusmae_hf.training.finetuning_models import add_lora, build_model, freeze_encoder, rescale_output
-from fusmae_hf.training.finetuning_results import (
-    class_table,
-    draw_pictures,
-    evaluate_sensors,
-    seeds_summary,
-    sensor_table,
-    summary_table,
-    write_maps,
-    write_predictions,
-)
+from fusmae_hf.training.finetuning_results import draw_pictures, evaluate_sensors, write_maps, write_predictions
 from fusmae_hf.training.finetuning_tasks import FineTuningTask
 from fusmae_hf.training.finetuning_trainer import FineTuningTrainer
+from fusmae_hf.training.label_drawing import few_labels
 from fusmae_hf.training.runs import checkpoint_to_resume, content_of, explained, run_record, tensorboard_in
+from fusmae_hf.training.score_intervals import score_intervals
+from fusmae_hf.training.score_tables import class_table, finished_run, score_table, write_summary
 from fusmae_hf.training.sources import augmentation_of, open_splits
 
 # What changes the outcome of a run, among the arguments that it shares with every Trainer.
@@ -88,42 +73,12 @@ class Plan:
         return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 
-def few_labels(plan: Plan, arguments: FineTuningArguments) -> PairDataset | PairSubset:
-    """The training pairs, or those drawn of them: the same as before where `label_fraction.json` is there already.
-
-    Raises:
-        ValueError: the file is of another draw, or the fraction gives no pair.
-    """
-    train, fraction = plan.splits["train"], plan.learning.label_fraction
-    seed = arguments.seed if plan.learning.label_seed is None else plan.learning.label_seed
-    path = Path(str(arguments.output_dir), "label_fraction.json")
-    if fraction == 1 and not path.is_file():
-        return train
-    ids = read_columns(train, ["id"])["id"]
-    if path.is_file():
-        drawn = read_label_fraction(path, train.dataset_info, "train")
-        if (drawn.fraction, drawn.seed) != (fraction, seed):
-            raise ValueError(
-                f"{path} holds a fraction of {drawn.fraction} drawn with seed {drawn.seed}, but {fraction} and seed "
-                f"{seed} are asked for. Give another `--output_dir`, or delete the folder."
-            )
-    else:
-        chosen = draw_label_fraction(ids, class_matrix(train, plan.task), fraction, seed, len(plan.task.outputs))
-        content = split_content_hash(train.dataset_info, "train")
-        drawn = LabelFraction(tuple(chosen), fraction, seed, train.info.name, "train", content)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_label_fraction(path, drawn)
-    wanted = set(drawn.ids)
-    subset = PairSubset(train, [row for row, id in enumerate(ids) if id in wanted])
-    print(f"Training on {len(subset):,} of {len(train):,} labelled pairs, listed in {path}.")
-    return subset
-
-
 def make_trainer(plan: Plan, arguments: FineTuningArguments) -> FineTuningTrainer:
     """Model, labels and Trainer of one seed."""
     task, model_arguments, learning = plan.task, plan.model, plan.learning
+    label_seed = arguments.seed if learning.label_seed is None else learning.label_seed
     with arguments.main_process_first(desc="drawing labels"):
-        train = few_labels(plan, arguments)
+        train = few_labels(plan.splits["train"], task, learning.label_fraction, label_seed, str(arguments.output_dir))
     weights = None
     if not task.is_regression and (model_arguments.class_weights == "balanced" or not task.dense):
         counts, total = class_counts(train, task)
@@ -203,7 +158,16 @@ def run(plan: Plan, arguments: FineTuningArguments) -> dict[str, dict[str, Any]]
     sensors = plan.learning.sensors_to_evaluate if split else []
     results = evaluate_sensors(trainer, plan.splits[split], sensors) if split else {}
     metrics = {name: result["metrics"] for name, result in results.items()}
+    intervals = {}
     if split and trainer.is_world_process_zero():
+        for name, result in results.items() if arguments.bootstrap else ():
+            intervals[name] = score_intervals(
+                plan.task,
+                result["predictions"],
+                result["labels"],
+                arguments.bootstrap,
+                threshold=plan.learning.threshold,
+            )
         ids = read_columns(plan.splits[split], ["id"])["id"]
         write_predictions(folder / "predictions.parquet", plan.task, ids, results)
         draw_pictures(folder, trainer, plan.splits[split], results, plan.learning.num_pictures)
@@ -235,13 +199,13 @@ def run(plan: Plan, arguments: FineTuningArguments) -> dict[str, dict[str, Any]]
             "augmentation": dataclasses.asdict(trainer.augmentation) if trainer.augmentation else None,
             "replaced_pairs": trainer.replaced_pairs,
         }
-        _write_records(folder, plan, arguments, trainer, record, metrics)
+        _write_records(folder, plan, arguments, trainer, record, metrics, intervals)
     return metrics
 
 
-def _write_records(folder, plan, arguments, trainer, record, metrics) -> None:
+def _write_records(folder, plan, arguments, trainer, record, metrics, intervals) -> None:
     """`run.json`, the model card and the tables; `metrics.json`, by which a run counts as finished, last."""
-    table = sensor_table(plan.task, metrics) if metrics else "Nothing was held out."
+    table = score_table(plan.task, metrics, intervals) if metrics else "Nothing was held out."
     by_class = class_table(next(iter(metrics.values()))) if metrics else ""
     (folder / "run.json").write_text(json.dumps(record, indent=2) + "\n")
     config = trainer.accelerator.unwrap_model(trainer.model).config
@@ -261,7 +225,9 @@ def _write_records(folder, plan, arguments, trainer, record, metrics) -> None:
         "split": record["split"],
         "seed": arguments.seed,
         "settings": plan.fingerprint(arguments),
+        "bootstrap": arguments.bootstrap,
         "sensors": metrics,
+        "intervals": intervals,
     }
     (folder / "metrics.json").write_text(json.dumps(finished, indent=2) + "\n")
     print(f"\n{record['measured']:,} pairs of the split {record['split']}, one checkpoint:\n\n{table}\n\n{by_class}\n")
@@ -274,26 +240,15 @@ def run_seeds(plan: Plan, arguments: FineTuningArguments) -> None:
     for seed in range(arguments.seed, arguments.seed + arguments.seeds):
         of_seed = copy.copy(arguments)
         of_seed.output_dir, of_seed.seed = str(folder / f"seed-{seed}"), seed
-        finished = Path(of_seed.output_dir, "metrics.json")
-        if finished.is_file():
-            content = json.loads(finished.read_text())
-            if content["settings"] != plan.fingerprint(arguments):
-                raise SystemExit(
-                    f"Error: {finished} is of a run with other settings. Give another `--output_dir`, or delete it."
-                )
-            print(f"Keeping {finished.parent}, which is finished.")
-            by_seed[seed] = content["sensors"]
+        with explained():
+            finished = finished_run(Path(of_seed.output_dir), plan.fingerprint(arguments), arguments.bootstrap)
+        if finished:
+            by_seed[seed] = finished["sensors"]
         else:
             by_seed[seed] = run(plan, of_seed)
             gc.collect()
-    if not arguments.should_save or not plan.measured_on:
-        return
-    summary = seeds_summary(plan.task, by_seed)
-    (folder / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
-    table = summary_table(plan.task, summary)
-    note = f"Mean of {arguments.seeds} seeds with a 95 % interval, split {plan.measured_on}."
-    (folder / "summary.md").write_text(f"{note}\n\n{table}\n")
-    print(f"\n{note}\n\n{table}")
+    if arguments.should_save and plan.measured_on:
+        write_summary(folder, plan.task, by_seed, plan.measured_on)
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -7,6 +7,7 @@ import shlex
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,10 +20,10 @@ from fusmae_hf import FusMAEConfig, FusMAEImageProcessor, __version__
 from fusmae_hf.data.loading import PairDataset
 from fusmae_hf.data.pairs import PairError, PairsInfo
 
-from .arguments import PairArguments
+from .arguments import SourceArguments
 
 
-def fresh_processor(data: PairArguments, info: PairsInfo, config: FusMAEConfig) -> FusMAEImageProcessor:
+def fresh_processor(data: SourceArguments, info: PairsInfo, config: FusMAEConfig) -> FusMAEImageProcessor:
     """A processor for the units and statistics of the data.
 
     Raises:
@@ -31,8 +32,12 @@ def fresh_processor(data: PairArguments, info: PairsInfo, config: FusMAEConfig) 
     statistics = data.statistics or info.statistics
     if statistics is None:
         raise ValueError(
-            f"The shards of {info.name} name no band statistics. Pass `--statistics` with the name of a dataset "
-            "like it (bigearthnet, reben)."
+            f"The shards of {info.name} name no band statistics. Measure them with `fusmae stats <shards> --processor "
+            "<folder>` and pass `--statistics <folder>`, or pass the name of a dataset like it (bigearthnet, reben)."
+        )
+    if Path(statistics).is_dir():
+        return FusMAEImageProcessor.from_pretrained(
+            statistics, sar_bands=config.sar_bands, optical_bands=config.optical_bands
         )
     return FusMAEImageProcessor(
         sar_bands=config.sar_bands,
@@ -66,11 +71,8 @@ def content_of(pairs: PairDataset) -> str:
     return hashlib.sha256("".join(shard.content_hash for shard in shards).encode()).hexdigest()[:16]
 
 
-def run_record(
-    program: str, arguments: TrainingArguments, train: PairDataset, held_out: dict[str, PairDataset], steps: int
-) -> dict[str, Any]:
-    """What somebody needs to repeat a run of a program such as `run_pretrain.py`."""
-    batch = arguments.per_device_train_batch_size * arguments.world_size * arguments.gradient_accumulation_steps
+def data_record(program: str, train: PairDataset, held_out: dict[str, PairDataset]) -> dict[str, Any]:
+    """What somebody needs to repeat a run of a program such as `run_probe.py`: command, data, machine, versions."""
     return {
         "command": shlex.join([program, *sys.argv[1:]]),
         "data": train.info.name,
@@ -78,13 +80,7 @@ def run_record(
         "pairs": len(train),
         "content": content_of(train),
         "held_out": {name: len(dataset) for name, dataset in held_out.items()},
-        "steps": steps,
-        "global_batch_size": batch,
-        "seed": arguments.seed,
-        "learning_rate": arguments.learning_rate,
-        "precision": "bf16" if arguments.bf16 else "fp16" if arguments.fp16 else "fp32",
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU ({platform.machine()})",
-        "processes": arguments.world_size,
         "bad_files": train.bad_files,
         "versions": {
             "fusmae_hf": __version__,
@@ -92,6 +88,21 @@ def run_record(
             "transformers": transformers.__version__,
             "python": platform.python_version(),
         },
+    }
+
+
+def run_record(
+    program: str, arguments: TrainingArguments, train: PairDataset, held_out: dict[str, PairDataset], steps: int
+) -> dict[str, Any]:
+    """What somebody needs to repeat a training run of a program such as `run_pretrain.py`."""
+    batch = arguments.per_device_train_batch_size * arguments.world_size * arguments.gradient_accumulation_steps
+    return data_record(program, train, held_out) | {
+        "steps": steps,
+        "global_batch_size": batch,
+        "seed": arguments.seed,
+        "learning_rate": arguments.learning_rate,
+        "precision": "bf16" if arguments.bf16 else "fp16" if arguments.fp16 else "fp32",
+        "processes": arguments.world_size,
     }
 
 

@@ -12,7 +12,13 @@ from typing import Literal
 
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy import stats
+
+try:
+    from scipy import stats
+except ImportError as error:
+    raise ImportError(
+        "Intervals need scipy, which is not installed. Install it with `pip install fusmae_hf[train]`."
+    ) from error
 
 
 @dataclass(frozen=True)

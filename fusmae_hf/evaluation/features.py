@@ -20,16 +20,16 @@ from transformers import PreTrainedModel
 import fusmae_hf
 from fusmae_hf.data.atomic_files import incomplete_path, write_atomically
 from fusmae_hf.data.collation import PairCollator
-from fusmae_hf.data.native_resolution import expand_bands
+from fusmae_hf.data.inputs import SENSOR_CHOICES, PairInputs, Sensors
 from fusmae_hf.data.pair_dataset import PairDataset
 from fusmae_hf.modeling.image_processing_fusmae import FusMAEImageProcessor
 
 from .label_fractions import split_content_hash
 from .scene_labels import label_matrix, read_scene_labels
 
-Sensors = Literal["both", "sar", "optical"]
 Pooling = Literal["mean", "class", "sensors"]
 
+_PIXELS = {"sar", "optical"}
 _VOLATILE = ("_name_or_path", "transformers_version", "_commit_hash", "architectures", "id2label", "label2id", "dtype")
 """Fields of a configuration that features do not depend on (weights tell their dtype themselves)."""
 
@@ -103,8 +103,8 @@ def extract_features(
             does not know, features that are not finite, or a damaged file in the cache.
         DamagedShardError: a pair cannot be read.
     """
-    if sensors not in ("both", "sar", "optical"):
-        raise ValueError(f"sensors is {sensors!r}, but must be 'both', 'sar' or 'optical'.")
+    if sensors not in SENSOR_CHOICES:
+        raise ValueError(f"sensors is {sensors!r}, but must be one of {SENSOR_CHOICES}.")
     if pooling not in ("mean", "class", "sensors"):
         raise ValueError(f"pooling is {pooling!r}, but must be 'mean', 'class' or 'sensors'.")
     if pooling == "sensors" and sensors != "both":
@@ -155,13 +155,15 @@ def _compute(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Features `(rows, size)` float32 and the rows that they are of."""
     has_no_data = any(pairs.dataset_info.no_data_pixels(pairs.split).values())
+    prepare = PairInputs(processor, pairs.info, has_no_data)
     was_training = encoder.training
     encoder.eval()
     values, rows = [], []
     try:
         with tqdm(total=len(pairs), unit="pair", desc="features", disable=not progress) as bar:
             for batch in loader:
-                inputs = _model_inputs(batch, pairs, processor, sensors, has_no_data, encoder.device)
+                raw = {name: batch[name].to(encoder.device, non_blocking=True) for name in _PIXELS & batch.keys()}
+                inputs = prepare(batch | raw, sensors=sensors)
                 pooled = _pool(encoder(**inputs), inputs, pooling, encoder.config.patch_size).float().cpu()
                 sound = ~batch["replaced"] if "replaced" in batch else slice(None)
                 values.append(pooled[sound].numpy())
@@ -178,37 +180,6 @@ def _compute(
             "bear its precision."
         )
     return found, np.concatenate(rows)
-
-
-def _model_inputs(
-    batch: dict[str, Any],
-    pairs: PairDataset,
-    processor: FusMAEImageProcessor,
-    sensors: Sensors,
-    has_no_data: bool,
-    device: torch.device,
-) -> dict[str, torch.Tensor]:
-    """What the encoder takes, of the sensors that it is to see, normalised on the device."""
-    info = pairs.info
-    optical = sar = None
-    if sensors != "sar":
-        optical = batch["optical"].to(device, non_blocking=True)
-        if "optical_shape" in batch:
-            optical = expand_bands(optical, info.optical_factors, *batch["optical_shape"][1:])
-    if sensors != "optical":
-        sar = batch["sar"].to(device, non_blocking=True)
-    return dict(
-        processor(
-            sar=sar,
-            optical=optical,
-            sar_bands=info.sar_bands,
-            optical_bands=info.optical_bands,
-            sar_units=info.sar_units,
-            optical_units=info.optical_units,
-            optical_offset=info.optical_offset,
-            return_pixel_mask=has_no_data,
-        )
-    )
 
 
 def _pool(outputs: Any, inputs: dict[str, torch.Tensor], pooling: Pooling, patch_size: int) -> torch.Tensor:

@@ -88,18 +88,13 @@ def intersection_over_union(counts: ArrayLike, class_names: Sequence[str] | None
 class RegressionSums:
     """Sums from which errors of a quantity follow, of all batches so far.
 
-    The spread of the references is kept as in Chan, Golub and LeVeque, "Updating formulae and a pairwise algorithm for
-    computing sample variances" (1979), so that large values do not cancel.
-
     Attributes:
-        num_values: values that count.
         num_missing: references that were NaN; they do not count.
     """
 
     def __init__(self) -> None:
-        self.num_values, self.num_missing = 0, 0
-        self._error = self._absolute = self._squared = 0.0
-        self._mean = self._spread = 0.0
+        self.num_missing = 0
+        self._batches: list[tuple[float, ...]] = []
 
     def add(self, predictions: ArrayLike, references: ArrayLike) -> None:
         """Add a batch of any shape.
@@ -116,33 +111,39 @@ class RegressionSums:
             if not np.isfinite(values).all():
                 raise ValueError(f"{np.count_nonzero(~np.isfinite(values))} {what} are NaN or infinite.")
         self.num_missing += kept.size - truth.size
-        if not truth.size:
-            return
-        error = predicted - truth
-        self._error += float(error.sum())
-        self._absolute += float(np.abs(error).sum())
-        self._squared += float(np.square(error).sum())
-        mean, count = float(truth.mean()), truth.size
-        total = self.num_values + count
-        shift = mean - self._mean
-        self._spread += float(np.square(truth - mean).sum()) + shift**2 * self.num_values * count / total
-        self._mean += shift * count / total
-        self.num_values = total
+        if truth.size:
+            error, mean = predicted - truth, truth.mean()
+            sums = (error.sum(), np.abs(error).sum(), np.square(error).sum(), mean, np.square(truth - mean).sum())
+            self._batches.append((truth.size, *sums))
 
     def errors(self) -> dict[str, float | int | None]:
-        """`rmse`, `mae` and `bias` in the units of the values, `r2`, and `num_values`.
+        """See `errors_of_sums`."""
+        return errors_of_sums(np.array(self._batches).reshape(-1, 6))
 
-        `bias` is the mean of prediction minus reference. `r2` is the coefficient of determination, `1 - squared
-        errors / spread of the references`; it is None where all references are the same, and everything is None
-        without any value.
-        """
-        count = self.num_values
-        if not count:
-            return {"rmse": None, "mae": None, "r2": None, "bias": None, "num_values": 0}
-        return {
-            "rmse": (self._squared / count) ** 0.5,
-            "mae": self._absolute / count,
-            "r2": 1 - self._squared / self._spread if self._spread > 0 else None,
-            "bias": self._error / count,
-            "num_values": count,
-        }
+
+def errors_of_sums(sums: ArrayLike) -> dict[str, float | int | None]:
+    """Errors of a quantity from sums over groups of values, such as batches or maps.
+
+    Args:
+        sums: `(groups, 6)`: number of values, sums of prediction minus reference, of its absolute value and of its
+            square, mean of the references, and sum of their squared deviations from it. Means are kept beside the
+            deviations so that large values do not cancel.
+
+    Returns:
+        `rmse`, `mae` and `bias` (mean of prediction minus reference) in the units of the values, `r2`, and
+        `num_values`. `r2` is the coefficient of determination, `1 - squared errors / spread of the references`; it is
+        None where all references are the same, and everything is None without any value.
+    """
+    count, error, absolute, squared, mean, spread = np.asarray(sums, dtype=np.float64).T
+    total = count.sum()
+    if not total:
+        return {"rmse": None, "mae": None, "r2": None, "bias": None, "num_values": 0}
+    overall = (mean * count).sum() / total
+    variation = spread.sum() + (count * (mean - overall) ** 2).sum()
+    return {
+        "rmse": float(np.sqrt(squared.sum() / total)),
+        "mae": float(absolute.sum() / total),
+        "r2": float(1 - squared.sum() / variation) if variation > 0 else None,
+        "bias": float(error.sum() / total),
+        "num_values": int(total),
+    }

@@ -14,11 +14,17 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from sklearn.exceptions import ConvergenceWarning
-from sklearn.linear_model import LogisticRegression
-from sklearn.model_selection import KFold, StratifiedKFold
-from sklearn.preprocessing import StandardScaler
 from torch.nn import functional
+
+try:
+    from sklearn.exceptions import ConvergenceWarning
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.model_selection import KFold, StratifiedKFold
+    from sklearn.preprocessing import StandardScaler
+except ImportError as error:
+    raise ImportError(
+        "Probes need scikit-learn, which is not installed. Install it with `pip install fusmae_hf[train]`."
+    ) from error
 
 from .features import Features
 from .metrics import load_metric

@@ -36,6 +36,11 @@ from .labelled_pairs import write_labelled
             ["--task", TASKS[0], "--label_smoothing_factor", "0.1", "--focal_gamma", "2"],
             "Label smoothing replaces the model's loss",
         ),
+        (
+            TASKS[0],
+            ["--task", TASKS[0], "--config", '{"hidden_size": 48}'],
+            "`config` sets ['hidden_size'], but with `model`",
+        ),
         ("regression", ["--class_weights", "balanced"], "are for classes, not for regression"),
         (TASKS[0], ["--task", TASKS[0], "--per_device_train_batch_size", "64"], "fewer than one batch of 64"),
     ],

@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import re
 import subprocess
@@ -9,9 +10,18 @@ from huggingface_hub import ModelCard
 from transformers import AutoImageProcessor, AutoModel
 
 import fusmae_hf
+from fusmae_hf import FusMAEConfig, FusMAEImageProcessor
+from fusmae_hf.cli import main as run_fusmae
 from fusmae_hf.data.loading import load_pairs
-from fusmae_hf.training.arguments import DataArguments, ModelArguments, PretrainingArguments, parse_arguments
+from fusmae_hf.training.arguments import (
+    DataArguments,
+    ModelArguments,
+    PairArguments,
+    PretrainingArguments,
+    parse_arguments,
+)
 from fusmae_hf.training.run_pretrain import main
+from fusmae_hf.training.runs import fresh_processor
 from fusmae_hf.visualization import plot_losses
 
 from .conftest import SMALL
@@ -123,7 +133,7 @@ def test_a_mistake_ends_with_a_message(tmp_path, shards, arguments, message):
 @pytest.mark.slow
 def test_an_archive_is_prepared_first(tmp_path, config, capsys):
     pytest.importorskip("rasterio")
-    from fusmae_hf.data.bigearthnet import example_pairs_root
+    from fusmae_hf.data.readers.bigearthnet import example_pairs_root
 
     archive = example_pairs_root(tmp_path / "archive")
     output = tmp_path / "run"
@@ -211,3 +221,20 @@ def test_the_loss_curves_tell_sensors_sources_and_baselines_apart():
         ["training", "held out", "held out, interpolated"],
         ["training", "held out real", "held out real, mean of the visible"],
     ]
+
+
+def test_statistics_may_come_from_a_processor_that_stats_wrote(tmp_path, shards):
+    info = load_pairs(shards, "train").info
+    assert run_fusmae(["stats", str(shards), "--processor", str(tmp_path)]) == 0
+    measured = FusMAEImageProcessor.from_pretrained(tmp_path)
+    config = FusMAEConfig.from_preset("tiny", optical_bands=["B04", "B02"], sar_bands=["VH"])
+    processor = fresh_processor(PairArguments(statistics=str(tmp_path)), info, config)
+    assert processor.optical_bands == ["B04", "B02"]
+    assert all(processor.optical_mean[band] == measured.optical_mean[band] for band in ("B04", "B02"))
+    assert processor.sar_std["VH"] == measured.sar_std["VH"] != measured.sar_std["VV"]
+
+
+def test_pairs_without_statistics_ask_for_them(shards):
+    info = dataclasses.replace(load_pairs(shards, "train").info, statistics=None)
+    with pytest.raises(ValueError, match="fusmae stats"):
+        fresh_processor(PairArguments(), info, FusMAEConfig.from_preset("tiny"))
