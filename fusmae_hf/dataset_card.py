@@ -7,6 +7,7 @@ from huggingface_hub import DatasetCard, DatasetCardData
 
 from .data.dataset_info import DatasetInfo
 from .data.pairs import PairsInfo
+from .plain_markdown import inline
 from .statistics import DatasetStatistics, dataset_title, scale_in_words
 
 HUB_LICENSES = frozenset(
@@ -117,16 +118,16 @@ def dataset_card(
     pairs = sum(map(dataset.rows, dataset.splits))
     split = "train" if "train" in dataset.splits else next(iter(dataset.splits))
     body = _BODY.format(
-        title=dataset_title(info),
+        title=inline(dataset_title(info)),
         simulated="**Simulated imagery, made up by a program: no satellite has seen it.**\n\n"
         if info.simulated
         else "",
         pairs=pairs,
-        source=info.source,
-        license=info.license,
-        sar_bands=", ".join(info.sar_bands),
+        source=inline(info.source),
+        license=inline(info.license),
+        sar_bands=inline(", ".join(info.sar_bands)),
         sar_units=_UNITS[info.sar_units],
-        optical_bands=", ".join(info.optical_bands),
+        optical_bands=inline(", ".join(info.optical_bands)),
         optical_units=_UNITS[info.optical_units],
         offset=f"{info.optical_offset:g}" if info.optical_offset else "nothing",
         no_data=_no_data(info),
@@ -206,7 +207,7 @@ def _resolution(info: PairsInfo) -> str:
     coarse = [f"{band} (1/{factor})" for band, factor in zip(info.optical_bands, factors, strict=True) if factor > 1]
     if not coarse:
         return ""
-    return f"\nCoarser bands are stored in their own resolution, as a part of the grid: {', '.join(coarse)}."
+    return f"\nCoarser bands are stored in their own resolution, as a part of the grid: {inline(', '.join(coarse))}."
 
 
 def _left_out(dataset: DatasetInfo) -> str:
@@ -219,20 +220,20 @@ def _left_out(dataset: DatasetInfo) -> str:
         "|---|---|",
     ]
     return "\n".join(
-        lines + [f"| {count:,} | {_cell(reason)} |" for reason, count in dataset.left_out_reasons.items()]
+        lines + [f"| {count:,} | {inline(reason)} |" for reason, count in dataset.left_out_reasons.items()]
     )
 
 
 def _classes(info: PairsInfo) -> str:
     parts = []
     if info.class_names:
-        parts.append(f"Scene labels ({len(info.class_names)} classes): {'; '.join(info.class_names)}.")
+        parts.append(f"Scene labels ({len(info.class_names)} classes): {inline('; '.join(info.class_names))}.")
     if info.map_class_names:
         named = "; ".join(f"{index} {name}" for index, name in enumerate(info.map_class_names))
         without = "" if info.map_no_data is None else f"; {info.map_no_data} means no class"
-        parts.append(f"Label maps: {named}{without}.")
+        parts.append(f"Label maps: {inline(named)}{without}.")
     if info.map_units:
-        parts.append(f"Maps of a quantity in {info.map_units}.")
+        parts.append(f"Maps of a quantity in {inline(info.map_units)}.")
     return "".join(["## Labels\n\n", "\n\n".join(parts), "\n\n"]) if parts else ""
 
 
@@ -243,17 +244,12 @@ def _statistics(statistics: DatasetStatistics | None, info: PairsInfo) -> str:
         "## Band statistics",
         "",
         f"Over {statistics.num_pairs:,} of {statistics.total_pairs:,} pairs of `{statistics.split}`; "
-        f"{scale_in_words(info)}.",
+        f"{inline(scale_in_words(info))}.",
         "",
         "| band | mean | std | min | median | max |",
         "|---|---|---|---|---|---|",
     ]
     for band in statistics.bands:
         figures = (band.mean, band.std, band.minimum, band.percentiles[50], band.maximum)
-        lines.append(f"| {band.band} | {' | '.join(f'{value:.2f}' for value in figures)} |")
+        lines.append(f"| {inline(band.band)} | {' | '.join(f'{value:.2f}' for value in figures)} |")
     return "\n".join(lines) + "\n\n"
-
-
-def _cell(text: str) -> str:
-    """Text that stays within a cell of a Markdown table."""
-    return " ".join(text.split()).replace("|", "\\|")

@@ -9,6 +9,7 @@ from .data.pairs import PairsInfo
 from .hub import card_fields, save_card
 from .modeling.configuration_fusmae import FusMAEConfig
 from .modeling.image_processing_fusmae import FusMAEImageProcessor
+from .plain_markdown import inline
 
 _FINE_TUNED = """
 # {name}
@@ -40,7 +41,7 @@ Trained on {sensors}.
 
 ## Recipe
 
-`{command}`
+{command}
 
 {start}. {learning}. {steps:,} steps of {batch} pairs, seed {seed}, {precision}, {device}; fields: {config}.
 
@@ -150,15 +151,15 @@ def write_fine_tuned_card(
         eval_results=evaluated or None,
     )
     labels = [label for _, label in sorted((config.id2label or {}).items())]
-    quantity = f"The model gives {labels[0]}{' for each pixel' if dense else ''}, in the units of the labels."
+    quantity = f"The model gives {inline(labels[0])}{' for each pixel' if dense else ''}, in the units of the labels."
     use = _USE_ADAPTER if record["adapter"] else _USE_WHOLE
     fraction = record["label_fraction"]
     body = _FINE_TUNED.format(
         **card_fields(config=config, processor=processor, info=info, record=record),
-        name=name,
+        name=inline(name),
         task=f"{task.replace('_', ' ')}{' of pixels' if dense and task == 'regression' else ''}",
         use=use.format(folder=folder.name, auto_class=auto_class, model_class=model_class, base=record["preset"]),
-        outputs=quantity if task == "regression" else f"Classes, in order: {', '.join(labels)}.",
+        outputs=quantity if task == "regression" else f"Classes, in order: {inline(', '.join(labels))}.",
         fraction="" if fraction == 1 else f" ({fraction:.3g} of its training labels)",
         sensors={"both": "both sensors", "sar": "SAR alone", "optical": "optical alone"}[record["sensors"]],
         start="From scratch" if record["from_scratch"] else f"Started from `{record['preset']}`",

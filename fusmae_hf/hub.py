@@ -9,6 +9,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from .data.pairs import PairsInfo
 from .modeling.configuration_fusmae import FusMAEConfig
 from .modeling.image_processing_fusmae import FusMAEImageProcessor
+from .plain_markdown import code, inline
 
 CITATION = """\
 @misc{chantohing2024fusmae,
@@ -53,7 +54,7 @@ Mean and standard deviation of every band are in `preprocessor_config.json`.
 
 ## Recipe
 
-`{command}`
+{command}
 
 {steps:,} steps of {batch} pairs, seed {seed}, {precision}, {device}; preset fields: {config}.
 
@@ -144,7 +145,7 @@ def write_model_card(
     )
     body = _BODY.format(
         **card_fields(config=config, processor=processor, info=info, record=record),
-        name=name,
+        name=inline(name),
         folder=folder.name,
         results=results_table(metrics, record["held_out"]),
     )
@@ -155,29 +156,29 @@ def card_fields(
     *, config: FusMAEConfig, processor: FusMAEImageProcessor, info: PairsInfo, record: dict[str, Any]
 ) -> dict[str, Any]:
     """What every card tells of the sensors, the training pairs and the run, by the names of the templates."""
-    statistics = f"{processor.statistics} statistics" if processor.statistics else "statistics of its own"
+    statistics = f"{inline(processor.statistics)} statistics" if processor.statistics else "statistics of its own"
     return {
-        "dataset": info.name,
+        "dataset": inline(info.name),
         "simulated": " **The imagery is simulated.**" if info.simulated else "",
-        "sar_bands": ", ".join(processor.sar_bands),
+        "sar_bands": inline(", ".join(processor.sar_bands)),
         "sar_units": processor.sar_units,
         "sar_statistics": statistics,
-        "optical_bands": ", ".join(processor.optical_bands),
+        "optical_bands": inline(", ".join(processor.optical_bands)),
         "optical_units": processor.optical_units,
         "optical_offset": processor.optical_offset,
         "optical_statistics": statistics,
-        "source": info.source,
-        "license": info.license,
+        "source": inline(info.source),
+        "license": inline(info.license),
         "pairs": record["pairs"],
         "content_hash": record["content"],
-        "command": record["command"],
+        "command": code(record["command"]),
         "steps": record["steps"],
         "batch": record["global_batch_size"],
         "seed": record["seed"],
         "precision": record["precision"],
         "device": record["device"],
-        "config": json.dumps(
-            {key: value for key, value in config.to_diff_dict().items() if key in config._own_fields()}
+        "config": inline(
+            json.dumps({key: value for key, value in config.to_diff_dict().items() if key in config._own_fields()})
         ),
         "citation": CITATION,
     }

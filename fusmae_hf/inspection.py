@@ -9,7 +9,6 @@ from itertools import islice
 from typing import TYPE_CHECKING
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from tqdm.auto import tqdm
@@ -19,7 +18,8 @@ from .data.loading import StreamedPairDataset
 from .data.native_resolution import expand_bands
 from .data.pairs import Pair, PairsInfo
 from .data.plotting import FALSE_COLOUR, TRUE_COLOUR, composite, composite_title, draw_sar, new_figure
-from .data.shard_files import open_shard
+from .data.shard_files import read_row_group
+from .data.strict_json import plain_text
 from .statistics import (
     BandSummary,
     SensorBands,
@@ -185,12 +185,10 @@ def _count_labels(root: str, dataset: DatasetInfo, split: str) -> Counter[str]:
     """Number of pairs of each class in a split; only the column of labels is read."""
     counts: Counter[str] = Counter()
     for shard in dataset.shards(split):
-        try:
-            with open_shard(root, shard) as file:
-                names = pc.list_flatten(pq.read_table(file, columns=["labels"]).column("labels"))
-        except (pa.ArrowException, OSError) as error:
-            raise ValueError(f"{root}/{shard.name} cannot be read: {error}. Run `fusmae verify {root}`.") from error
-        counts.update({entry["values"]: entry["counts"] for entry in pc.value_counts(names).to_pylist()})
+        footers: dict[str, pq.FileMetaData] = {}
+        for number in range(len(shard.row_group_rows)):
+            names = pc.list_flatten(read_row_group(root, shard, number, footers, ["labels"]).column("labels"))
+            counts.update({entry["values"]: entry["counts"] for entry in pc.value_counts(names).to_pylist()})
     return counts
 
 
@@ -226,7 +224,7 @@ def contact_sheet(pairs: Sequence[Pair], info: PairsInfo) -> "Figure":
             draw_sar(axes, backscatter, band, info.sar_units)
         for axes in row:
             axes.set_axis_off()
-        caption = "\n".join(filter(None, [f"{pair.id} ({pair.split})", shorten(pair.labels or [], 130)]))
+        caption = "\n".join(filter(None, [f"{plain_text(pair.id)} ({pair.split})", shorten(pair.labels or [], 130)]))
         row[0].text(0, -0.04, caption, transform=row[0].transAxes, fontsize=7, va="top").set_in_layout(False)
     figure.suptitle(dataset_title(info), fontsize=10)
     return figure

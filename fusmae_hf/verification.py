@@ -12,8 +12,10 @@ from tqdm.auto import tqdm
 
 from .data.dataset_info import FORMAT_VERSION, DatasetInfo, ShardRecord, read_dataset_info
 from .data.left_out import read_left_out
-from .data.shard_files import open_shard
+from .data.parquet_pages import check_decoded_size
+from .data.shard_files import open_shard, read_at
 from .data.shards import METADATA_KEY, content_hash, shard_schema
+from .data.strict_json import parse_json
 from .row_verification import VISIBLE_BANDS, RowVerification
 from .verification_report import CHECKS, QUICK, Problem, Severity, VerificationReport, count_of
 
@@ -216,6 +218,7 @@ class _Verification:
                 file = pq.ParquetFile(opened, pre_buffer="://" in self.root)
                 for number in range(file.num_row_groups):
                     try:
+                        check_decoded_size(read_at(opened), file.metadata, number)
                         (group,) = file.read_row_group(number, use_threads=False).combine_chunks().to_batches()
                         group.validate(full=True)
                     except UNREADABLE as error:
@@ -231,7 +234,10 @@ class _Verification:
         for shard in others:
             try:
                 with self.filesystem.open(f"{self.folder}/{shard.name}", "rb") as file:
-                    self.ids.append((shard.name, pq.read_table(file, columns=["id"]).column("id").to_pylist()))
+                    parquet = pq.ParquetFile(file)
+                    for number in range(parquet.num_row_groups):
+                        check_decoded_size(read_at(file), parquet.metadata, number, ["id"])
+                    self.ids.append((shard.name, parquet.read(["id"]).column("id").to_pylist()))
             except UNREADABLE as error:
                 self.note("ids", "error", f"cannot be read, so ids are not compared with it: {error}.", shard.name)
         first: dict[str, str] = {}
@@ -248,7 +254,9 @@ class _Verification:
 def _differences(footer: pq.FileMetaData, shard: ShardRecord, dataset: DatasetInfo) -> Iterator[str]:
     """What a file says of itself that is not what dataset_info.json says."""
     try:
-        described = json.loads((footer.metadata or {})[METADATA_KEY])
+        described = parse_json((footer.metadata or {})[METADATA_KEY])
+        if not isinstance(described, dict):
+            raise ValueError
     except (KeyError, ValueError):
         yield "does not describe itself, so it was not written by `fusmae prepare`."
         return

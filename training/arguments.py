@@ -12,6 +12,9 @@ import torch
 import yaml
 from transformers import HfArgumentParser, TrainingArguments
 
+from .nonfinite import POLICIES
+from .processes import start_on_cpu
+
 
 @dataclass
 class SourceArguments:
@@ -137,10 +140,40 @@ class RunArguments(TrainingArguments):
     ddp_find_unused_parameters: bool | None = field(
         default=False, metadata={"help": "True where a sensor can be missing from a whole step."}
     )
+    ddp_timeout: int = field(
+        default=600,
+        metadata={
+            "help": "Seconds that a process waits for another before the run ends; while data is prepared there is no "
+            "such limit."
+        },
+    )
+    on_nonfinite: str = field(
+        default="stop",
+        metadata={
+            "help": "Steps whose loss or gradient is not finite: `stop` ends with a message, `skip` leaves the step "
+            "out and counts it."
+        },
+    )
+    max_nonfinite_steps: int = field(
+        default=10, metadata={"help": "Steps that may be skipped in the whole run before it ends all the same."}
+    )
+    enable_jit_checkpoint: bool = field(
+        default=True,
+        metadata={
+            "help": "On SIGTERM or SIGUSR1, finish the step, write a checkpoint and end with exit code 75; False ends "
+            "at once."
+        },
+    )
 
     def __post_init__(self):
+        if self.on_nonfinite not in POLICIES:
+            raise ValueError(f"`on_nonfinite` must be one of {POLICIES}, not {self.on_nonfinite!r}.")
+        if self.max_nonfinite_steps < 0:
+            raise ValueError(f"`max_nonfinite_steps` must not be negative, but is {self.max_nonfinite_steps}.")
         # transformers asks for `use_cpu` before it allows bf16 on a machine without accelerator.
         self.use_cpu = self.use_cpu or not torch.accelerator.is_available()
+        if self.use_cpu:
+            start_on_cpu(self.ddp_timeout)
         super().__post_init__()
 
     def scale_learning_rate(self) -> None:

@@ -9,9 +9,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from torch.utils.data import Dataset
 
+from fusmae_hf.data.decoding import DamagedShardError
 from fusmae_hf.data.loading import LocalPairDataset, PairDataset
+from fusmae_hf.data.pair_checks import PIXEL_DTYPES
 from fusmae_hf.data.sampling import EpochSampler, SequentialPairSampler
-from fusmae_hf.data.shard_files import open_shard, unreadable
+from fusmae_hf.data.shard_files import read_row_group
 
 from .finetuning_tasks import FineTuningTask
 
@@ -101,7 +103,10 @@ def label_maps(pairs: PairDataset | PairSubset) -> Iterator[np.ndarray]:
         content, dtypes, shapes = (table.column(name) for name in _MAP)
         for row in range(len(table)):
             if wanted is None or first + row in wanted:
-                yield np.frombuffer(content[row].as_py(), dtypes[row].as_py()).reshape(shapes[row].as_py())
+                dtype, pixels = dtypes[row].as_py(), content[row].as_py()
+                if dtype not in PIXEL_DTYPES or pixels is None:
+                    raise DamagedShardError(f"{pairs.root}: row {first + row} has no label map of a known dtype.")
+                yield np.frombuffer(pixels, dtype).reshape(shapes[row].as_py())
 
 
 def _tables(pairs: PairDataset | PairSubset, names: Sequence[str]) -> Iterator[tuple[int, pa.Table]]:
@@ -110,14 +115,10 @@ def _tables(pairs: PairDataset | PairSubset, names: Sequence[str]) -> Iterator[t
     for shard in pairs.dataset_info.shards(pairs.split):
         if shard.name in pairs.bad_files:
             continue
-        with open_shard(pairs.root, shard) as file:
-            try:
-                parquet = pq.ParquetFile(file)
-                for number, rows in enumerate(shard.row_group_rows):
-                    yield first, parquet.read_row_group(number, columns=list(names), use_threads=False)
-                    first += rows
-            except (pa.ArrowException, OSError) as error:
-                raise unreadable(pairs.root, shard, error) from error
+        footers: dict[str, pq.FileMetaData] = {}
+        for number, rows in enumerate(shard.row_group_rows):
+            yield first, read_row_group(pairs.root, shard, number, footers, names)
+            first += rows
 
 
 def read_targets(pairs: PairDataset | PairSubset, column: str) -> dict[str, float]:

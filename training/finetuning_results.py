@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 from transformers import PreTrainedModel
 
+from fusmae_hf.data.file_names import file_stem
 from fusmae_hf.data.inputs import Sensors
 from fusmae_hf.data.loading import PairDataset
 from fusmae_hf.evaluation_plots import class_colours, plot_confusion, plot_scores_by_class, plot_segmentation
@@ -100,14 +101,17 @@ def predicted_maps(trainer: FineTuningTrainer, pairs: PairDataset, rows: Sequenc
 
 
 def write_maps(trainer: FineTuningTrainer, pairs: PairDataset, folder: Path) -> None:
-    """Write the predicted map of each pair as a PNG with a palette: pixel values are class numbers."""
+    """Write the predicted map of each pair as a PNG with a palette: pixel values are class numbers.
+
+    Ids that are no names of files are changed: see `file_stem`.
+    """
     folder.mkdir(exist_ok=True)
     palette = (255 * class_colours(len(trainer.task.outputs))).astype(np.uint8).ravel().tolist()
     for row in range(len(pairs)):
         (shown,) = predicted_maps(trainer, pairs, [row])
         image = Image.fromarray(shown["predicted"].astype(np.uint8), mode="P")
         image.putpalette(palette)
-        image.save(folder / f"{shown['id'].replace('/', '_')}.png")
+        image.save(folder / f"{file_stem(shown['id'])}.png")
 
 
 def draw_pictures(

@@ -92,7 +92,8 @@ class FineTuningTrainer(PairTrainer):
         kwargs: as for transformers' Trainer.
 
     Raises:
-        ValueError: `layer_decay` is out of range, or label smoothing does not suit the task or its loss.
+        ValueError: `layer_decay` is out of range, label smoothing does not suit the task or its loss, or the model is
+            sharded (FSDP).
     """
 
     def __init__(
@@ -128,6 +129,11 @@ class FineTuningTrainer(PairTrainer):
             compute_metrics=self.metrics,
             **kwargs,
         )
+        if self.is_fsdp_enabled:
+            raise ValueError(
+                "Fine-tuning does not run on a sharded model (FSDP): maps and pictures are made by one process. "
+                "Launch it with training/accelerate/ddp.yaml, a copy of the model on each device."
+            )
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         """The optimiser of the arguments, with a learning rate for each depth."""
@@ -185,7 +191,7 @@ class FineTuningTrainer(PairTrainer):
         inputs = self._prepare_inputs(inputs)
         with torch.no_grad(), self.compute_loss_context_manager():
             outputs = model(**inputs)
-        loss = outputs["loss"].detach()
+            loss = self.held_out_loss(model, inputs, outputs)
         if prediction_loss_only:
             return loss, None, None
         return loss, *predictions_of(self.task, outputs["logits"], inputs["labels"], self.scale, replaced)

@@ -22,6 +22,7 @@ from transformers import EarlyStoppingCallback, set_seed
 from fusmae_hf.data.loading import PairDataset
 from fusmae_hf.finetuned_card import write_fine_tuned_card
 from fusmae_hf.training.arguments import PairArguments, parse_arguments
+from fusmae_hf.training.checkpoints import CheckpointNotWrittenError
 from fusmae_hf.training.finetuning_arguments import FineTuningArguments, FineTuningModelArguments, TaskArguments
 from fusmae_hf.training.finetuning_labels import (
     balanced_weights,
@@ -36,6 +37,11 @@ from fusmae_hf.training.finetuning_results import draw_pictures, evaluate_sensor
 from fusmae_hf.training.finetuning_tasks import FineTuningTask
 from fusmae_hf.training.finetuning_trainer import FineTuningTrainer
 from fusmae_hf.training.label_drawing import few_labels
+from fusmae_hf.training.nonfinite import NonFiniteError
+from fusmae_hf.training.output_folder import require_writable
+from fusmae_hf.training.pair_trainer import what_is_read
+from fusmae_hf.training.preemption import ends_by_signal
+from fusmae_hf.training.processes import check_same_everywhere, in_turn, lost_processes_explained
 from fusmae_hf.training.runs import checkpoint_to_resume, content_of, explained, run_record, tensorboard_in
 from fusmae_hf.training.score_intervals import score_intervals
 from fusmae_hf.training.score_tables import class_table, finished_run, score_table, write_summary
@@ -77,7 +83,7 @@ def make_trainer(plan: Plan, arguments: FineTuningArguments) -> FineTuningTraine
     """Model, labels and Trainer of one seed."""
     task, model_arguments, learning = plan.task, plan.model, plan.learning
     label_seed = arguments.seed if learning.label_seed is None else learning.label_seed
-    with arguments.main_process_first(desc="drawing labels"):
+    with in_turn():
         train = few_labels(plan.splits["train"], task, learning.label_fraction, label_seed, str(arguments.output_dir))
     weights = None
     if not task.is_regression and (model_arguments.class_weights == "balanced" or not task.dense):
@@ -151,13 +157,17 @@ def run(plan: Plan, arguments: FineTuningArguments) -> dict[str, dict[str, Any]]
         trainer._get_train_sampler()  # too few pairs for a batch are found here, before anything is started
         trainer.try_batch()
         checkpoint = checkpoint_to_resume(arguments)
+        trainer.check_checkpoint(checkpoint)
+        if plan.measured_on:
+            check_same_everywhere(what_is_read(plan.splits[plan.measured_on], "the final figures"))
         set_seed(arguments.seed)
-    with tensorboard_in(folder):
+    with tensorboard_in(folder), explained(CheckpointNotWrittenError, NonFiniteError):
         trainer.train(resume_from_checkpoint=checkpoint)
     split = plan.measured_on
     sensors = plan.learning.sensors_to_evaluate if split else []
     results = evaluate_sensors(trainer, plan.splits[split], sensors) if split else {}
     metrics = {name: result["metrics"] for name, result in results.items()}
+    replaced = trainer.replaced_everywhere()  # here, where no process keeps the others waiting
     intervals = {}
     if split and trainer.is_world_process_zero():
         for name, result in results.items() if arguments.bootstrap else ():
@@ -197,7 +207,8 @@ def run(plan: Plan, arguments: FineTuningArguments) -> dict[str, dict[str, Any]]
             "split": split,
             "measured": len(plan.splits[split]) if split else 0,
             "augmentation": dataclasses.asdict(trainer.augmentation) if trainer.augmentation else None,
-            "replaced_pairs": trainer.replaced_pairs,
+            "replaced_pairs": replaced,
+            "nonfinite_steps": trainer.nonfinite_steps,
         }
         _write_records(folder, plan, arguments, trainer, record, metrics, intervals)
     return metrics
@@ -251,6 +262,8 @@ def run_seeds(plan: Plan, arguments: FineTuningArguments) -> None:
         write_summary(folder, plan.task, by_seed, plan.measured_on)
 
 
+@ends_by_signal()
+@lost_processes_explained()
 def main(argv: list[str] | None = None) -> None:
     """Run the program; see the module's docstring and `--help`."""
     with explained():
@@ -259,9 +272,10 @@ def main(argv: list[str] | None = None) -> None:
         )
         logging.basicConfig(level=logging.INFO if arguments.should_log else logging.WARNING, format="%(message)s")
         arguments.scale_learning_rate()
+        require_writable(arguments.output_dir)
         if learning.sensors != "both":
             arguments.ddp_find_unused_parameters = True  # the fusion sees one sensor
-        with arguments.main_process_first(desc="preparing the data"):
+        with in_turn():
             splits = open_splits(data, Path(str(arguments.output_dir)).parent / "shards")
         task = FineTuningTask.of_pairs(splits["train"].info, learning.task, learning.target)
         for pairs in splits.values():

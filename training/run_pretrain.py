@@ -18,6 +18,11 @@ from fusmae_hf.data.pairs import PairsInfo
 from fusmae_hf.hub import results_table, write_model_card
 from fusmae_hf.training.arguments import DataArguments, ModelArguments, PretrainingArguments, parse_arguments
 from fusmae_hf.training.callbacks import PictureCallback
+from fusmae_hf.training.checkpoints import CheckpointNotWrittenError
+from fusmae_hf.training.nonfinite import NonFiniteError
+from fusmae_hf.training.output_folder import require_writable
+from fusmae_hf.training.preemption import ends_by_signal
+from fusmae_hf.training.processes import in_turn, lost_processes_explained
 from fusmae_hf.training.runs import checkpoint_to_resume, explained, fresh_processor, run_record, tensorboard_in
 from fusmae_hf.training.sources import augmentation_of, open_datasets
 from fusmae_hf.training.trainer import FusMAETrainer
@@ -70,6 +75,8 @@ def summary(folder: Path, record: dict, metrics: dict[str, float]) -> str:
     )
 
 
+@ends_by_signal()
+@lost_processes_explained()
 def main(argv: list[str] | None = None) -> None:
     """Run the program; see the module's docstring and `--help`."""
     data, model_arguments, arguments = parse_arguments(
@@ -79,7 +86,8 @@ def main(argv: list[str] | None = None) -> None:
     arguments.scale_learning_rate()
     set_seed(arguments.seed)
     with explained():
-        with arguments.main_process_first(desc="preparing the data"):
+        require_writable(arguments.output_dir)
+        with in_turn():
             train, held_out = open_datasets(data, Path(arguments.output_dir).parent / "shards")
         if not held_out:
             arguments.eval_strategy = "no"
@@ -96,11 +104,13 @@ def main(argv: list[str] | None = None) -> None:
         )
         trainer._get_train_sampler()  # too few pairs for a batch are found here, before anything is started
         checkpoint = checkpoint_to_resume(arguments)
+        trainer.check_checkpoint(checkpoint)
     pictures = PictureCallback(trainer, held_out, arguments.num_reconstructions)
     trainer.add_callback(pictures)
-    with tensorboard_in(arguments.output_dir):
+    with tensorboard_in(arguments.output_dir), explained(CheckpointNotWrittenError, NonFiniteError):
         trainer.train(resume_from_checkpoint=checkpoint)
         metrics = trainer.evaluate() if held_out else {}
+    replaced = trainer.replaced_everywhere()
     trainer.save_model()
     if trainer.is_world_process_zero():
         folder = Path(arguments.output_dir)
@@ -108,7 +118,8 @@ def main(argv: list[str] | None = None) -> None:
         record |= {
             "preset": Path(model_arguments.model).name if model_arguments.model else model_arguments.preset,
             "augmentation": dataclasses.asdict(trainer.augmentation) if trainer.augmentation else None,
-            "replaced_pairs": trainer.replaced_pairs,
+            "replaced_pairs": replaced,
+            "nonfinite_steps": trainer.nonfinite_steps,
         }
         (folder / "run.json").write_text(json.dumps({**record, "metrics": metrics}, indent=2) + "\n")
         write_model_card(

@@ -32,6 +32,7 @@ from fusmae_hf.training.finetuning_models import build_encoder
 from fusmae_hf.training.finetuning_results import scene_class_columns
 from fusmae_hf.training.finetuning_tasks import FineTuningTask
 from fusmae_hf.training.label_drawing import drawn_ids
+from fusmae_hf.training.output_folder import require_writable
 from fusmae_hf.training.probe_arguments import ProbeArguments
 from fusmae_hf.training.runs import content_of, data_record, explained, fresh_processor
 from fusmae_hf.training.score_intervals import score_intervals
@@ -249,6 +250,7 @@ def main(argv: list[str] | None = None) -> None:
         data, checkpoint, arguments = parse_arguments(
             (SourceArguments, CheckpointArguments, ProbeArguments), argv, description=__doc__
         )
+        require_writable(arguments.output_dir)
         plan = make_plan(checkpoint, data, arguments)
         folder = Path(arguments.output_dir)
         if arguments.seeds == 1:

@@ -12,15 +12,16 @@ from typing import Any
 
 import torch
 import transformers
+from accelerate.utils import broadcast_object_list
 from huggingface_hub.errors import StrictDataclassError
 from transformers import TrainingArguments
-from transformers.trainer_utils import get_last_checkpoint
 
 from fusmae_hf import FusMAEConfig, FusMAEImageProcessor, __version__
 from fusmae_hf.data.loading import PairDataset
 from fusmae_hf.data.pairs import PairError, PairsInfo
 
 from .arguments import SourceArguments
+from .checkpoints import MANIFEST, checkpoints_in, problem_of, settle
 
 
 def fresh_processor(data: SourceArguments, info: PairsInfo, config: FusMAEConfig) -> FusMAEImageProcessor:
@@ -50,19 +51,53 @@ def fresh_processor(data: SourceArguments, info: PairsInfo, config: FusMAEConfig
 
 
 def checkpoint_to_resume(arguments: TrainingArguments) -> str | None:
-    """The checkpoint that `--resume_from_checkpoint` names, or the newest of the output folder for `auto`."""
-    wanted = arguments.resume_from_checkpoint
+    """The checkpoint that `--resume_from_checkpoint` names; for `auto` the newest complete one of the output folder.
+
+    Says which and why. What killed processes left in the output folder is cleared away. Each process must call this;
+    the first one looks at the files, and all get its answer.
+
+    Raises:
+        ValueError: the checkpoint that was named is damaged or incomplete.
+    """
+    answer: list[str | ValueError | None] = [None]
+    if arguments.process_index == 0:
+        try:
+            answer = [_checkpoint_to_resume(arguments.resume_from_checkpoint, Path(str(arguments.output_dir)))]
+        except ValueError as error:
+            answer = [error]
+    broadcast_object_list(answer)
+    if isinstance(answer[0], ValueError):
+        raise answer[0]
+    return answer[0]
+
+
+def _checkpoint_to_resume(wanted: str | None, folder: Path) -> str | None:
+    settle(folder)
     if wanted in (None, "", "false", "False"):
         return None
     if wanted not in ("auto", "true", "True"):
-        return wanted
-    folder = str(arguments.output_dir)
-    newest = get_last_checkpoint(folder) if os.path.isdir(folder) else None
-    if newest is None:
-        print(f"No checkpoint in {folder}: starting from the beginning.")
+        if (problem := problem_of(Path(wanted))) is not None:
+            raise ValueError(
+                f"Cannot resume from {wanted}: {problem}. Name another checkpoint, or pass `--resume_from_checkpoint "
+                "auto` to go on from the newest complete one of the output folder."
+            )
+        chosen, why = Path(wanted), "as was asked for"
     else:
-        print(f"Resuming from {newest}, the newest in {folder}.")
-    return newest
+        for chosen in checkpoints_in(folder):
+            if (problem := problem_of(chosen)) is None:
+                break
+            print(f"Passing over {chosen}: {problem}.")
+        else:
+            print(f"No complete checkpoint in {folder}: starting from the beginning.")
+            return None
+        why = f"the newest complete checkpoint in {folder}"
+    print(f"Resuming from {chosen}, {why}.")
+    if not (chosen / MANIFEST).is_file():
+        print(
+            f"It has no {MANIFEST}, so it was taken because all files that a resume needs are there and load. Whether "
+            "its run had the same data, seed and augmentation cannot be seen."
+        )
+    return str(chosen)
 
 
 def content_of(pairs: PairDataset) -> str:
@@ -120,9 +155,10 @@ def tensorboard_in(folder: str | os.PathLike[str]) -> Iterator[None]:
 
 
 @contextmanager
-def explained() -> Iterator[None]:
-    """End with a message instead of a traceback where the arguments or the data are at fault."""
+def explained(*kinds: type[Exception]) -> Iterator[None]:
+    """End with a message instead of a traceback for errors of these kinds, by default of arguments and data."""
+    kinds = kinds or (OSError, ValueError, ImportError, PairError, StrictDataclassError)
     try:
         yield
-    except (OSError, ValueError, ImportError, PairError, StrictDataclassError) as error:
+    except kinds as error:
         raise SystemExit(f"Error: {error}") from error

@@ -10,6 +10,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from fusmae_hf.plain_markdown import inline
+
 from .finetuning_metrics import headline
 from .finetuning_tasks import FineTuningTask
 
@@ -40,7 +42,7 @@ def class_table(metrics: Mapping[str, Any]) -> str:
     lines = ["| class | " + " | ".join(titles) + " |", "|---|" + "---|" * len(columns)]
     for label in next(iter(columns.values())):
         cells = " | ".join(number_cell(values[label]) for values in columns.values())
-        lines.append(f"| {label} | {cells} |")
+        lines.append(f"| {inline(label)} | {cells} |")
     return "\n".join(lines)
 
 

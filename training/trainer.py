@@ -60,8 +60,6 @@ class FusMAETrainer(PairTrainer):
         augmentation: PairAugmentation | None = None,
         **kwargs,
     ):
-        self._logged_losses: dict[str, torch.Tensor] = {}
-        self._logged_batches = 0
         super().__init__(
             model=model,
             processor=processor,
@@ -81,21 +79,16 @@ class FusMAETrainer(PairTrainer):
         """Loss of a batch; the losses of each sensor are kept for the next log."""
         loss, outputs = super().compute_loss(model, inputs, return_outputs=True)
         if model.training:
-            self._logged_batches += 1
             for sensor in SENSORS:
                 part = outputs.get(f"{sensor}_loss")
                 if part is not None:
-                    key = f"{sensor}_loss"
-                    self._logged_losses[key] = self._logged_losses.get(key, 0.0) + part.detach()
+                    self.note_loss(f"{sensor}_loss", part)
         return (loss, outputs) if return_outputs else loss
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Log, with the losses of each sensor since the last log."""
-        if "loss" in logs and self._logged_batches:
-            for key, total in self._logged_losses.items():
-                mean = self.accelerator.gather(total / self._logged_batches).mean()
-                logs[key] = mean.item()
-            self._logged_losses, self._logged_batches = {}, 0
+        if "loss" in logs:
+            logs |= self.mean_losses()
         super().log(logs, start_time)
 
     def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
@@ -107,7 +100,8 @@ class FusMAETrainer(PairTrainer):
             errors = self.held_out_errors(inputs, outputs)
             if replaced is not None:  # the pair that stands in counts once, at its own place
                 errors[replaced.to(errors.device)] = float("nan")
-        return outputs["loss"].detach(), errors, torch.zeros_like(errors[:, :1])
+            loss = self.held_out_loss(model, inputs, outputs)
+        return loss, errors, torch.zeros_like(errors[:, :1])
 
     def held_out_errors(self, inputs: dict[str, torch.Tensor], outputs: dict[str, torch.Tensor]) -> torch.Tensor:
         """Errors of each sample, `(batch_size, len(HELD_OUT_METRICS))`; NaN where a sensor is missing.

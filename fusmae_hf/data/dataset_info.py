@@ -4,6 +4,7 @@ import dataclasses
 import json
 import os
 import re
+import reprlib
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
@@ -15,12 +16,19 @@ import pyarrow.parquet as pq
 from .atomic_files import write_atomically
 from .left_out import LeftOut, count_reasons, write_left_out
 from .pairs import PairsInfo
+from .strict_json import is_count, parse_json, plain_text
 
 FORMAT_VERSION = 2
 """Version of the shard format; raised when older code can no longer read what is written."""
 
 FILE_NAME = "dataset_info.json"
-_SHARD_NAME = re.compile(r"data/(?P<split>\w+)-\d{5,}-of-\d{5,}\.parquet")
+MOST_BYTES = 64 * 2**20
+"""Size up to which the file is read: a thousand times that of the half million pairs of BigEarthNet."""
+
+MOST_ROWS_PER_GROUP = 1_000_000
+"""Rows of a row group that are believed. They are mixed in memory before any is read."""
+
+_SHARD_NAME = re.compile(r"data/(?P<split>\w{1,100})-[0-9]{5,9}-of-[0-9]{5,9}\.parquet")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,6 +55,23 @@ class ShardRecord:
 
     def __post_init__(self) -> None:
         self.split_of(self.name)
+        for name, kind in (("rows", "a count"), ("bytes", "a count")):
+            if not is_count(getattr(self, name)):
+                raise ValueError(f"{self.name}: {name} is {getattr(self, name)!r}, but must be {kind}")
+        if not all(type(rows) is int and rows <= MOST_ROWS_PER_GROUP for rows in self.row_group_rows):
+            raise ValueError(
+                f"{self.name}: row_group_rows must be whole numbers of at most {MOST_ROWS_PER_GROUP:,}, not "
+                f"{reprlib.repr(list(self.row_group_rows))}"
+            )
+        if not (isinstance(self.content_hash, str) and re.fullmatch("[0-9a-f]{1,64}", self.content_hash)):
+            raise ValueError(f"{self.name}: content_hash must be hexadecimal digits, not {self.content_hash!r:.100}")
+        counts = self.no_data_pixels
+        if not (
+            isinstance(counts, dict) and counts.keys() == {"sar", "optical"} and all(map(is_count, counts.values()))
+        ):
+            raise ValueError(
+                f"{self.name}: no_data_pixels must count pixels of 'sar' and 'optical', not {reprlib.repr(counts)}"
+            )
         if not self.row_group_rows or min(self.row_group_rows) < 1 or sum(self.row_group_rows) != self.rows:
             raise ValueError(f"{self.name}: row groups {list(self.row_group_rows)} do not add up to {self.rows} rows")
 
@@ -62,8 +87,8 @@ class ShardRecord:
         Raises:
             ValueError: the name is not of the form `data/<split>-00000-of-00001.parquet`.
         """
-        if not (match := _SHARD_NAME.fullmatch(name)):
-            raise ValueError(f"shard name {name!r} is not of the form data/<split>-00000-of-00001.parquet")
+        if not isinstance(name, str) or not (match := _SHARD_NAME.fullmatch(name)):
+            raise ValueError(f"shard name {reprlib.repr(name)} is not of the form data/<split>-00000-of-00001.parquet")
         return match["split"]
 
 
@@ -142,9 +167,16 @@ class DatasetInfo:
                 for shard in described["shards"]
             )
             if not shards or {shard.split for shard in shards} != {split}:
-                raise ValueError(f"split {split!r} lists {[shard.name for shard in shards]}")
+                raise ValueError(f"split {split!r} lists {reprlib.repr([shard.name for shard in shards])}")
+            if len({shard.name for shard in shards}) < len(shards):
+                raise ValueError(f"split {split!r} lists a file twice")
             splits[split] = shards
-        left_out_reasons = {str(reason): int(count) for reason, count in content["left_out"]["reasons"].items()}
+        if not splits:
+            raise ValueError("it lists no split")
+        reasons = content["left_out"]["reasons"]
+        if not all(map(is_count, reasons.values())):
+            raise ValueError("the numbers of pairs left out are no counts")
+        left_out_reasons = {plain_text(reason, 500): count for reason, count in reasons.items()}
         return cls(pairs_info_from_json(content["info"]), splits, left_out_reasons, dict(content["preparation"]))
 
 
@@ -226,15 +258,17 @@ def read_dataset_info(folder_or_url: str | os.PathLike[str]) -> DatasetInfo:
     path = f"{os.fspath(folder_or_url).rstrip('/')}/{FILE_NAME}"
     try:
         with fsspec.open(path, "rb") as file:
-            content = file.read()
+            content = file.read(MOST_BYTES + 1)
     except FileNotFoundError as error:
         raise FileNotFoundError(
             f"There is no {path}. `fusmae prepare` writes it as its last step, so either this is not a folder of "
             "shards or preparing it did not finish: run `fusmae prepare` (again)."
         ) from error
     try:
-        return DatasetInfo.from_json(json.loads(content))
+        if len(content) > MOST_BYTES:
+            raise ValueError(f"it is longer than {MOST_BYTES:,} bytes")
+        return DatasetInfo.from_json(parse_json(content))
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise ValueError(
-            f"{path} cannot be used: {error!r}. Prepare the folder again with `fusmae prepare`."
+            f"{path} cannot be used: {type(error).__name__}: {error}. Prepare the folder again with `fusmae prepare`."
         ) from error

@@ -15,6 +15,7 @@ from torch.utils.data import get_worker_info
 
 from .native_resolution import expand_bands
 from .shards import PIXEL_DTYPES, pair_checksum, stored_size
+from .storage_retries import retried
 
 PIXEL_COLUMNS = ("sar", "optical", "label_map")
 """Arrays of a row, in the order of its checksum."""
@@ -61,14 +62,17 @@ class ShardRows(ABC):
         self._rows = rows
         self._ids, self._labels = rows.column("id"), rows.column("labels")
         self._no_labels = self._labels.null_count == len(self._labels)
-        self._checksums = rows.column("checksum").to_numpy()
+        self._checksums = rows.column("checksum").fill_null(0).to_numpy()
 
     def __len__(self) -> int:
         return self._rows.num_rows
 
     def id(self, row: int) -> str:
-        """Id of one row."""
-        return self._ids[row].as_py()
+        """Id of one row. Raises DamagedShardError where it has none."""
+        id = self._ids[row].as_py()
+        if id is None:
+            raise DamagedShardError(f"{self.origin} is damaged: a row has no id. Prepare (or download) it again.")
+        return id
 
     def labels(self, row: int) -> list[str] | None:
         """Labels of one row."""
@@ -156,33 +160,61 @@ class RowsInFile(ShardRows):
         file: descriptor of the file, which may be another one.
         places: for each array, where it begins in the file and its length in bytes, `(rows,)` each.
         name: of the file, for messages.
+        path: of the file, to open it again where the descriptor has become stale.
     """
 
     def __init__(
-        self, rows: pa.RecordBatch, origin: str, file: int, places: dict[str, tuple[np.ndarray, np.ndarray]], name: str
+        self,
+        rows: pa.RecordBatch,
+        origin: str,
+        file: int,
+        places: dict[str, tuple[np.ndarray, np.ndarray]],
+        name: str,
+        path: str,
     ):
         super().__init__(rows, origin)
-        self._file, self._places, self._name = file, places, name
+        self._file, self._places, self._name, self._path = file, places, name, path
 
     def length(self, name: str, row: int) -> int:  # noqa: D102
         return int(self._places[name][1][row])
 
     def copy(self, name: str, row: int, target: np.ndarray) -> None:  # noqa: D102
+        place = int(self._places[name][0][row])
         try:
-            count = os.preadv(self._file, [target.data], int(self._places[name][0][row]))
+            count = os.preadv(self._file, [target.data], place)
         except OSError as error:
-            raise DamagedShardError(f"{self._name} cannot be read ({error.strerror}).") from error
+            count = self._read_again(target, place, error)
         if count != len(target):
             raise DamagedShardError(f"{self._name} is cut short. Delete it and prepare (or download) it again.")
 
+    def _read_again(self, target: np.ndarray, place: int, first: OSError) -> int:
+        """Number of bytes read after a first try failed; storage that stalls is waited for."""
+        failed: list[OSError] = [first]
 
-def require_columns(rows: pa.RecordBatch, columns: Mapping[str, pa.DataType], origin: str) -> None:
-    """Raise a DamagedShardError unless rows have these columns, of these types."""
+        def read() -> int:
+            if failed:
+                raise failed.pop()
+            # A server that came back may know nothing of files opened before. Others share this descriptor.
+            fresh = os.open(self._path, os.O_RDONLY)
+            try:
+                os.dup2(fresh, self._file, inheritable=False)
+            finally:
+                os.close(fresh)
+            return os.preadv(self._file, [target.data], place)
+
+        try:
+            return retried(read, self._name, is_missing_for_now=lambda: True)
+        except OSError as error:
+            raise DamagedShardError(f"{self._name} cannot be read ({error.strerror}).") from error
+
+
+def require_columns(rows: pa.RecordBatch | pa.Table, columns: Mapping[str, pa.DataType | None], origin: str) -> None:
+    """Raise a DamagedShardError unless rows have these columns once each, of these types; None is any type."""
     for name, dtype in columns.items():
-        if name not in rows.schema.names or rows.schema.field(name).type != dtype:
+        if rows.schema.names.count(name) != 1 or dtype not in (None, rows.schema.field(name).type):
             raise DamagedShardError(
-                f"{origin} has no column {name!r} of type {dtype}, so it is no shard of pairs: prepare it again with "
-                "`fusmae prepare`."
+                f"{origin} has no column {name!r} of type {dtype or 'any'}, so it is no shard of pairs: prepare it "
+                "again with `fusmae prepare`."
             )
 
 
@@ -283,6 +315,9 @@ def _common_kind(rows: Sequence[tuple[ShardRows, int]], name: str, factors: Sequ
         return None
     if None in declared:
         missing = [at.id(row) for (at, row), kind in zip(rows, declared, strict=True) if kind is None]
+        if name != "label_map":
+            origin = next(at.origin for (at, _), kind in zip(rows, declared, strict=True) if kind is None)
+            raise DamagedShardError(f"{origin} is damaged: pair {missing[0]!r} has no {name}. Prepare it again.")
         raise ValueError(f"These pairs have no {name}, while others of the batch have one: {missing}.")
     present = [kind for kind in declared if kind is not None]
     expected = {kind: _byte_length(*kind, factors) for kind in dict.fromkeys(present)}
@@ -321,4 +356,5 @@ def declared_lengths(rows: pa.RecordBatch, name: str, factors: Sequence[int]) ->
 def _byte_length(dtype: str, shape: tuple[int, ...], factors: Sequence[int]) -> int:
     """Length of an array of the declared dtype and shape, or -1 where there can be none."""
     values = stored_size(shape, factors)
-    return values * np.dtype(dtype).itemsize if dtype in PIXEL_DTYPES and values > 0 else -1
+    # No file holds more, and numpy has no integers for it.
+    return values * np.dtype(dtype).itemsize if dtype in PIXEL_DTYPES and 0 < values < 2**48 else -1

@@ -13,7 +13,21 @@ from .dataset_info import DatasetInfo
 from .decoding import PIXEL_COLUMNS, SMALL_COLUMNS, DamagedShardError, RowsInFile, require_columns
 from .pair_dataset import Located, OnBadFiles, PairDataset
 from .sampling import EpochSampler, SequentialPairSampler
-from .shard_files import bad_pages, open_shard, read_footer
+from .shard_files import bad_pages, check_pages, checked_footer
+from .storage_retries import retried
+
+_END_OF_STREAM = b"\xff\xff\xff\xff\0\0\0\0"
+"""With this a file of Arrow's streaming format ends: no message follows."""
+
+
+class _CheckingDownloads(datasets.DownloadManager):
+    """Gives HF Datasets the shards when it makes its copy, those alone that fit into memory."""
+
+    def download(self, url_or_urls: Any) -> Any:
+        paths = super().download(url_or_urls)
+        for path in [path for of_split in paths.values() for path in of_split]:
+            check_pages(path)
+        return paths
 
 
 class MappedRows(RowsInFile):
@@ -27,9 +41,10 @@ class MappedRows(RowsInFile):
         file: descriptor of the file.
         address: where it is mapped.
         origin: the shard that the rows come from, for messages.
+        path: of the file.
     """
 
-    def __init__(self, rows: pa.RecordBatch, file: int, address: int, origin: str):
+    def __init__(self, rows: pa.RecordBatch, file: int, address: int, origin: str, path: str):
         places = {}
         require_columns(rows, dict.fromkeys(PIXEL_COLUMNS, pa.large_binary()), origin)
         for name in PIXEL_COLUMNS:
@@ -38,7 +53,8 @@ class MappedRows(RowsInFile):
             ends = np.frombuffer(offsets, np.int64, len(column) + 1, column.offset * 8)
             places[name] = (ends[:-1] + (values.address - address if values else 0), np.diff(ends))
         small = rows.select(list(SMALL_COLUMNS))
-        super().__init__(small, origin, file, places, f"the local copy of {origin} in the cache of HF Datasets")
+        name = f"the local copy of {origin} in the cache of HF Datasets ({path})"
+        super().__init__(small, origin, file, places, name, path)
 
 
 class LocalPairDataset(PairDataset):
@@ -58,16 +74,15 @@ class LocalPairDataset(PairDataset):
         super().__init__(root, dataset_info, split, on_bad_files)
         if "://" not in root and on_bad_files == "error":
             for shard in self._shards:
-                with open_shard(root, shard) as file:
-                    read_footer(file, shard, root)
+                checked_footer(root, shard)
         try:
-            rows = self._arrow_copy(num_proc)
-        except datasets.exceptions.DatasetGenerationError as error:
+            rows = retried(lambda: self._arrow_copy(num_proc), root)
+        except (datasets.exceptions.DatasetGenerationError, DamagedShardError) as error:
             bad_files = bad_pages(root, self._shards)
             if not bad_files:
                 raise ValueError(
-                    f"HF Datasets could not make its copy of split {split!r} of {root}: {error.__cause__}. The shards "
-                    "are sound, so see that its cache (HF_HOME) can be written and has space, or read with "
+                    f"HF Datasets could not make its copy of split {split!r} of {root}: {error.__cause__ or error}. "
+                    "The shards are sound, so see that its cache (HF_HOME) can be written and has space, or read with "
                     "streaming=True."
                 ) from error
             if on_bad_files == "error":
@@ -87,37 +102,65 @@ class LocalPairDataset(PairDataset):
     def _arrow_copy(self, num_proc: int | None) -> datasets.Dataset:
         files = [f"{self.root}/{shard.name}" for shard in self._shards]
         processes = min(num_proc, len(files)) if num_proc and len(files) > 1 else None
-        return datasets.load_dataset("parquet", data_files={self.split: files}, split=self.split, num_proc=processes)
+        builder = datasets.load_dataset_builder("parquet", data_files={self.split: files})
+        manager = _CheckingDownloads(download_config=datasets.DownloadConfig(use_etag=False, num_proc=processes))
+        builder.download_and_prepare(dl_manager=manager, num_proc=processes)
+        try:
+            return builder.as_dataset(split=self.split)
+        except (pa.ArrowException, OSError) as error:
+            raise _damaged_copy(os.path.join(builder.cache_dir, "*.arrow"), str(error)) from error
 
     def _open_chunks(self) -> None:
-        """Map the Arrow files and find their record batches; no pixel is read."""
-        self._batches: list[tuple[pa.RecordBatch, int, int]] = []
+        """Map the Arrow files and find their record batches; no pixel is read.
+
+        Raises:
+            ValueError: a file is damaged or cut short.
+        """
+        self._batches: list[tuple[pa.RecordBatch, int, int, str]] = []
+        self._arrow_sizes: dict[int, int] = {}
         for name in self._arrow_files:
-            mapped, file = pa.memory_map(name), os.open(name, os.O_RDONLY)
-            weakref.finalize(self, os.close, file)
-            address = mapped.read_buffer().address
-            mapped.seek(0)
-            self._batches += ((batch, file, address) for batch in pa.ipc.open_stream(mapped))
-        self._chunk_ends = np.cumsum([batch.num_rows for batch, _, _ in self._batches])
+            try:
+                mapped, file = pa.memory_map(name), os.open(name, os.O_RDONLY)
+                weakref.finalize(self, os.close, file)
+                self._arrow_sizes[file] = mapped.size()
+                if mapped.read_at(len(_END_OF_STREAM), max(0, mapped.size() - len(_END_OF_STREAM))) != _END_OF_STREAM:
+                    raise ValueError("its end is missing")
+                address = mapped.read_buffer().address
+                mapped.seek(0)
+                self._batches += ((batch, file, address, name) for batch in pa.ipc.open_stream(mapped))
+            except (pa.ArrowException, OSError, ValueError) as error:
+                raise _damaged_copy(name, str(error)) from error
+        self._chunk_ends = np.cumsum([batch.num_rows for batch, *_ in self._batches])
         self._chunks: dict[int, MappedRows] = {}
 
     def sampler(  # noqa: D102
-        self, batch_size: int, *, seed: int = 0, shuffle: bool = True, num_processes: int = 1, num_lanes: int = 1
+        self,
+        batch_size: int,
+        *,
+        seed: int = 0,
+        shuffle: bool = True,
+        num_processes: int = 1,
+        num_lanes: int = 1,
+        accumulation: int = 1,
     ) -> Sampler[tuple[int, int]]:
         if not shuffle:
             return SequentialPairSampler(self)
-        return EpochSampler(self, batch_size, seed=seed, num_processes=num_processes)
+        return EpochSampler(self, batch_size, seed=seed, num_processes=num_processes, accumulation=accumulation)
 
     def _locate(self, epochs: np.ndarray, rows: np.ndarray) -> list[Located]:
         located: list[Located] = []
         chunks = np.searchsorted(self._chunk_ends, rows, side="right")
+        # The kernel ends a process that touches what was cut off a mapped file.
+        for file, name in {self._batches[chunk][1::2] for chunk in chunks}:
+            if os.fstat(file).st_size < self._arrow_sizes[file]:
+                raise _damaged_copy(name, "it was cut while in use")
         for row, chunk in zip(rows.tolist(), chunks.tolist(), strict=True):
             if chunk not in self._chunks:
                 if len(self._chunks) >= self.MOST_CHUNKS:
                     self._chunks.clear()
                 shard = self._shards[np.searchsorted(self._shard_ends, row, side="right")]
-                batch, file, address = self._batches[chunk]
-                self._chunks[chunk] = MappedRows(batch, file, address, f"{self.root}/{shard.name}")
+                batch, file, address, name = self._batches[chunk]
+                self._chunks[chunk] = MappedRows(batch, file, address, f"{self.root}/{shard.name}", name)
             located.append((self._chunks[chunk], row - int(self._chunk_ends[chunk]) + len(self._chunks[chunk])))
         return located
 
@@ -127,3 +170,10 @@ class LocalPairDataset(PairDataset):
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__ |= state
         self._open_chunks()
+
+
+def _damaged_copy(name: str, problem: str) -> ValueError:
+    return ValueError(
+        f"The local copy {name} in the cache of HF Datasets is damaged: {problem}. Delete {os.path.dirname(name)} and "
+        "start again: it is made anew from the shards."
+    )

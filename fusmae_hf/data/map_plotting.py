@@ -7,6 +7,7 @@ import numpy as np
 
 from .pairs import Pair, PairsInfo
 from .plotting import TRUE_COLOUR, composite, composite_title, draw_sar, new_figure, plot_pair
+from .strict_json import plain_text
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -48,7 +49,7 @@ def plot_with_label_map(
         _draw_classes(axes[-1], pair.label_map, info, colours)
     for axis in axes:
         axis.set_axis_off()
-    figure.suptitle("\n".join(filter(None, [pair.id, "; ".join(pair.labels or [])])), fontsize=8)
+    figure.suptitle("\n".join(filter(None, [plain_text(pair.id), "; ".join(pair.labels or [])])), fontsize=8)
     return figure
 
 

@@ -142,7 +142,14 @@ class PairDataset(Dataset[dict[str, Any]], ABC):
 
     @abstractmethod
     def sampler(
-        self, batch_size: int, *, seed: int = 0, shuffle: bool = True, num_processes: int = 1, num_lanes: int = 1
+        self,
+        batch_size: int,
+        *,
+        seed: int = 0,
+        shuffle: bool = True,
+        num_processes: int = 1,
+        num_lanes: int = 1,
+        accumulation: int = 1,
     ) -> Sampler[tuple[int, int]]:
         """The order in which to read: pass it to a `DataLoader` with the same `batch_size`, before its workers start.
 
@@ -152,6 +159,7 @@ class PairDataset(Dataset[dict[str, Any]], ABC):
             shuffle: False for evaluation: stored order, nothing left out.
             num_processes: training processes.
             num_lanes: for streaming, a multiple of processes x workers; local reading has no lanes, so any will do.
+            accumulation: batches of each process in one optimiser step.
 
         Raises:
             ValueError: there are too few pairs for one batch, or `num_lanes` is no multiple of `num_processes`.

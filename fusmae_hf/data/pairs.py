@@ -1,10 +1,14 @@
 """The pair: one SAR and one optical patch of the same place, as readers give it and shards store it."""
 
+import re
+import reprlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
+
+from .strict_json import is_plain_text
 
 
 class PairError(Exception):
@@ -66,6 +70,10 @@ class PairsInfo:
         extra_columns: type of each dataset-specific column in `Pair.extra`: `"string"`, `"int64"`, `"double"` or
             `"bool"`.
         simulated: True for made-up imagery.
+
+    Raises:
+        ValueError: a field has another type than said here, is empty where it must not be, or holds text that is not
+            plain (`is_plain_text`): these words go into cards, pictures and terminals.
     """
 
     name: str
@@ -84,6 +92,50 @@ class PairsInfo:
     map_units: str | None = None
     extra_columns: dict[str, str] = field(default_factory=dict)
     simulated: bool = False
+
+    def __post_init__(self) -> None:
+        units = {"sar_units": ("db", "linear", "raw"), "optical_units": ("dn", "reflectance", "raw")}
+        offset, factors, extra = self.optical_offset, self.optical_factors, self.extra_columns
+        required = {
+            "name": ("a word of plain text", is_plain_text(self.name) and self.name != ""),
+            "source": ("plain text", is_plain_text(self.source, 10_000)),
+            "license": ("plain text", is_plain_text(self.license, 10_000)),
+            "sar_bands": ("a tuple of names, at least one", _are_names(self.sar_bands) and self.sar_bands),
+            "optical_bands": ("a tuple of names, at least one", _are_names(self.optical_bands) and self.optical_bands),
+            **{name: (f"one of {known}", getattr(self, name) in known) for name, known in units.items()},
+            "optical_offset": ("a finite number", type(offset) in (int, float) and abs(offset) < 1e30),
+            "optical_factors": (
+                "empty, or a whole number from 1 on for each optical band",
+                isinstance(factors, tuple)
+                and all(type(factor) is int and 1 <= factor <= 10_000 for factor in factors)
+                and len(factors) in (0, len(self.optical_bands)),
+            ),
+            # A word, since what the user gives in its place may also be a folder.
+            "statistics": (
+                "a word of letters, digits, dots and dashes, or None",
+                self.statistics is None
+                or (isinstance(self.statistics, str) and re.fullmatch(r"[\w-][\w.-]{,99}", self.statistics)),
+            ),
+            "class_names": ("a tuple of names", _are_names(self.class_names)),
+            "map_class_names": ("a tuple of names", _are_names(self.map_class_names)),
+            "map_no_data": (
+                "a whole number or None",
+                self.map_no_data is None or (type(self.map_no_data) is int and abs(self.map_no_data) < 2**63),
+            ),
+            "map_units": ("plain text or None", self.map_units is None or is_plain_text(self.map_units)),
+            "extra_columns": (
+                "a dictionary of names and types",
+                isinstance(extra, dict) and _are_names((*extra, *extra.values())),
+            ),
+            "simulated": ("True or False", isinstance(self.simulated, bool)),
+        }
+        for name, (needed, holds) in required.items():
+            if not holds:
+                raise ValueError(f"{name} of the pairs is {reprlib.repr(getattr(self, name))}, but must be {needed}")
+
+
+def _are_names(names: Any) -> bool:
+    return isinstance(names, tuple) and all(is_plain_text(name, 500) for name in names)
 
 
 class PairReader(Protocol):

@@ -1,11 +1,12 @@
 """Pictures of pairs: composites of the optical bands, backscatter in grey."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from .pairs import Pair, PairsInfo
+from .strict_json import plain_text
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -21,16 +22,28 @@ FALSE_COLOUR = ("B08", "B04", "B03")
 def new_figure(width: float, height: float) -> "Figure":
     """An empty figure of `width` x `height` inches that belongs to no window and no global state.
 
+    Names of pairs and classes show as they are: a dollar sign in them begins no formula.
+
     Raises:
         ImportError: matplotlib is not installed; names the pip command.
     """
     try:
+        from matplotlib import rc_context
         from matplotlib.figure import Figure
+        from matplotlib.text import Text
     except ImportError as error:
         raise ImportError(
             "Drawing pairs needs matplotlib, which is not installed. Install it with `pip install fusmae_hf[train]`."
         ) from error
-    return Figure(figsize=(width, height), layout="constrained")
+
+    class PlainFigure(Figure):
+        def draw(self, renderer: Any) -> None:
+            for text in self.findobj(Text):
+                text.set_parse_math(False)
+            with rc_context({"text.parse_math": False}):  # for labels of ticks, which are made while drawing
+                super().draw(renderer)
+
+    return PlainFigure(figsize=(width, height), layout="constrained")
 
 
 def percentile_stretch(image: np.ndarray, *, together: bool = True) -> np.ndarray:
@@ -122,5 +135,5 @@ def plot_pair(pair: Pair, info: PairsInfo) -> "Figure":
         draw_sar(axis, backscatter, band, info.sar_units)
     for axis in axes:
         axis.set_axis_off()
-    figure.suptitle("\n".join(filter(None, [pair.id, "; ".join(pair.labels or [])])), fontsize=8)
+    figure.suptitle("\n".join(filter(None, [plain_text(pair.id), "; ".join(pair.labels or [])])), fontsize=8)
     return figure

@@ -20,6 +20,7 @@ from .atomic_files import explain_failed_write, incomplete_path, write_atomicall
 from .dataset_info import FILE_NAME, DatasetInfo, ShardRecord, read_dataset_info, write_dataset_info
 from .left_out import LeftOut, read_left_out, write_left_out
 from .preparation_plan import SPLITS, PlanSummary
+from .strict_json import parse_json
 
 STATE_FOLDER = "preparation"
 _PLAN = "plan.json"
@@ -72,19 +73,23 @@ def read_summary(folder: Path) -> PlanSummary | None:
         ValueError: `plan.json` or `dataset_info.json` is damaged.
     """
     try:
-        content = json.loads((folder / STATE_FOLDER / _PLAN).read_bytes())
+        plan = (folder / STATE_FOLDER / _PLAN).read_bytes()
     except FileNotFoundError:
         if not (folder / FILE_NAME).is_file():
             return None
         dataset = read_dataset_info(folder)
         if not dataset.preparation:
             return None
-        content = {name: dataset.preparation[name] for name in _PLAN_FIELDS} | {
-            "info": json.loads(json.dumps(dataclasses.asdict(dataset.info)))
-        }
+        plan = None
     try:
+        if plan is not None:
+            content = parse_json(plan)
+        else:
+            content = {name: dataset.preparation[name] for name in _PLAN_FIELDS} | {
+                "info": json.loads(json.dumps(dataclasses.asdict(dataset.info)))
+            }
         return PlanSummary.from_json(content)
-    except (TypeError, KeyError, ValueError) as error:
+    except (TypeError, KeyError, ValueError, AttributeError) as error:
         raise ValueError(
             f"{folder} holds the plan of a preparation that this version cannot read ({error!r}). Prepare anew with "
             "`--overwrite` (`overwrite=True`)."
@@ -258,7 +263,7 @@ def describe_missing(summary: PlanSummary, missing: Sequence[str], finished: Ite
 def _read_record(folder: Path, name: str, fingerprint: str) -> FinishedFile | None:
     """Record of one file; None where there is none, or one of another plan, or a damaged one."""
     try:
-        content = json.loads(record_path(folder, name).read_bytes())
+        content = parse_json(record_path(folder, name).read_bytes())
         if content["fingerprint"] != fingerprint:
             return None
         shard = content["shard"] and _shard_record(content["shard"])
@@ -266,7 +271,7 @@ def _read_record(folder: Path, name: str, fingerprint: str) -> FinishedFile | No
         return FinishedFile(name, shard, left_out, content["part"])
     except FileNotFoundError:
         return None
-    except (ValueError, TypeError, KeyError):
+    except (ValueError, TypeError, KeyError, AttributeError):
         return None
 
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from .dataset_info import FORMAT_VERSION, pairs_info_from_json
+from .dataset_info import FORMAT_VERSION, ShardRecord, pairs_info_from_json
 from .left_out import LeftOut
 from .pairs import PairReader, PairsInfo
 
@@ -69,7 +69,10 @@ class PlanSummary:
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> "PlanSummary":
         """The summary in its JSON form; `TypeError`, `KeyError` or `ValueError` where that is damaged."""
-        return cls(**{**content, "info": pairs_info_from_json(content["info"])})
+        summary = cls(**{**content, "info": pairs_info_from_json(content["info"])})
+        for name in summary.files:
+            ShardRecord.split_of(name)
+        return summary
 
     def differences(self, other: "PlanSummary") -> list[str]:
         """In which arguments, facts of the dataset or pairs `other` differs from this plan, for the user."""

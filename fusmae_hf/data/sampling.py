@@ -42,26 +42,31 @@ class SequentialPairSampler(Sampler[tuple[int, int]]):
 class EpochSampler(Sampler[tuple[int, int]]):
     """A permutation of all rows that is a pure function of (seed, epoch): for training on local shards.
 
-    Exact: the order, whatever the number of workers; with the same global batch also the content of each global batch,
-    whatever the number of processes. The uneven tail is left out, a different one in each epoch. (numpy promises the
-    same permutation for one of its versions, not for all.)
+    Exact: the order, whatever the number of workers; with the same global batch also the content of each global batch
+    and their number, whatever the number of processes. The uneven tail is left out, a different one in each epoch.
+    (numpy promises the same permutation for one of its versions, not for all.)
 
     Args:
         dataset: dataset whose `epoch` is read when an iteration starts.
         batch_size: pairs in a batch of one process.
         seed: non-negative integer.
         num_processes: training processes, which take batches in turn.
+        accumulation: batches of each process in one optimiser step.
 
     Attributes:
-        dropped: number of rows left out of each epoch, so that every process gets the same number of whole batches.
+        dropped: number of rows left out of each epoch, see `left_out`.
+        depends_on: what the order depends on beside the rows, the seed and the epoch.
 
     Raises:
         ValueError: there are fewer rows than one batch for each process.
     """
 
-    def __init__(self, dataset: EpochDataset, batch_size: int, *, seed: int = 0, num_processes: int = 1):
+    def __init__(
+        self, dataset: EpochDataset, batch_size: int, *, seed: int = 0, num_processes: int = 1, accumulation: int = 1
+    ):
         self.dataset, self.seed = dataset, seed
-        self.dropped = len(dataset) % (batch_size * num_processes)
+        self.dropped = left_out(len(dataset), batch_size, num_processes, accumulation)
+        self.depends_on = {"global batch": batch_size * num_processes * accumulation}
         if not len(self):
             raise _too_few(len(dataset), batch_size, num_processes)
 
@@ -85,8 +90,8 @@ class LaneSampler(Sampler[tuple[int, int]]):
 
     Exact: the order is a pure function of (seed, epoch, position) for a given `batch_size`, `num_lanes` and `mix`,
     whatever the number of workers and processes; a resumed run starts later in it; no row comes twice. Not exact: rows
-    are mixed within `mix` row groups only, not throughout the dataset. The uneven tail, less than a batch for each
-    process, is left out, a different one in each epoch.
+    are mixed within `mix` row groups only, not throughout the dataset. The uneven tail is left out, a different one in
+    each epoch.
 
     Args:
         dataset: dataset whose `epoch` is read when an iteration starts.
@@ -96,9 +101,11 @@ class LaneSampler(Sampler[tuple[int, int]]):
         num_processes: training processes, which take batches in turn.
         num_lanes: number of lanes.
         mix: number of row groups whose rows are permuted together.
+        accumulation: batches of each process in one optimiser step.
 
     Attributes:
-        dropped: number of rows left out of each epoch, so that every process gets the same number of whole batches.
+        dropped: number of rows left out of each epoch, see `left_out`.
+        depends_on: what the order depends on beside the rows, the seed and the epoch.
 
     Raises:
         ValueError: there are fewer rows than one batch for each process.
@@ -114,11 +121,18 @@ class LaneSampler(Sampler[tuple[int, int]]):
         num_processes: int = 1,
         num_lanes: int = 1,
         mix: int = 8,
+        accumulation: int = 1,
     ):
         self.dataset, self.batch_size, self.seed, self.num_lanes, self.mix = dataset, batch_size, seed, num_lanes, mix
         self._sizes = np.asarray(row_group_rows, dtype=np.int64)
         self._starts = np.cumsum(self._sizes) - self._sizes
-        self.dropped = int(self._sizes.sum()) % (batch_size * num_processes)
+        self.dropped = left_out(int(self._sizes.sum()), batch_size, num_processes, accumulation)
+        self.depends_on = {
+            "global batch": batch_size * num_processes * accumulation,
+            "batch of a process": batch_size,
+            "processes x workers": num_lanes,
+            "row groups mixed": mix,
+        }
         if not len(self):
             raise _too_few(int(self._sizes.sum()), batch_size, num_processes)
 
@@ -127,11 +141,14 @@ class LaneSampler(Sampler[tuple[int, int]]):
 
     def __iter__(self) -> Iterator[tuple[int, int]]:
         epoch = self.dataset.epoch
+        return ((epoch, row) for row in islice(self._all_rows(epoch), len(self)))
+
+    def _all_rows(self, epoch: int) -> Iterator[int]:
         *lanes, rest = [self._rows(epoch, lane, blocks) for lane, blocks in enumerate(self.blocks(epoch))]
         for _ in range(self._lane_rows // self.batch_size):
             for lane in lanes:
-                yield from ((epoch, row) for row in islice(lane, self.batch_size))
-        yield from ((epoch, row) for row in islice(rest, len(self) - self.num_lanes * self._lane_rows))
+                yield from islice(lane, self.batch_size)
+        yield from rest
 
     def blocks(self, epoch: int) -> list[list[dict[int, range]]]:
         """What is read together, for each lane in reading order, and last for what the lanes leave.
@@ -168,6 +185,16 @@ class LaneSampler(Sampler[tuple[int, int]]):
         for number, block in enumerate(blocks):
             rows = np.concatenate([np.arange(rows.start, rows.stop) for rows in block.values()])
             yield from np.random.default_rng([self.seed, epoch, lane + 1, number]).permutation(rows).tolist()
+
+
+def left_out(rows: int, batch_size: int, num_processes: int = 1, accumulation: int = 1) -> int:
+    """Rows that an epoch leaves out, so that all its optimiser steps are of whole global batches.
+
+    It depends on the global batch alone, so that a run can go on with another number of processes. Where there are
+    fewer rows than one global batch, every process gets the same number of whole batches.
+    """
+    in_turn = batch_size * num_processes
+    return rows % (in_turn * accumulation if rows >= in_turn * accumulation else in_turn)
 
 
 def _too_few(rows: int, batch_size: int, num_processes: int) -> ValueError:

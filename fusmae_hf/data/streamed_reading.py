@@ -61,7 +61,14 @@ class StreamedPairDataset(PairDataset):
         self._lane_of: dict[int, list[tuple[range, int, int]]] = {}
 
     def sampler(  # noqa: D102
-        self, batch_size: int, *, seed: int = 0, shuffle: bool = True, num_processes: int = 1, num_lanes: int = 1
+        self,
+        batch_size: int,
+        *,
+        seed: int = 0,
+        shuffle: bool = True,
+        num_processes: int = 1,
+        num_lanes: int = 1,
+        accumulation: int = 1,
     ) -> Sampler[tuple[int, int]]:
         if not shuffle:
             return SequentialPairSampler(self)
@@ -79,6 +86,7 @@ class StreamedPairDataset(PairDataset):
             num_processes=num_processes,
             num_lanes=num_lanes,
             mix=self.mix,
+            accumulation=accumulation,
         )
         return self._lanes
 

@@ -3,11 +3,10 @@
 from collections.abc import Sequence
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.parquet as pq
 
 from fusmae_hf.data.pair_dataset import PairDataset
-from fusmae_hf.data.shard_files import open_shard, unreadable
+from fusmae_hf.data.shard_files import read_row_group
 
 
 def read_scene_labels(pairs: PairDataset) -> tuple[list[str], list[list[str]] | None]:
@@ -28,13 +27,11 @@ def read_scene_labels(pairs: PairDataset) -> tuple[list[str], list[list[str]] | 
     for shard in pairs.dataset_info.shards(pairs.split):
         if shard.name in pairs.bad_files:
             continue
-        with open_shard(pairs.root, shard) as file:
-            try:
-                rows = pq.ParquetFile(file).read(["id", "labels"])
-            except (pa.ArrowException, OSError) as error:
-                raise unreadable(pairs.root, shard, error) from error
-        ids += rows.column("id").to_pylist()
-        labels += rows.column("labels").to_pylist()
+        footers: dict[str, pq.FileMetaData] = {}
+        for number in range(len(shard.row_group_rows)):
+            rows = read_row_group(pairs.root, shard, number, footers, ["id", "labels"])
+            ids += rows.column("id").to_pylist()
+            labels += rows.column("labels").to_pylist()
     of_pairs = [names for names in labels if names is not None]
     if of_pairs and len(of_pairs) < len(labels):
         without = next(id for id, names in zip(ids, labels, strict=True) if names is None)

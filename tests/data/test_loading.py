@@ -192,6 +192,30 @@ def test_any_number_of_processes_workers_and_row_groups_sees_each_pair_once(
     assert len(seen) == len(set(seen)) == len(rows) - len(rows) % (batch_size * processes)
 
 
+@given(
+    rows=st.integers(1, 300),
+    batch_size=st.integers(1, 5),
+    processes=st.integers(1, 4),
+    accumulation=st.integers(1, 4),
+    streaming=st.booleans(),
+)
+def test_an_epoch_has_whole_global_batches_however_they_are_divided(
+    rows, batch_size, processes, accumulation, streaming
+):
+    global_batch = batch_size * processes * accumulation
+    assume(rows >= global_batch)
+    options = {"num_processes": processes, "accumulation": accumulation}
+    if streaming:
+        sampler = LaneSampler(Rows(rows), [7] * (rows // 7) + [rows % 7], batch_size, num_lanes=processes, **options)
+        seen = list(sampler)
+    else:
+        sampler = EpochSampler(Rows(rows), batch_size, **options)
+        seen = list(sampler)
+        assert seen == list(EpochSampler(Rows(rows), global_batch))
+    assert len(set(seen)) == len(seen) == len(sampler) == rows - rows % global_batch
+    assert sampler.depends_on["global batch"] == global_batch
+
+
 def test_more_workers_than_row_groups_still_read_everything(prepare):
     pairs = load_pairs(prepare(train=24, row_group_rows=12), streaming=True)
     sampler = pairs.sampler(4, num_lanes=6)

@@ -179,7 +179,7 @@ def test_few_labels_are_the_same_again_and_written_down(finetune, labelled, caps
     kept = [*drawn[0][:-1], next(id for id in ids if id not in drawn[0])]
     content = json.loads((first / "label_fraction.json").read_text()) | {"ids": kept}
     (first / "label_fraction.json").write_text(json.dumps(content))
-    finetune(name, *arguments, "--resume_from_checkpoint", "auto", output="first")
+    finetune(name, *arguments, output="first")
     assert json.loads((first / "label_fraction.json").read_text())["ids"] == kept  # read, not drawn anew
     with pytest.raises(SystemExit, match=r"holds a fraction of 0\.5 drawn with seed 3"):
         finetune(name, "--task", name, "--label_fraction", 0.25, output="first")
