@@ -69,3 +69,14 @@ def test_commands_shown_have_the_options_they_are_shown_with():
 
 def test_the_fusmae_script_is_installed():
     assert (Path(sys.executable).parent / "fusmae").is_file()
+
+
+def test_tests_that_a_page_names_exist():
+    named = re.findall(r"`([\w/]*\.py)?::(test_\w+)`", "".join(page.read_text() for page in PAGES))
+    assert len(named) > 50  # of docs/reliability.md
+    written = {path: path.read_text() for path in (ROOT / "tests").rglob("test_*.py")}
+    for file, test in named:
+        found = [path for path, text in written.items() if f"def {test}(" in text]
+        assert any(str(path.relative_to(ROOT)).endswith(file) for path in found), (file, test)
+    for path in set(re.findall(r"(?<![\w/])tests/[\w./-]+\.py\b", (ROOT / "docs" / "reliability.md").read_text())):
+        assert (ROOT / path).is_file(), path
