@@ -101,10 +101,11 @@ def held_back() -> Iterator[None]:
 
 
 class UnpreemptedWorker:
-    """Makes the worker of a loader deaf to `SIGNALS`; a `worker_init_fn`.
+    """Makes the worker of a loader deaf to `SIGNALS` of others than the process that started it; a `worker_init_fn`.
 
     Schedulers signal every process of a job. Workers that died of it would take the main process with them before it
-    has written its checkpoint; without it they end by themselves.
+    has written its checkpoint; without it they end by themselves. SIGTERM of the main process still ends them: it
+    comes, when a loader is thrown away or the program ends, to those that did not end when they were asked.
 
     Args:
         then: called with the number of the worker, if any.
@@ -115,8 +116,20 @@ class UnpreemptedWorker:
 
     def __call__(self, worker: int) -> None:
         """Called in the worker before it begins."""
-        for number in SIGNALS:
-            signal.signal(number, signal.SIG_IGN)  # forgets one that was held back
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+        if hasattr(signal, "sigwaitinfo"):
+            signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+            threading.Thread(target=_await_end, args=(os.getppid(),), name="signals", daemon=True).start()
+        else:  # macOS does not tell who sent a signal
+            for number in SIGNALS:
+                signal.signal(number, signal.SIG_IGN)  # forgets one that was held back
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
         if self.then is not None:
             self.then(worker)
+
+
+def _await_end(parent: int) -> None:
+    """Take `SIGNALS` until one of them is the SIGTERM of a process, and end this one then."""
+    while True:
+        told = signal.sigwaitinfo(SIGNALS)
+        if told.si_signo == signal.SIGTERM and told.si_pid == parent:
+            os._exit(EXIT_CODE)

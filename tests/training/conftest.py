@@ -36,17 +36,27 @@ SMALL = {
 }
 
 
+@pytest.fixture(autouse=True)
+def short_waits_for_workers(monkeypatch):
+    """Collected as garbage, loaders with persistent workers wait for each of them, five seconds by default."""
+    monkeypatch.setattr("torch.utils.data._utils.MP_STATUS_CHECK_INTERVAL", 0.2)
+
+
 QUICK = ["--num_train_epochs", "1", "--per_device_train_batch_size", "8", "--report_to", "none", "--disable_tqdm", "1"]
 """Arguments of a run that is over at once."""
 
 
-@pytest.fixture(scope="session")
-def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def write_shards(folder: Path) -> Path:
     """48 simulated pairs of 16x16 px in row groups of 2: 30 to train on, 9 to validate, 9 to test."""
-    folder = tmp_path_factory.mktemp("shards")
     options = SimulationOptions(image_size=16, pairs_per_place=1)
     prepare(SimulatedPairs(48, options=options), folder, rows_per_shard=12, row_group_rows=2, progress=False)
     return folder
+
+
+@pytest.fixture(scope="session")
+def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """See `write_shards`."""
+    return write_shards(tmp_path_factory.mktemp("shards"))
 
 
 @pytest.fixture

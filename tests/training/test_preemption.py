@@ -6,6 +6,7 @@ import multiprocessing.connection
 import os
 import re
 import signal
+import subprocess
 import sys
 from pathlib import Path
 
@@ -210,8 +211,13 @@ def test_who_does_not_want_a_checkpoint_keeps_the_handlers_there_were(tmp_path, 
 def test_interrupting_from_the_keyboard_stays_what_it_was(tmp_path, make_trainer):
     trainer = make_trainer(tmp_path)
     trainer.add_callback(At("on_step_end", 2, signal.SIGINT))
-    with pytest.raises(KeyboardInterrupt):
-        trainer.train()
+    # What Python sets at its start, unless it was started with SIGINT ignored, as in the background of a shell.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            trainer.train()
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 @pytest.mark.parametrize(("context", "dies"), [(ends_by_signal, True), (SignalWatch().watching, False)])
@@ -243,11 +249,28 @@ def test_workers_of_loaders_outlive_the_signal(tmp_path, make_trainer, shards, k
     next(batches)  # from here on they have begun
     workers = multiprocessing.active_children()
     assert len(workers) == 2
-    for worker in workers:
-        os.kill(worker.pid, signal.SIGTERM)
-        os.kill(worker.pid, signal.SIGUSR1)
+    signals = "".join(f"os.kill({worker.pid}, {number:d});" for worker in workers for number in SIGNALS)
+    subprocess.run([sys.executable, "-c", f"import os;{signals}"], check=True)
     assert not multiprocessing.connection.wait([worker.sentinel for worker in workers], 0.5)
     assert len(list(batches)) == (6 if kind == "train" else 8)
+
+
+def test_workers_of_loaders_end_when_the_process_that_started_them_says_so():
+    """As torch and multiprocessing do with workers that a program leaves at its end."""
+    fork = multiprocessing.get_context("fork")
+    begun, never = fork.Event(), fork.Event()
+
+    def work():
+        UnpreemptedWorker()(0)
+        begun.set()
+        never.wait()
+
+    worker = fork.Process(target=work)
+    worker.start()
+    assert begun.wait(60)
+    worker.terminate()
+    worker.join(60)
+    assert worker.exitcode == EXIT_CODE
 
 
 # --- programs --------------------------------------------------------------------------------------------------------
