@@ -8,7 +8,7 @@ CONFIG ?= training/configs/smoke.yaml
 ARGS ?=
 ACCELERATE ?= training/accelerate/$(if $(shell command -v nvidia-smi),gpu-bf16,cpu).yaml
 
-.PHONY: help install pretrain test conformance lint types wheel smoke-wheel check clean
+.PHONY: help install pretrain test chaos conformance lint types wheel smoke-wheel check clean
 
 help:
 	@echo "make pretrain                 pretrain on the embedded default: simulated pairs, six real ones held out"
@@ -16,6 +16,8 @@ help:
 	@echo "              CONFIG=<yaml> OUT=<folder> ARGS='--num_train_epochs 3'   change the run"
 	@echo "make test                     unit tests"
 	@echo "make conformance              transformers' own tests on our models"
+	@echo "make chaos                    inject faults into training runs: kills, damaged shards, full disk, NaN (15 minutes)"
+	@echo "              ARGS='--times 1'                           one trial of each; ARGS=--help says the rest"
 	@echo "make check                    everything that CI runs"
 
 # --- set-up -----------------------------------------------------------------------------------------------------------
@@ -41,6 +43,13 @@ pretrain: install
 
 test: install
 	$(BIN)/python -m pytest --ignore tests/conformance $(ARGS)
+
+# `make check` tries each fault once; the last --times counts, so ARGS may say another number.
+TIMES := 5
+check: TIMES := 1
+
+chaos: install
+	$(BIN)/python -m tests.chaos --times $(TIMES) $(ARGS)
 
 TRANSFORMERS := $(shell sed -n 's/^transformers==//p' constraints.txt)
 UPSTREAM := .cache/transformers-tests-$(TRANSFORMERS)
@@ -74,7 +83,7 @@ $(VENV)-wheel/.installed: wheel
 types: $(VENV)-wheel/.installed
 	cd $(VENV)-wheel && ../$(BIN)/mypy --config-file ../setup.cfg --python-executable bin/python -p fusmae_hf
 
-check: lint test conformance types smoke-wheel
+check: lint test chaos conformance types smoke-wheel
 
 smoke-wheel: $(VENV)-wheel/.installed
 	cd $(VENV)-wheel && bin/python -c "import fusmae_hf; print('wheel:', fusmae_hf.__version__)"

@@ -43,8 +43,8 @@ class Task:
 
     Attributes:
         fine_tuning: arguments of `run_finetune.py`.
-        metrics: columns of the table by title: a metric of a run, or a metric by class and the classes to take the mean
-            of.
+        metrics: columns of the table by title: a metric of a run, or a metric by class and the classes to take
+            the mean of.
         recipes: by start. Of several, the one that is best on the validation split with both sensors and a seed of
             its own is taken.
         tuning: further arguments of the runs that choose.

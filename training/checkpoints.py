@@ -95,7 +95,7 @@ def seal(folder: Path, *, step: int, processes: int, global_batch_size: int, run
         for path in sorted(folder.rglob("*"))
         if path.is_file()
     }
-    manifest = {
+    manifest: dict[str, Any] = {
         "format_version": FORMAT_VERSION,
         "step": step,
         "processes": processes,
@@ -104,6 +104,7 @@ def seal(folder: Path, *, step: int, processes: int, global_batch_size: int, run
         "run": dict(run),
         "files": files,
     }
+    manifest["xxh3_128"] = _checksum_of_content(manifest)
     with (folder / MANIFEST).open("xb") as file:
         file.write(json.dumps(manifest, indent=1).encode() + b"\n")
         flush_to_disk(file)
@@ -226,6 +227,11 @@ def _remove_aside(aside: Path) -> bool:
     return not aside.exists()
 
 
+def _checksum_of_content(manifest: Mapping[str, Any]) -> str:
+    """Of all that a manifest says but this checksum."""
+    return xxhash.xxh3_128_hexdigest(json.dumps(manifest, sort_keys=True).encode())
+
+
 def _checksum(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, xxhash.xxh3_128).hexdigest()
@@ -271,6 +277,9 @@ def read_manifest(checkpoint: Path) -> dict[str, Any]:
     records = content["files"].values() if isinstance(content.get("files"), dict) else [None]
     if not all(isinstance(record, dict) and {"bytes", "xxh3_128"} <= record.keys() for record in records):
         raise ValueError("it does not give the size and the checksum of every file")
+    written_with = content.pop("xxh3_128", None)  # the first manifests had none
+    if written_with is not None and written_with != _checksum_of_content(content):
+        raise ValueError("it is damaged: its checksum is not the one it was written with")
     return content
 
 

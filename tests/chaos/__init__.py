@@ -1,1 +1,1 @@
-"""Runs that are killed at random, again and again, and must end as if nothing had happened."""
+"""Faults injected into real training programs, which must end as if nothing had happened: `python -m tests.chaos`."""

@@ -1,5 +1,5 @@
-"""The small shards and checkpoint of the training tests."""
+"""The labelled shards and the checkpoint of the training tests."""
 
-from tests.training.conftest import checkpoint, labelled, shards
+from tests.training.conftest import checkpoint, labelled
 
-__all__ = ["checkpoint", "labelled", "shards"]
+__all__ = ["checkpoint", "labelled"]

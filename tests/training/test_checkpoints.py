@@ -262,6 +262,11 @@ def reseal(checkpoint):
     checkpoints.seal(checkpoint, **kept)
 
 
+def change_recorded_seed(checkpoint):
+    manifest = checkpoint / "manifest.json"
+    manifest.write_text(manifest.read_text().replace('"seed": 5', '"seed": 7'))
+
+
 def save_weights_alone(checkpoint):
     for name in ("optimizer.pt", "scheduler.pt", "rng_state.pth"):
         (checkpoint / name).unlink()
@@ -274,6 +279,7 @@ DAMAGES = {
     "lost": (lambda folder: (folder / "scheduler.pt").unlink(), "scheduler.pt is missing"),
     "manifest cut": (lambda folder: os.truncate(folder / "manifest.json", 500), "manifest.json cannot be used"),
     "manifest changed": (lambda folder: (folder / "manifest.json").write_text('{"files": {}}'), "not of the format"),
+    "another run by damage": (change_recorded_seed, "it is damaged: its checksum is not"),
     "half written": (lambda folder: without_manifest(folder, "optimizer.pt"), "no state of the optimiser"),
     "half written, too": (cut_without_manifest, "model.safetensors does not load"),
     "weights alone": (
