@@ -83,7 +83,7 @@ $(VENV)-wheel/.installed: wheel
 types: $(VENV)-wheel/.installed
 	cd $(VENV)-wheel && ../$(BIN)/mypy --config-file ../setup.cfg --python-executable bin/python -p fusmae_hf
 
-check: lint test chaos conformance types smoke-wheel
+check: lint types test chaos conformance smoke-wheel
 
 smoke-wheel: $(VENV)-wheel/.installed
 	cd $(VENV)-wheel && bin/python -c "import fusmae_hf; print('wheel:', fusmae_hf.__version__)"

@@ -5,15 +5,17 @@ import signal
 from abc import abstractmethod
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, cast
 
 import torch
 import torch.distributed as dist
+from accelerate.optimizer import AcceleratedOptimizer
 from accelerate.utils import DistributedType, gather_object
 from torch.utils.data import DataLoader
-from transformers import TrainerCallback, TrainingArguments
+from transformers import PreTrainedModel, TrainerCallback
 from transformers.trainer_callback import ExportableState
 
+from .arguments import RunArguments
 from .checkpointing import CheckpointingTrainer
 from .nonfinite import (
     MicroBatch,
@@ -121,7 +123,7 @@ class GuardedTrainer(CheckpointingTrainer):
     which gradient scalers do the same. Other optimisers, and sharded ones, need to know at once: there the host waits.
     """
 
-    args: TrainingArguments
+    args: RunArguments
 
     def __init__(self, *args, **kwargs):
         arguments = kwargs["args"]
@@ -129,7 +131,9 @@ class GuardedTrainer(CheckpointingTrainer):
         self._watch = SignalWatch()
         self._epoch_ended = False
         self._resumed_from: str | None = None
-        self._forget_step()
+        self._batches: list[MicroBatch] = []
+        self._parts: dict[str, torch.Tensor] = {}
+        self._before: dict[str, torch.Tensor] = {}
         self._verdict: _Verdict | None = None
         self._told = 0
         self._evaluation_due = False
@@ -154,7 +158,12 @@ class GuardedTrainer(CheckpointingTrainer):
         """Steps of the whole run that were skipped because a loss or a gradient was not finite."""
         return self.record.nonfinite_steps
 
-    def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs) -> Any:
+    def train(
+        self,
+        resume_from_checkpoint: str | bool | None = None,
+        trial: Any = None,
+        ignore_keys_for_eval: list[str] | None = None,
+    ) -> Any:
         """Train as transformers' Trainer does.
 
         Raises:
@@ -166,10 +175,10 @@ class GuardedTrainer(CheckpointingTrainer):
         self._resumed_from = resume_from_checkpoint if isinstance(resume_from_checkpoint, str) else None
         self._verdict, self._told, self._evaluation_due = None, 0, False
         if not self._watches_signals:
-            return super().train(resume_from_checkpoint, **kwargs)
+            return super().train(resume_from_checkpoint, trial, ignore_keys_for_eval)
         with self._watch.watching():
             try:
-                result = super().train(resume_from_checkpoint, **kwargs)
+                result = super().train(resume_from_checkpoint, trial, ignore_keys_for_eval)
             except _EvaluationInterrupted:
                 self._end_early("ended before the first step, with nothing new to save")
             if self._told_anywhere():
@@ -180,14 +189,18 @@ class GuardedTrainer(CheckpointingTrainer):
 
     def note_loss(self, name: str, value: torch.Tensor) -> None:
         """Remember a part of the loss of the batch in hand, for the log and for `NonFiniteError`."""
-        value = value.detach()
-        self._parts[name] = value
-        self._sums[name] = self._sums.get(name, 0.0) + value
+        self._parts[name] = value.detach()
+        self._add(name, value.detach())
+
+    def _add(self, name: str, value: torch.Tensor) -> None:
+        self._sums[name] = self._sums[name] + value if name in self._sums else value
 
     def mean_losses(self) -> dict[str, float]:
         """Mean over processes and batches since the last call of what was noted, spoilt steps left out."""
         sums, self._sums = self._sums, {}
-        number = sums.pop("batches", None)
+        if not sums:
+            return {}
+        number = sums.pop("batches")
         return {name: self.accelerator.gather(total / number).mean().item() for name, total in sums.items()}
 
     def training_step(self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None) -> torch.Tensor:
@@ -198,13 +211,8 @@ class GuardedTrainer(CheckpointingTrainer):
         loss = super().training_step(model, inputs, num_items_in_batch)
         scale = self.current_gradient_accumulation_steps  # by which the Trainer divided it
         self._batches.append(MicroBatch(len(self._batches), inputs, {"loss": loss * scale, **self._parts}))
-        self._sums["batches"] = self._sums.get("batches", 0) + torch.ones((), device=loss.device)
+        self._add("batches", torch.ones((), device=loss.device))
         return loss
-
-    def _forget_step(self) -> None:
-        self._batches: list[MicroBatch] = []
-        self._parts: dict[str, torch.Tensor] = {}
-        self._before: dict[str, torch.Tensor] = {}
 
     def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
         # Between the clipping of the gradients and the step of the optimiser.
@@ -231,9 +239,9 @@ class GuardedTrainer(CheckpointingTrainer):
         }
         copied = _HostCopy(torch.cat([flags, norm[None]]))
         self._verdict = _Verdict(self.state.global_step + 1, copied, self._batches)
-        self._forget_step()
+        self._batches, self._parts, self._before = [], {}, {}
         if self._can_hold_back_on_device():
-            optimizer = self.optimizer.optimizer
+            optimizer = cast(AcceleratedOptimizer, self.optimizer).optimizer
             optimizer.grad_scale, optimizer.found_inf = None, flags[0]
         elif not scaled and self._settle_verdict():
             model.zero_grad()  # no optimiser touches a parameter without gradient, or its state
@@ -243,7 +251,7 @@ class GuardedTrainer(CheckpointingTrainer):
             self.args.device.type != "cpu"  # where there is no waiting to avoid
             and self.accelerator.scaler is None
             and self.accelerator.distributed_type is not DistributedType.FSDP
-            and getattr(self.optimizer.optimizer, "_step_supports_amp_scaling", False)
+            and getattr(cast(AcceleratedOptimizer, self.optimizer).optimizer, "_step_supports_amp_scaling", False)
         )
 
     def _settle_verdict(self) -> bool:
@@ -292,7 +300,8 @@ class GuardedTrainer(CheckpointingTrainer):
             record = {"step": verdict.step, "process": rank, "grad_norm": norm, **report, "settings": settings}
             kept = keep_batch(folder, f"process-{rank}-micro-batch-{micro.number}", micro.batch, record)
             reports.append({**report, "file": None if kept is None else str(kept)})
-        mine = {"process": rank, "parameters": non_finite_parameters(self.model), "batches": reports}
+        parameters = non_finite_parameters(cast(PreTrainedModel, self.model))
+        mine = {"process": rank, "parameters": parameters, "batches": reports}
         return describe(verdict.step, norm, gather_object([mine]))
 
     def get_batch_samples(self, *args, **kwargs) -> Any:
@@ -397,13 +406,14 @@ class GuardedTrainer(CheckpointingTrainer):
     def _restore_record(self) -> None:
         """At the beginning of training: take over what the run before left, and make up for its last evaluation."""
         state = self.state
+        kept = cast(dict[str, dict[str, Any]], state.stateful_callbacks)  # transformers declares a list here
         for callback in self.callback_handler.callbacks:
             if isinstance(callback, ExportableState):  # those that wrote an old checkpoint may not have had it
-                state.stateful_callbacks.setdefault(type(callback).__name__, callback.state())
+                kept.setdefault(type(callback).__name__, callback.state())
         if self._resumed_from is None:
             vars(self.record).update(vars(GuardRecord()))
             return
-        vars(self.record).update(state.stateful_callbacks[GuardRecord.__name__]["attributes"])
+        vars(self.record).update(kept[GuardRecord.__name__]["attributes"])
         if not self.record.evaluation_due:
             return
         if self.is_world_process_zero():

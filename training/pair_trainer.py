@@ -15,6 +15,7 @@ from fusmae_hf.data.augmentation import PairAugmentation
 from fusmae_hf.data.collation import PairCollator
 from fusmae_hf.data.inputs import PairInputs, Sensors
 from fusmae_hf.data.loading import PairDataset
+from fusmae_hf.data.sampling import PairSampler
 
 from .guarded_trainer import GuardedTrainer
 from .pair_order import OrderRecord, check_order
@@ -108,7 +109,12 @@ class PairTrainer(GuardedTrainer):
         with fsdp_on_any_device():
             super().create_accelerator_and_postprocess()
 
-    def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs) -> Any:
+    def train(
+        self,
+        resume_from_checkpoint: str | bool | None = None,
+        trial: Any = None,
+        ignore_keys_for_eval: list[str] | None = None,
+    ) -> Any:
         """Train as transformers' Trainer does.
 
         Raises:
@@ -121,7 +127,7 @@ class PairTrainer(GuardedTrainer):
             self.check_checkpoint(resume_from_checkpoint)
         self.remove_callback(OrderRecord)
         self.add_callback(OrderRecord(self._get_train_sampler().depends_on))
-        return super().train(resume_from_checkpoint, **kwargs)
+        return super().train(resume_from_checkpoint, trial, ignore_keys_for_eval)
 
     def check_checkpoint(self, checkpoint: str | None) -> None:
         """Raise a ValueError unless all processes go on from the same checkpoint, of the same run, in its order."""
@@ -148,7 +154,7 @@ class PairTrainer(GuardedTrainer):
         with as_before_sharding(self.model):
             super()._save(output_dir, state_dict)
 
-    def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler:
+    def _get_train_sampler(self, train_dataset: Dataset | None = None) -> PairSampler:
         workers = max(1, self.args.dataloader_num_workers)
         return self.pairs.sampler(
             self._train_batch_size,

@@ -7,12 +7,11 @@ from typing import Any
 import datasets
 import numpy as np
 import pyarrow as pa
-from torch.utils.data import Sampler
 
 from .dataset_info import DatasetInfo
 from .decoding import PIXEL_COLUMNS, SMALL_COLUMNS, DamagedShardError, RowsInFile, require_columns
 from .pair_dataset import Located, OnBadFiles, PairDataset
-from .sampling import EpochSampler, SequentialPairSampler
+from .sampling import EpochSampler, PairSampler, SequentialPairSampler
 from .shard_files import bad_pages, check_pages, checked_footer
 from .storage_retries import retried
 
@@ -142,7 +141,7 @@ class LocalPairDataset(PairDataset):
         num_processes: int = 1,
         num_lanes: int = 1,
         accumulation: int = 1,
-    ) -> Sampler[tuple[int, int]]:
+    ) -> PairSampler:
         if not shuffle:
             return SequentialPairSampler(self)
         return EpochSampler(self, batch_size, seed=seed, num_processes=num_processes, accumulation=accumulation)

@@ -8,11 +8,12 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from torch.utils.data import Dataset, Sampler
+from torch.utils.data import Dataset
 
 from .dataset_info import DatasetInfo, ShardRecord
 from .decoding import BatchMemory, DamagedShardError, ShardRows, decode_pairs
 from .pairs import PairsInfo
+from .sampling import PairSampler
 from .shard_files import bad_footers
 
 Index = int | tuple[int, int]
@@ -150,7 +151,7 @@ class PairDataset(Dataset[dict[str, Any]], ABC):
         num_processes: int = 1,
         num_lanes: int = 1,
         accumulation: int = 1,
-    ) -> Sampler[tuple[int, int]]:
+    ) -> PairSampler:
         """The order in which to read: pass it to a `DataLoader` with the same `batch_size`, before its workers start.
 
         Args:

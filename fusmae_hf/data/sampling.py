@@ -4,6 +4,7 @@ Samplers run in the main process and yield `(epoch, row)`: the epoch travels wit
 not, need no state. The epoch is that of the dataset at the moment the iteration starts.
 """
 
+from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from itertools import islice, pairwise
 from typing import Protocol
@@ -20,17 +21,30 @@ class EpochDataset(Protocol):
     def __len__(self) -> int: ...
 
 
-class SequentialPairSampler(Sampler[tuple[int, int]]):
+class PairSampler(Sampler[tuple[int, int]]):
+    """Base of the orders here.
+
+    Attributes:
+        dropped: number of rows left out of each epoch.
+        depends_on: what the order depends on beside the rows, the seed and the epoch.
+    """
+
+    dropped: int
+    depends_on: dict[str, int]
+
+    @abstractmethod
+    def __len__(self) -> int: ...
+
+
+class SequentialPairSampler(PairSampler):
     """All rows in stored order, each once, always as of epoch 0: for evaluation.
 
     Exact whatever the number of workers and processes. In the streamed way of reading, a row group that spans several
     batches is decoded by each worker that gets one of them.
     """
 
-    dropped = 0
-
     def __init__(self, dataset: EpochDataset):
-        self.dataset = dataset
+        self.dataset, self.dropped, self.depends_on = dataset, 0, {}
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -39,7 +53,7 @@ class SequentialPairSampler(Sampler[tuple[int, int]]):
         return ((0, row) for row in range(len(self.dataset)))
 
 
-class EpochSampler(Sampler[tuple[int, int]]):
+class EpochSampler(PairSampler):
     """A permutation of all rows that is a pure function of (seed, epoch): for training on local shards.
 
     Exact: the order, whatever the number of workers; with the same global batch also the content of each global batch
@@ -79,7 +93,7 @@ class EpochSampler(Sampler[tuple[int, int]]):
         return ((epoch, row) for row in order.tolist())
 
 
-class LaneSampler(Sampler[tuple[int, int]]):
+class LaneSampler(PairSampler):
     """An order for streaming that reads each row group about once an epoch: batch b comes from lane b mod `num_lanes`.
 
     Row groups are permuted by (seed, epoch) and laid end to end; lanes are equal stretches of that sequence, in which

@@ -8,12 +8,12 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from torch.utils.data import Sampler, get_worker_info
+from torch.utils.data import get_worker_info
 
 from .dataset_info import DatasetInfo
 from .decoding import DamagedShardError, ShardRows
 from .pair_dataset import Located, OnBadFiles, PairDataset
-from .sampling import LaneSampler, SequentialPairSampler
+from .sampling import LaneSampler, PairSampler, SequentialPairSampler
 from .shard_files import read_row_group, read_rows
 
 
@@ -69,7 +69,7 @@ class StreamedPairDataset(PairDataset):
         num_processes: int = 1,
         num_lanes: int = 1,
         accumulation: int = 1,
-    ) -> Sampler[tuple[int, int]]:
+    ) -> PairSampler:
         if not shuffle:
             return SequentialPairSampler(self)
         if num_lanes % num_processes:
