@@ -99,6 +99,13 @@ def peer(path: Path, arguments: argparse.Namespace) -> tuple[nn.Module, Loss]:
     return module.build(arguments.size, arguments.image_size, arguments.patch_size, arguments.mask_ratio)
 
 
+def machine_of(device: str) -> dict[str, str]:
+    """What figures hold for: the device, the processor's architecture and the versions."""
+    name = torch.cuda.get_device_name() if device == "cuda" else f"CPU, {torch.get_num_threads()} threads"
+    versions = {"torch": torch.__version__, "transformers": transformers.__version__}
+    return {"device": name, "machine": platform.machine(), **versions}
+
+
 def synchronize(device: str) -> None:
     """Wait until the device has done what it was given."""
     if device == "cuda":
@@ -123,9 +130,9 @@ def counted_flops(contender: Contender, images: Any, device: str) -> int:
     return counter.get_total_flops() * len(images[0])
 
 
-def peak_flops(device: str) -> float:
-    """FLOP/s of the product of two large bf16 matrices, now."""
-    size = PEAK_SIZE[device]
+def peak_flops(device: str, size: int | None = None) -> float:
+    """FLOP/s of the product of two bf16 matrices of `size` rows, by default those of `PEAK_SIZE`, now."""
+    size = size or PEAK_SIZE[device]
     a, b = (torch.randn(size, size, device=device, dtype=torch.bfloat16) for _ in range(2))
     repeats = 2 if device == "cpu" else 50
     a @ b
@@ -231,17 +238,17 @@ def main() -> None:
     arguments = parser.parse_args()
     device = "cuda" if torch.cuda.is_available() else "cpu"
     results = measure(arguments, device)
-    name = torch.cuda.get_device_name() if device == "cuda" else f"CPU, {torch.get_num_threads()} threads"
+    machine = machine_of(device)
     print(
         f"{arguments.size}, {arguments.image_size} px, patch {arguments.patch_size}, {arguments.mask_ratio:.0%} "
-        f"masked, batch {arguments.batch_size}, bf16, {name}; peak {results['peak_tflop_per_second']:.3f} TFLOP/s\n"
+        f"masked, batch {arguments.batch_size}, bf16, {machine['device']}; peak "
+        f"{results['peak_tflop_per_second']:.3f} TFLOP/s\n"
     )
     print(table(results))
     if arguments.json is not None:
         settings = {key: str(value) if isinstance(value, Path) else value for key, value in vars(arguments).items()}
         settings |= {"peer": [path.stem for path in arguments.peer], "json": None}
-        versions = {"torch": torch.__version__, "transformers": transformers.__version__}
-        record = {"device": name, "machine": platform.machine(), **versions, "settings": settings, "results": results}
+        record = {**machine, "settings": settings, "results": results}
         arguments.json.write_text(json.dumps(record, indent=1) + "\n")
 
 

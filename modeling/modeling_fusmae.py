@@ -1320,7 +1320,7 @@ class FusMAEForPreTraining(FusMAEPreTrainedModel):
             )
             parts.append(self._reconstruct_group(grid, *views, scale=self._position_scale(gsd), **kwargs))
         results: dict[str, Any] = {}
-        loss = None
+        loss, dropped = None, not all(sees_optical and sees_sar for _, sees_optical, sees_sar in groups)
         for sensor, suffix, own, other, loss_weight in (
             ("optical", "", optical, sar, self.config.optical_loss_weight),
             ("sar", "_sar", sar, optical, self.config.sar_loss_weight),
@@ -1332,7 +1332,7 @@ class FusMAEForPreTraining(FusMAEPreTrainedModel):
             results |= {f"logits{suffix}": logits, f"mask{suffix}": mask}
             if return_loss:
                 target = own.available
-                if len(groups) > 1 and other.available is not None:
+                if dropped and other.available is not None:
                     # What dropout hides can be told from the other sensor alone.
                     index = ("optical", "sar").index(sensor)
                     seen = torch.cat(

@@ -21,6 +21,7 @@ from .guarded_trainer import GuardedTrainer
 from .pair_order import OrderRecord, check_order
 from .processes import as_before_sharding, check_same_everywhere, fsdp_on_any_device
 from .runs import content_of
+from .speed import SpeedCallback
 
 # Arguments that decide how many steps there are, when processes meet, and what each learns.
 _DECISIVE = (
@@ -103,6 +104,8 @@ class PairTrainer(GuardedTrainer):
         )
         compared = {"training": train_dataset, **{name or "evaluation": dataset for name, dataset in held_out.items()}}
         check_same_everywhere(what_decides(self.args, compared))
+        self.speed = SpeedCallback(self)
+        self.add_callback(self.speed)
 
     def create_accelerator_and_postprocess(self) -> None:
         """Make the Accelerator; see `fsdp_on_any_device`."""
@@ -202,10 +205,19 @@ class PairTrainer(GuardedTrainer):
         replaced = torch.tensor([self.replaced_pairs], device=self.accelerator.device)
         return int(self.accelerator.gather(replaced).sum())
 
+    def get_batch_samples(self, *args, **kwargs) -> Any:
+        """The batches of the next step, counted and timed for the log."""
+        with self.speed.fetching() as fetched:
+            samples = super().get_batch_samples(*args, **kwargs)
+            fetched(samples[0])
+        return samples
+
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Log, with the number of replaced pairs where there can be any."""
-        if "loss" in logs and self.pairs.on_bad_files != "error":
-            logs["replaced_pairs"] = self.replaced_everywhere()
+        """Log, with the speed of training and, where there can be any, the number of replaced pairs."""
+        if "loss" in logs:
+            logs |= self.speed.report()
+            if self.pairs.on_bad_files != "error":
+                logs["replaced_pairs"] = self.replaced_everywhere()
         super().log(logs, start_time)
 
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:

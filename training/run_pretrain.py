@@ -110,7 +110,7 @@ def main(argv: list[str] | None = None) -> None:
     with tensorboard_in(arguments.output_dir), explained(CheckpointNotWrittenError, NonFiniteError):
         trainer.train(resume_from_checkpoint=checkpoint)
         metrics = trainer.evaluate() if held_out else {}
-    replaced = trainer.replaced_everywhere()
+    replaced, speed = trainer.replaced_everywhere(), trainer.speed.report_run()
     trainer.save_model()
     if trainer.is_world_process_zero():
         folder = Path(arguments.output_dir)
@@ -120,6 +120,7 @@ def main(argv: list[str] | None = None) -> None:
             "augmentation": dataclasses.asdict(trainer.augmentation) if trainer.augmentation else None,
             "replaced_pairs": replaced,
             "nonfinite_steps": trainer.nonfinite_steps,
+            "speed": speed,
         }
         (folder / "run.json").write_text(json.dumps({**record, "metrics": metrics}, indent=2) + "\n")
         write_model_card(

@@ -1,7 +1,7 @@
 """The Trainer of Fus-MAE: transformers' own, fed with raw pairs that are normalised on the device."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -17,6 +17,7 @@ from fusmae_hf.evaluation.interpolation import (
     predict_visible_mean,
     visible_pixels,
 )
+from fusmae_hf.flops import pretraining_flops
 
 from .pair_trainer import PairTrainer
 
@@ -84,6 +85,12 @@ class FusMAETrainer(PairTrainer):
                 if part is not None:
                     self.note_loss(f"{sensor}_loss", part)
         return (loss, outputs) if return_outputs else loss
+
+    def floating_point_ops(self, inputs: dict[str, Any]) -> int:
+        """Of the matrix products of a training step on a batch of raw pairs, see `fusmae_hf.flops`."""
+        size, (height, width) = len(inputs["row"]), inputs["sar"].shape[-2:]
+        config = cast(FusMAEForPreTraining, self.model).config
+        return round(size * pretraining_flops(config, height, width, sensors=self.sensors, batch_size=size))
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Log, with the losses of each sensor since the last log."""

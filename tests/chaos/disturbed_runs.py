@@ -78,7 +78,11 @@ def run(command: Sequence[str], log: Path, moment: Moment | None = None, act: Ac
                 raise AssertionError(f"hangs, {'though disturbed' if acted else 'by itself'}")
             time.sleep(0.002)
         while left := alive(groups):
-            assert time.monotonic() < deadline, f"ended, but its processes {left} did not"
+            if time.monotonic() > deadline:
+                names = describe(left)
+                kill_groups(groups, signal.SIGABRT)
+                time.sleep(1)  # in which each writes to the log where its threads were
+                raise AssertionError(f"ended, but its processes {names} did not")
             time.sleep(0.05)
     finally:
         kill_groups(groups | groups_of(process))
@@ -103,6 +107,16 @@ def alive(groups: set[int]) -> list[int]:
         with suppress(ProcessLookupError, psutil.NoSuchProcess):
             if os.getpgid(process.pid) in groups and process.status() != psutil.STATUS_ZOMBIE:
                 found.append(process.pid)
+    return found
+
+
+def describe(processes: list[int]) -> list[str]:
+    """Number, parent, state and last words of the command line of each process that is still there."""
+    found = []
+    for number in processes:
+        with suppress(psutil.NoSuchProcess):
+            process = psutil.Process(number)
+            found.append(f"{number} (of {process.ppid()}, {process.status()}): {' '.join(process.cmdline())[-80:]}")
     return found
 
 

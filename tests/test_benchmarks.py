@@ -1,0 +1,169 @@
+"""The benchmark scripts run from end to end and write the figures they promise; how large these are is not asked."""
+
+import importlib
+import json
+import math
+import re
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
+TINY = {
+    "num_hidden_layers": 1,
+    "hidden_size": 32,
+    "num_attention_heads": 2,
+    "intermediate_size": 32,
+    "decoder_num_hidden_layers": 1,
+}
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture
+def load(monkeypatch):
+    """Loads a script as a module that sees no GPU."""
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    return importlib.import_module
+
+
+@pytest.fixture
+def run_main(monkeypatch):
+    """Runs the main function of a loaded script with a command line."""
+
+    def run(script, *options):
+        monkeypatch.setattr(sys, "argv", [script.__name__, *map(str, options)])
+        script.main()
+
+    return run
+
+
+def assert_positive(figures, *names):
+    for name in names:
+        assert math.isfinite(figures[name]), name
+        assert figures[name] > 0, name
+
+
+def test_train_step_compares_both_models(tmp_path, monkeypatch, capsys, load, run_main):
+    script = load("train_step")
+    monkeypatch.setitem(script.PEAK_SIZE, "cpu", 64)
+    options = ["--size", "tiny", "--image_size", 16, "--batch_size", 2, "--rounds", 1, "--config", json.dumps(TINY)]
+    run_main(script, *options, "--json", tmp_path / "step.json")
+    record = json.loads((tmp_path / "step.json").read_text())
+    assert {"device", "machine", "torch", "transformers", "settings"} <= set(record)
+    printed = capsys.readouterr().out
+    for model in ("FusMAE", "ViTMAE"):
+        assert f"| {model} |" in printed
+        figures = record["results"][model]
+        assert_positive(figures, "pairs_per_second", "gflop_per_pair", "share_of_peak", "fusmae_is_faster")
+
+
+def test_inference_measures_every_input_in_every_precision_and_loading(tmp_path, capsys, load, run_main):
+    options = ["--preset", "tiny", "--image_size", 16, "--batch_size", 2, "--rounds", 1, "--load_rounds", 1]
+    run_main(load("inference"), *options, "--config", json.dumps(TINY), "--json", tmp_path / "inference.json")
+    results = json.loads((tmp_path / "inference.json").read_text())["results"]
+    measured = {(row["model"], row["inputs"], row["precision"]) for row in results["features"]}
+    precisions = ("fp32", "bf16 autocast", "bf16 weights")
+    inputs = ("both sensors", "optical alone", "SAR alone")
+    assert measured == {
+        *(("FusMAE", given, precision) for given in inputs for precision in precisions),
+        *(("ViT, 14 bands", "both sensors", precision) for precision in precisions),
+    }
+    for row in results["features"]:
+        assert_positive(row, "latency_ms", "pairs_per_second", "latency_to_both", "rate_to_both")
+        if row["model"] == "FusMAE" and row["inputs"] == "both sensors":
+            assert row["latency_to_both"] == row["rate_to_both"] == 1
+    assert {row["model"] for row in results["loading"]} == {"FusMAE", "ViT, 14 bands"}
+    for row in results["loading"]:
+        assert_positive(row, "seconds", "bytes_on_disk")
+    assert "| ViT, 14 bands | both sensors | bf16 weights | eager |" in capsys.readouterr().out
+
+
+def test_scaling_measures_each_axis_and_processes_and_draws_them(tmp_path, monkeypatch, load, run_main):
+    script = load("scaling")
+    monkeypatch.setitem(
+        script.AXES, "quick", {"image_size": [16, 24], "patch_size": [4, 8], "preset": ["tiny"], "batch_size": [1, 2]}
+    )
+    centre = ["--image_size", 16, "--batch_size", 2, "--rounds", 1, "--processes", 1, 2]
+    run_main(script, "--quick", "--out", tmp_path, *centre)
+    results = json.loads((tmp_path / "scaling.json").read_text())["results"]
+    values = {axis: [row["value"] for row in rows] for axis, rows in results["axes"].items()}
+    assert values == {
+        "image_size": [16, 24],
+        "patch_size": [4, 8],
+        "preset": ["tiny"],
+        "batch_size": [1, 2],
+        "processes": [1, 2],
+    }
+    for axis, rows in results["axes"].items():
+        for row in rows:
+            assert_positive(row, "seconds", "predicted_seconds", "measured_to_predicted", "gflop")
+            if row["value"] == results["centre"].get(axis):
+                assert row["measured_to_predicted"] == pytest.approx(1)
+    assert (tmp_path / "scaling.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.fixture
+def gpu(load):
+    return load("gpu")
+
+
+def quick_settings(gpu, **changes):
+    quick = {"image_size": 16, "config": json.dumps(TINY), "pairs": 8, "training_steps": 2, "batch_sizes": (2,)}
+    return gpu.Settings("cpu", **{**gpu.QUICK, **quick, **changes})
+
+
+def test_the_gpu_script_measures_every_piece_or_says_why_not(tmp_path, gpu):
+    record = gpu.run(quick_settings(gpu), tmp_path, minutes=5)
+    assert json.loads((tmp_path / "gpu.json").read_text())["pieces"] == json.loads(json.dumps(record["pieces"]))
+    pieces = record["pieces"]
+    assert "GPU" in pieces["lever compiled loss, CUDA graphs"]["error"]
+    steps = [name for name, found in pieces.items() if name.startswith(("step", "lever")) and "error" not in found]
+    assert len(steps) >= 8
+    for name in steps:
+        assert_positive(pieces[name], "pairs_per_second", "gflop_per_pair", "tflop_per_second", "mfu")
+        assert pieces[name]["recompiles"] == 0, name
+    assert pieces["step tiny FusMAE compiled"]["graphs"] == 1
+    for way in ("step alone", "raw, in line", "float32, in line"):
+        assert_positive(pieces["transfers"]["ways"][way], "pairs_per_second", "to_step")
+    assert pieces["transfers"]["bytes_per_pair"] == {"raw": 16 * 16 * (12 * 2 + 2 * 4), "float32": 16 * 16 * 14 * 4}
+    assert {"pairs_per_second", "data_wait_share"} <= set(pieces["training run"])
+    assert len(pieces["inference"]["features"]) == 12
+    report = gpu.markdown(record)
+    assert "These are figures of a CPU, not of a GPU." in report
+    assert "| compiled loss, CUDA graphs | not measured |" in report
+
+
+def test_pieces_without_time_are_stopped_and_reported_as_not_measured(tmp_path, gpu):
+    record = gpu.run(quick_settings(gpu), tmp_path, minutes=0, only="^peak|^step.*eager")
+    assert list(record["pieces"]) == ["peak", "step tiny FusMAE eager", "step tiny ViTMAE eager"]
+    assert all("its share of the time" in found["stopped"] for found in record["pieces"].values())
+    report = gpu.markdown(record)
+    assert re.search(r"\| tiny \| FusMAE \| eager \|( not measured \|){6}", report)
+    assert "- step tiny FusMAE eager: after 0 s, its share of the time" in report
+
+
+def test_a_batch_that_does_not_fit_ends_the_search_with_the_best_one_that_did(monkeypatch, gpu):
+    rates = {2: 10.0, 4: 20.0}
+
+    def time_step(step, settings, batch, rounds, until):
+        if batch not in rates:
+            raise torch.OutOfMemoryError("no memory")
+        return {"batch": batch, "pairs_per_second": rates[batch], "peak_tflop_per_second": 1.0}
+
+    monkeypatch.setattr(gpu, "time_step", time_step)
+    settings = quick_settings(gpu)
+    found = {}
+    for figures in gpu.measure_step(settings, math.inf, (2, 4, 8, 16), gpu.Variant("tiny")):
+        found |= figures
+    assert found["out_of_memory_at"] == 8
+    assert found["batch"] == 4
+    assert found["tried"] == {"2": 10.0, "4": 20.0}
+
+
+def test_an_unknown_piece_is_refused_with_the_names_there_are(tmp_path, gpu):
+    with pytest.raises(ValueError, match="training run"):
+        gpu.run(quick_settings(gpu), tmp_path, minutes=1, only="nothing like it")
