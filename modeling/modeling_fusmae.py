@@ -374,6 +374,35 @@ def eager_attention_forward(
     return torch.matmul(weights, value).transpose(1, 2).contiguous(), weights
 
 
+def cast_once(values: torch.Tensor) -> torch.Tensor:
+    """What several projections read, in the dtype of autocast: each of them would cast it anew."""
+    device = values.device.type
+    if values.dtype == torch.float32 and torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
+        return values.to(torch.get_autocast_dtype(device))
+    return values
+
+
+_SHORT = 256**2
+"""Pairs of a query and a key up to which attention is spelt out on the CPU."""
+
+
+def is_faster_spelt_out(query: torch.Tensor, key: torch.Tensor) -> bool:
+    """Whether two matrix products and a softmax beat PyTorch's fused attention: for the training of short sequences in
+    bfloat16 on the CPU (docs/performance.md). The arithmetic is that of eager attention.
+
+    Args:
+        query: `(batch_size, heads, queries, head_dim)`.
+        key: `(batch_size, heads, keys, head_dim)`.
+    """
+    trains = torch.is_grad_enabled() and query.requires_grad
+    return (
+        trains
+        and query.device.type == "cpu"
+        and query.dtype == torch.bfloat16
+        and query.shape[2] * key.shape[2] <= _SHORT
+    )
+
+
 def attend(
     module: "FusMAESelfAttention | FusMAECrossAttention",
     hidden_states: torch.Tensor,
@@ -383,15 +412,19 @@ def attend(
     **kwargs: Unpack[TransformersKwargs],
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Multi-head attention of `hidden_states` on `context`, through the configured implementation unless another is
-    named."""
+    named, or unless spelling it out is faster."""
     batch_size, queries = hidden_states.shape[:2]
+    own = hidden_states is context
+    hidden_states = cast_once(hidden_states)
+    context = hidden_states if own else cast_once(context)
     shape = (batch_size, -1, module.num_heads, module.head_dim)
     query = module.q_proj(hidden_states).view(shape).transpose(1, 2)
     key = module.k_proj(context).view(shape).transpose(1, 2)
     value = module.v_proj(context).view(shape).transpose(1, 2)
-    attention: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
-        implementation or module.config._attn_implementation, eager_attention_forward
-    )
+    implementation = implementation or module.config._attn_implementation
+    if implementation == "sdpa" and attention_mask is None and is_faster_spelt_out(query, key):
+        implementation = "eager"
+    attention: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(implementation, eager_attention_forward)
     output, weights = attention(
         module, query, key, value, attention_mask, dropout=0.0, scaling=module.scaling, **kwargs
     )
