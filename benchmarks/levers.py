@@ -3,14 +3,15 @@
     OMP_NUM_THREADS=2 python benchmarks/levers.py
     python benchmarks/levers.py --batch_size 256 --compile      # on a GPU
 
-One thing at a time differs from the model as it is. Ways take turns within each round, so that whatever else the
-machine does meets them alike; medians over the rounds are compared. A step is the forward and backward pass and an
-AdamW step, in bf16 autocast. Ways that must not change the result are compared with the model as it is before anything
-is measured.
+One thing at a time differs from the model as it is. Ways take turns within each round, in random order, so that
+whatever else the machine does meets them alike; medians over the rounds are compared. A step is the forward and
+backward pass and an AdamW step, in bf16 autocast. Ways that must not change the result are compared with the model as
+it is before anything is measured.
 """
 
 import argparse
 import json
+import random
 import statistics
 import time
 from collections.abc import Callable, Iterator
@@ -206,12 +207,12 @@ def measure(arguments: argparse.Namespace, device: str) -> dict[str, Any]:
         name: None if way.optimizer is None else torch.optim.AdamW(models[name].parameters(), lr=1e-5, **way.optimizer)
         for name, way in compared.items()
     }
-    peaks = []
+    peaks, order = [], random.Random(0)
     repeats = 1 if device == "cpu" else 10
     for round_number in tqdm(range(arguments.rounds + 1), desc="rounds", leave=False):
         peaks.append(peak_flops(device))
-        for name, way in compared.items():
-            optimizer, model = steps[name], models[name]
+        for name in order.sample(list(compared), len(compared)):
+            way, optimizer, model = compared[name], steps[name], models[name]
             synchronize(device)
             start = time.perf_counter()
             with way.changes():

@@ -167,3 +167,21 @@ def test_a_batch_that_does_not_fit_ends_the_search_with_the_best_one_that_did(mo
 def test_an_unknown_piece_is_refused_with_the_names_there_are(tmp_path, gpu):
     with pytest.raises(ValueError, match="training run"):
         gpu.run(quick_settings(gpu), tmp_path, minutes=1, only="nothing like it")
+
+
+def test_levers_compare_each_way_with_the_model_as_it_is(tmp_path, monkeypatch, load, run_main):
+    monkeypatch.setitem(load("train_step").PEAK_SIZE, "cpu", 64)
+    script = load("levers")
+    run_main(script, "--preset", "tiny", "--batch_size", 1, "--rounds", 1, "--json", tmp_path / "levers.json")
+    record = json.loads((tmp_path / "levers.json").read_text())
+    assert set(record["results"]["ways"]) == set(script.ways(compiled=False))
+    for figures in record["results"]["ways"].values():
+        assert_positive(figures, "pairs_per_second", "time_against_as_it_is")
+
+
+def test_levers_refuse_a_way_that_changes_the_loss(monkeypatch, load, run_main):
+    script = load("levers")
+    worse = script.partial(script.patch.object, script.modeling, "cast_once", lambda values: values * 2)
+    monkeypatch.setattr(script, "ways", lambda compiled: {"as it is": script.Way(), "wrong": script.Way(worse)})
+    with pytest.raises(SystemExit, match="wrong: the loss is"):
+        run_main(script, "--preset", "tiny", "--batch_size", 1, "--rounds", 1)
