@@ -11,6 +11,7 @@ import os
 import pickle
 import re
 import shutil
+import threading
 import time
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -35,6 +36,9 @@ FORMAT_VERSION = 1
 _CHECKPOINT = re.compile(r"checkpoint-(\d+)")
 _ASIDE = "incomplete-"
 _MARKER = ".written-by-fusmae_hf"
+_ALLOWANCE = threading.Lock()
+"""What torch may load is a setting of the process: the first thread to be done would take it from the others."""
+
 _TORCH_FILES = ("*.pt", "*.pth", "*.bin")
 _PLACES_FOR = {
     "weights": ("model.safetensors", "model.safetensors.index.json", "adapter_model.safetensors",
@@ -343,7 +347,7 @@ def _problem_of_loading(checkpoint: Path, name: str) -> str | None:
         elif "/" not in name and any(fnmatch(name, pattern) for pattern in _TORCH_FILES):
             if path.name == "training_args.bin":  # a pickle of the arguments that nothing reads
                 return None
-            with safe_globals():
+            with _ALLOWANCE, safe_globals():
                 torch.load(path, map_location="cpu", weights_only=True, mmap=True)
         elif name == "trainer_state.json":
             json.loads(path.read_bytes())["global_step"]

@@ -17,6 +17,9 @@ SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 EXIT_CODE = 75
 """Exit code of a run that was ended by one of `SIGNALS`: EX_TEMPFAIL of sysexits.h, "try again later"."""
 
+ORPHANED = 5.0
+"""Seconds within which the worker of a loader ends once the process that started it is gone."""
+
 
 class Preempted(SystemExit):
     """The run was told to end and can be resumed. Uncaught, it ends the process with `EXIT_CODE`.
@@ -104,8 +107,9 @@ class UnpreemptedWorker:
     """Makes the worker of a loader deaf to `SIGNALS` of others than the process that started it; a `worker_init_fn`.
 
     Schedulers signal every process of a job. Workers that died of it would take the main process with them before it
-    has written its checkpoint; without it they end by themselves. SIGTERM of the main process still ends them: it
-    comes, when a loader is thrown away or the program ends, to those that did not end when they were asked.
+    has written its checkpoint. SIGTERM of the main process still ends them: it comes, when a loader is thrown away or
+    the program ends, to those that did not end when they were asked. Where the main process was killed they end within
+    `ORPHANED` seconds, whatever they are doing.
 
     Args:
         then: called with the number of the worker, if any.
@@ -116,7 +120,7 @@ class UnpreemptedWorker:
 
     def __call__(self, worker: int) -> None:
         """Called in the worker before it begins."""
-        if hasattr(signal, "sigwaitinfo"):
+        if hasattr(signal, "sigtimedwait"):
             signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
             threading.Thread(target=_await_end, args=(os.getppid(),), name="signals", daemon=True).start()
         else:  # macOS does not tell who sent a signal
@@ -128,8 +132,9 @@ class UnpreemptedWorker:
 
 
 def _await_end(parent: int) -> None:
-    """Take `SIGNALS` until one of them is the SIGTERM of a process, and end this one then."""
-    while True:
-        told = signal.sigwaitinfo(SIGNALS)
-        if told.si_signo == signal.SIGTERM and told.si_pid == parent:
-            os._exit(EXIT_CODE)
+    """Take `SIGNALS` until one of them is the SIGTERM of a process, or that process is gone, and end this one then."""
+    while os.getppid() == parent:
+        told = signal.sigtimedwait(SIGNALS, ORPHANED / 2)
+        if told is not None and told.si_signo == signal.SIGTERM and told.si_pid == parent:
+            break
+    os._exit(EXIT_CODE)

@@ -192,7 +192,8 @@ def killed(command: Sequence[str], output: Path, moment: Moment) -> None:
     """Kill a run that writes into `output`: no checkpoint may be there that is not complete."""
     assert run(command, output.parent / "log", moment, kill).acted, "had ended before it could be killed"
     for checkpoint in output.glob("checkpoint-*"):
-        assert problem_of(checkpoint) is None, f"{checkpoint.name} after a kill: {problem_of(checkpoint)}"
+        problem = problem_of(checkpoint)
+        assert problem is None, f"{checkpoint.name} after a kill: {problem}"
 
 
 def goes_on(command: Sequence[str], output: Path) -> Ended:

@@ -8,11 +8,13 @@ import resource
 import shutil
 import signal
 import subprocess
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import EarlyStoppingCallback, Trainer, TrainerCallback
 
 from fusmae_hf.data import streamed_reading
@@ -599,3 +601,12 @@ def noting(function, note):
         return function(*arguments)
 
     return noted
+
+
+def test_several_threads_may_look_at_checkpoints_at_once(tmp_path):
+    save_file({"weight": torch.zeros(1)}, tmp_path / "model.safetensors")
+    for name, content in (("optimizer", {}), ("scheduler", {}), ("rng_state", {"numpy": np.zeros(3, np.uint32)})):
+        torch.save(content, tmp_path / f"{name}.{'pth' if name == 'rng_state' else 'pt'}")
+    (tmp_path / "trainer_state.json").write_text('{"global_step": 1}')
+    with ThreadPoolExecutor(8) as pool:
+        assert set(pool.map(problem_of, [tmp_path] * 400)) == {None}

@@ -8,6 +8,7 @@ import re
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -19,12 +20,14 @@ from fusmae_hf.data.loading import load_pairs
 from fusmae_hf.training import run_finetune, run_pretrain
 from fusmae_hf.training.preemption import (
     EXIT_CODE,
+    ORPHANED,
     Preempted,
     SignalWatch,
     UnpreemptedWorker,
     ends_by_signal,
     held_back,
 )
+from tests.chaos.disturbed_runs import alive, kill_groups
 
 from .conftest import SMALL
 from .started_programs import start, start_two, wait_for
@@ -380,3 +383,36 @@ def test_one_process_that_is_told_to_end_takes_the_others_along(tmp_path, shards
     assert len(list(Path(said[1]).glob("rng_state_*.pth"))) == 2
     assert load_file(Path(said[1]) / "model.safetensors")
     assert not (output / "run.json").exists()
+
+
+STUCK_WORKER = """
+import os, sys, time
+from pathlib import Path
+from torch.utils.data import DataLoader, Dataset
+from fusmae_hf.training.preemption import UnpreemptedWorker
+
+class Stuck(Dataset):
+    def __len__(self):
+        return 1
+
+    def __getitem__(self, index):
+        Path(sys.argv[1]).touch()
+        time.sleep(600)
+
+next(iter(DataLoader(Stuck(), num_workers=1, worker_init_fn=UnpreemptedWorker())))
+"""
+
+
+def test_a_busy_worker_ends_when_the_process_that_started_it_was_killed(tmp_path):
+    begun, log = tmp_path / "begun", tmp_path / "log"
+    process = start([sys.executable, "-c", STUCK_WORKER, str(begun)], log)
+    try:
+        wait_for(begun.exists, process, log)
+        process.kill()
+        process.wait()
+        deadline = time.monotonic() + 4 * ORPHANED
+        while alive({process.pid}):
+            assert time.monotonic() < deadline, "the worker is still there"
+            time.sleep(0.1)
+    finally:
+        kill_groups({process.pid})
