@@ -21,15 +21,33 @@ CITATION = """\
 }"""
 """How to cite the paper."""
 
-_BODY = """
+INTENDED_USE = """\
+Features of pairs of Sentinel-1 (SAR) and Sentinel-2 (optical) patches, or of one sensor alone, for fine-tuning and
+probing.
+
+Reconstructions are guesses of an average, not observations: do not use them to fill data gaps that decisions rest on.
+Checkpoints trained on simulated imagery show that the program works. They know nothing of real places."""
+"""What a checkpoint is for, and what it is not."""
+
+LIMITS = """\
+Reconstruction error says little about how well features separate classes: measure that on your task. Not evaluated for
+sensors, places, seasons or processing levels other than those named here. Imagery of another processing level, of
+ascending or descending orbits alone, or of baselines with an offset needs statistics and an offset of its own."""
+"""Limits of every pretraining checkpoint."""
+
+BIGEARTHNET_GEOGRAPHY = """\
+BigEarthNet covers ten European countries in 2017 and 2018. Features for other regions, seasons and processing levels
+must be checked before use."""
+"""What its places and times mean for a checkpoint trained on BigEarthNet."""
+
+_OPENING = """
 # {name}
 
-A Fus-MAE encoder and decoders, pretrained by masked reconstruction on {pairs:,} pairs of {dataset}. Fus-MAE is a
-masked autoencoder that fuses SAR and optical patches with cross-attention (arXiv 2401.02764); this is a
-reconstruction of it by `fusmae_hf`: details that the paper leaves open are this project's choices.{simulated}
+A Fus-MAE encoder and decoders{pretrained}. Fus-MAE is a masked autoencoder that fuses SAR and optical patches with
+cross-attention (arXiv 2401.02764); this is a reconstruction of it by `fusmae_hf`: details that the paper leaves open
+are this project's choices.{simulated}"""
 
-## Use
-
+_USE = """\
 ```python
 from transformers import AutoImageProcessor, AutoModel
 import fusmae_hf  # or pass trust_remote_code=True, which runs the Python files of this folder
@@ -37,45 +55,35 @@ import fusmae_hf  # or pass trust_remote_code=True, which runs the Python files 
 processor = AutoImageProcessor.from_pretrained("{folder}")
 model = AutoModel.from_pretrained("{folder}")
 features = model(**processor(sar=sar, optical=optical)).pooler_output
-```
+```"""
 
-## Sensors
-
+_SENSORS = """\
 | | bands, in order | units | normalised with |
 |---|---|---|---|
 | SAR | {sar_bands} | {sar_units} | {sar_statistics} |
 | optical | {optical_bands} | {optical_units}, offset {optical_offset:g} | {optical_statistics} |
 
-Mean and standard deviation of every band are in `preprocessor_config.json`.
+| sensor | band | mean | standard deviation |
+|---|---|---|---|
+{band_rows}"""
 
-## Training data
+_DATA = "{dataset} ({source}; licence of the imagery: {license}), {pairs:,} pairs, content {content_hash}."
 
-{dataset} ({source}; licence of the imagery: {license}), {pairs:,} pairs, content {content_hash}.
-
-## Recipe
-
+_RECIPE = """\
 {command}
 
-{steps:,} steps of {batch} pairs, seed {seed}, {precision}, {device}; preset fields: {config}.
+{steps:,} steps of {batch} pairs, seed {seed}, {precision}, {device}; preset fields: {config}."""
 
-## Held-out reconstruction
+_RESULTS = """\
+Mean squared error on masked pixels with data, in squared standard deviations of the band; one run, seed {seed}.
+*Visible mean* predicts the mean of the visible pixels of a band; *interpolated* fills the masked pixels from the
+visible ones by a Gaussian.
 
-Mean squared error on masked pixels with data, in squared standard deviations of the band. *Visible mean* predicts the
-mean of the visible pixels of a band; *interpolated* fills the masked pixels from the visible ones by a Gaussian.
+{results}"""
 
-{results}
+_CITATION = f"```bibtex\n{CITATION}\n```"
 
-## Limits
-
-Reconstruction error says nothing of how good the features are for a task: measure that on yours. Not evaluated for
-sensors, places, seasons or processing levels other than those above.
-
-## Citation
-
-```bibtex
-{citation}
-```
-"""
+_TAGS = ["remote-sensing", "sentinel-1", "sentinel-2", "sar", "masked-autoencoder", "data-fusion", "fusmae"]
 
 
 def results_table(metrics: dict[str, float], held_out: dict[str, int]) -> str:
@@ -134,32 +142,89 @@ def write_model_card(
         for sensor in ("optical", "sar")
         if f"eval_{held_out}_{sensor}_loss" in metrics
     ]
-    data = ModelCardData(
+    fields = card_fields(config=config, processor=processor, info=info, record=record) | {
+        "name": inline(name),
+        "folder": folder.name,
+        "pretrained": f", pretrained by masked reconstruction on {record['pairs']:,} pairs of {inline(info.name)}",
+        "band_rows": _band_rows(processor),
+        "results": results_table(metrics, record["held_out"]),
+    }
+    sections = {
+        "Intended use": INTENDED_USE,
+        "Use": _USE.format(**fields),
+        "Sensors": _SENSORS.format(**fields),
+        "Training data": _DATA.format(**fields),
+        "Recipe": _RECIPE.format(**fields),
+        "Held-out reconstruction": _RESULTS.format(**fields),
+        "Limits": LIMITS,
+        "Bias and geography": BIGEARTHNET_GEOGRAPHY if "bigearthnet" in info.source.lower() else None,
+        "Environmental cost": _cost(record),
+        "Citation": _CITATION,
+    }
+    return save_card(folder, _metadata(name, results), _body(_OPENING.format(**fields), sections))
+
+
+def write_plain_card(folder: Path, repo_id: str) -> Path:
+    """Write the card of a checkpoint without a record: what its configuration and its processor say.
+
+    Args:
+        folder: the checkpoint.
+        repo_id: `<user>/<name>` where it is going to be.
+    """
+    processor = FusMAEImageProcessor.from_pretrained(folder)
+    name = repo_id.split("/")[-1]
+    fields = _sensor_fields(processor) | {"name": inline(name), "folder": repo_id, "pretrained": "", "simulated": ""}
+    sections = {
+        "Intended use": INTENDED_USE,
+        "Use": _USE.format(**fields),
+        "Sensors": _SENSORS.format(**fields, band_rows=_band_rows(processor)),
+        "Limits": LIMITS,
+        "Citation": _CITATION,
+    }
+    return save_card(folder, _metadata(name, []), _body(_OPENING.format(**fields), sections))
+
+
+def _metadata(name: str, results: list[EvalResult]) -> ModelCardData:
+    return ModelCardData(
         model_name=name,
         library_name="transformers",
         pipeline_tag="image-feature-extraction",
-        tags=["remote-sensing", "sentinel-1", "sentinel-2", "sar", "masked-autoencoder", "data-fusion", "fusmae"],
+        tags=_TAGS,
         license="apache-2.0",
-        metrics=["mse"],
+        metrics=["mse"] if results else None,
         eval_results=results or None,
     )
-    body = _BODY.format(
-        **card_fields(config=config, processor=processor, info=info, record=record),
-        name=inline(name),
-        folder=folder.name,
-        results=results_table(metrics, record["held_out"]),
+
+
+def _body(opening: str, sections: dict[str, str | None]) -> str:
+    """The text of a card, without sections that nothing is known for."""
+    return "\n\n".join([opening, *(f"## {title}\n\n{text}" for title, text in sections.items() if text)]) + "\n"
+
+
+def _band_rows(processor: FusMAEImageProcessor) -> str:
+    rows = []
+    for sensor, bands, means, stds in (
+        ("SAR", processor.sar_bands, processor.sar_mean, processor.sar_std),
+        ("optical", processor.optical_bands, processor.optical_mean, processor.optical_std),
+    ):
+        rows += [f"| {sensor} | {inline(band)} | {means[band]:.6g} | {stds[band]:.6g} |" for band in bands]
+    return "\n".join(rows)
+
+
+def _cost(record: dict[str, Any]) -> str | None:
+    """Wall time and device; no energy, which nothing measures."""
+    if "train_seconds" not in record:
+        return None
+    processes = "one process" if record["processes"] == 1 else f"{record['processes']} processes"
+    return (
+        f"{record['train_seconds'] / 3600:.3g} hours since training was started or last resumed, evaluations "
+        f"included, in {processes} on {inline(record['device'])}. Energy was not measured."
     )
-    return save_card(folder, data, body)
 
 
-def card_fields(
-    *, config: FusMAEConfig, processor: FusMAEImageProcessor, info: PairsInfo, record: dict[str, Any]
-) -> dict[str, Any]:
-    """What every card tells of the sensors, the training pairs and the run, by the names of the templates."""
+def _sensor_fields(processor: FusMAEImageProcessor) -> dict[str, Any]:
     statistics = f"{inline(processor.statistics)} statistics" if processor.statistics else "statistics of its own"
     return {
-        "dataset": inline(info.name),
-        "simulated": " **The imagery is simulated.**" if info.simulated else "",
         "sar_bands": inline(", ".join(processor.sar_bands)),
         "sar_units": processor.sar_units,
         "sar_statistics": statistics,
@@ -167,6 +232,16 @@ def card_fields(
         "optical_units": processor.optical_units,
         "optical_offset": processor.optical_offset,
         "optical_statistics": statistics,
+    }
+
+
+def card_fields(
+    *, config: FusMAEConfig, processor: FusMAEImageProcessor, info: PairsInfo, record: dict[str, Any]
+) -> dict[str, Any]:
+    """What every card tells of the sensors, the training pairs and the run, by the names of the templates."""
+    return _sensor_fields(processor) | {
+        "dataset": inline(info.name),
+        "simulated": " **The imagery is simulated.**" if info.simulated else "",
         "source": inline(info.source),
         "license": inline(info.license),
         "pairs": record["pairs"],

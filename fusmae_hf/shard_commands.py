@@ -87,20 +87,22 @@ def add_push(commands: Any, parents: list[argparse.ArgumentParser]) -> None:
         commands,
         parents,
         "push",
-        "push shards to the Hub",
+        "push shards or a model to the Hub",
         "Push a folder of shards to the Hugging Face Hub as a dataset repository, with a card written from its\n"
-        "description. Log in before with `hf auth login`. After an interruption, run the same command again.",
+        "description; or the folder of a checkpoint or run (one with a config.json) as a model repository, with\n"
+        "processor, card and remote code. Log in before with `hf auth login`. After an interruption, run the\n"
+        "same command again.",
         "fusmae push shards/ user/name --private",
-        "folder written by `fusmae prepare`",
+        "folder written by `fusmae prepare`, or of a checkpoint or run",
     )
-    command.add_argument("repository", metavar="USER/NAME", help="the dataset repository; made if need be")
+    command.add_argument("repository", metavar="USER/NAME", help="the repository; made if need be")
     command.add_argument("--private", action="store_true", help="make the repository private")
     command.add_argument("--revision", metavar="BRANCH", help="branch to push to, made if need be (default main)")
     command.add_argument(
         "--statistics",
         type=Path,
         metavar="FILE",
-        help="figures for the card, from `fusmae stats --json FILE`",
+        help="figures for the card of shards, from `fusmae stats --json FILE`",
     )
     command.set_defaults(run=_push)
 
@@ -175,9 +177,15 @@ def _verify(arguments: argparse.Namespace) -> int:
 
 
 def _push(arguments: argparse.Namespace) -> int:
-    from fusmae_hf.sharing import push_shards
+    from fusmae_hf.sharing import is_model, push_model, push_shards
     from fusmae_hf.statistics import DatasetStatistics
 
+    if is_model(arguments.shards):
+        if arguments.statistics:
+            raise ValueError(f"`--statistics` is for shards, but {arguments.shards} is a model.")
+        options = {"private": arguments.private, "revision": arguments.revision}
+        print(push_model(arguments.shards, arguments.repository, **options))
+        return 0
     statistics = None
     if arguments.statistics:
         try:

@@ -1,18 +1,33 @@
-"""Pushing a folder of shards to the Hub as a dataset repository."""
+"""Pushing to the Hub: a folder of shards as a dataset repository, a checkpoint as a model repository."""
 
+import json
 import os
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
 
-from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, ModelCard
 from huggingface_hub.utils import validate_repo_id
 
 from .data.dataset_info import FILE_NAME, read_dataset_info
 from .data.left_out import FILE_NAME as LEFT_OUT_NAME
 from .dataset_card import dataset_card
+from .hub import write_plain_card
 from .statistics import DatasetStatistics, dataset_title
 from .verification import verify_shards
+
+MODEL_FILES = (
+    "README.md", ".eval_results/*.yaml", "config.json", "preprocessor_config.json", "*.safetensors",
+    "*.safetensors.index.json", "adapter_config.json", "*.py", "run.json", "metrics.json", "metrics.md", "*.png",
+)  # fmt: skip
+"""What is pushed of the folder of a checkpoint or a run. No pickles, logs or states of the optimiser: they are of no
+use to others, and hold names of machines and all arguments of the run."""
+
+_WEIGHTS, _INDEX = "model.safetensors", "model.safetensors.index.json"
+
+_OLD_FILES = (
+    "model*.safetensors", "adapter_model*.safetensors", "model.safetensors.index.json", "training_args.bin", "runs/*",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -72,12 +87,7 @@ def push_shards(
             the card, or the repository exists and is public although it should be private.
         OSError: the Hub cannot be reached or refuses, such as without a token.
     """
-    validate_repo_id(repo_id)
-    if "/" not in repo_id:
-        raise ValueError(f"{repo_id!r} lacks the user: give <user>/<name>.")
-    if "://" in os.fspath(folder):
-        raise ValueError(f"{folder} is a URL, but only a folder on this machine can be pushed.")
-    folder = Path(folder)
+    folder = _pushable(folder, repo_id)
     dataset = read_dataset_info(folder)
     found = verify_shards(folder, quick=True)
     if not found.sound:
@@ -90,11 +100,7 @@ def push_shards(
     card = dataset_card(dataset, repo_id, revision=revision, statistics=statistics)
     api = HfApi()
     card.validate()
-    url = api.create_repo(repo_id, repo_type="dataset", private=private or None, exist_ok=True)
-    if private and not api.repo_info(repo_id, repo_type="dataset").private:
-        raise ValueError(f"{repo_id} exists already and is public, so nothing was pushed. Make it private first.")
-    if revision:
-        api.create_branch(repo_id, repo_type="dataset", branch=revision, exist_ok=True)
+    url = _repository(api, repo_id, "dataset", private, revision)
     shards = [shard for of_split in dataset.splits.values() for shard in of_split]
     names = {shard.name for shard in shards}
     pairs = sum(shard.rows for shard in shards)
@@ -128,3 +134,120 @@ def push_shards(
         commit_message=f"Describe {pairs:,} pairs of {dataset.info.name}",
     )
     return PushReport(str(url), commit.oid, pairs, len(shards), sum(shard.bytes for shard in shards), stale)
+
+
+@dataclass(frozen=True)
+class ModelPushReport:
+    """What `push_model` did; prints as a sentence.
+
+    Attributes:
+        url: page of the repository.
+        commit: the commit with the model, to pin it: `from_pretrained(<user>/<name>, revision=<commit>)`.
+        files: names of the files pushed.
+    """
+
+    url: str
+    commit: str
+    files: tuple[str, ...]
+
+    def __str__(self) -> str:
+        return f"Pushed a model of {len(self.files)} files to {self.url}, commit {self.commit}."
+
+
+def is_model(folder: str | os.PathLike[str]) -> bool:
+    """Whether a folder is that of a checkpoint or a run, not of shards."""
+    return (Path(folder) / "config.json").is_file()
+
+
+def push_model(
+    folder: str | os.PathLike[str],
+    repo_id: str,
+    *,
+    private: bool = False,
+    revision: str | None = None,
+    token: str | None = None,
+    commit_message: str = "Upload model",
+) -> ModelPushReport:
+    """Push a checkpoint to the Hub, in one commit: weights, configuration, processor, card and remote code.
+
+    A folder without a card gets one of what its configuration and processor say. Weights of an earlier push that are
+    not in the folder any more, and logs and pickles of the Trainer, are deleted from the repository.
+
+    Args:
+        folder: a checkpoint or the output folder of a run, on this machine.
+        repo_id: `<user>/<name>`; made if need be.
+        private: make the repository private.
+        revision: branch to push to, made if need be; the main one by default.
+        token: that of `huggingface_hub` by default (`hf auth login`, or `HF_TOKEN`).
+        commit_message: first line of the commit.
+
+    Raises:
+        ValueError: the name is none, files are missing that a user would need, the Hub refuses the card, or the
+            repository exists and is public although it should be private.
+        OSError: the Hub cannot be reached or refuses, such as without a token.
+    """
+    folder = _pushable(folder, repo_id)
+    _check_whole(folder)
+    if not (folder / "README.md").is_file():
+        write_plain_card(folder, repo_id)
+    card = ModelCard.load(folder / "README.md")
+    api = HfApi(token=token)
+    card.validate()
+    url = _repository(api, repo_id, "model", private, revision)
+    here = [path.relative_to(folder).as_posix() for pattern in MODEL_FILES for path in folder.glob(pattern)]
+    if not _in_shards(folder):  # `save_pretrained` leaves the index of an earlier one there
+        here = [name for name in here if name != _INDEX]
+    files = tuple(sorted(set(here)))
+    commit = api.upload_folder(
+        repo_id=repo_id,
+        folder_path=folder,
+        revision=revision,
+        allow_patterns=list(files),
+        delete_patterns=list(_OLD_FILES),
+        commit_message=commit_message,
+    )
+    return ModelPushReport(str(url), commit.oid, files)
+
+
+def _in_shards(folder: Path) -> bool:
+    """Whether the weights are in several files; transformers prefers the single one where there are both."""
+    return (folder / _INDEX).is_file() and not (folder / _WEIGHTS).is_file()
+
+
+def _check_whole(folder: Path) -> None:
+    """Raise a ValueError if files are missing without which a pushed checkpoint cannot be used."""
+    if not is_model(folder):
+        raise ValueError(f"{folder} is no checkpoint: it has no config.json.")
+    needed = {"preprocessor_config.json"}
+    if (folder / "adapter_config.json").is_file():
+        needed.add("adapter_model.safetensors")
+    else:
+        auto_map = json.loads((folder / "config.json").read_text()).get("auto_map", {})
+        needed |= {f"{reference.split('.')[0]}.py" for reference in auto_map.values()}
+        index = folder / _INDEX
+        shards = json.loads(index.read_text())["weight_map"].values() if _in_shards(folder) else [_WEIGHTS]
+        needed |= set(shards)
+    if missing := sorted(name for name in needed if not (folder / name).is_file()):
+        raise ValueError(
+            f"{folder} lacks {', '.join(missing)}, so nothing was pushed. Save the model and its processor there with "
+            "`save_pretrained`."
+        )
+
+
+def _pushable(folder: str | os.PathLike[str], repo_id: str) -> Path:
+    validate_repo_id(repo_id)
+    if "/" not in repo_id:
+        raise ValueError(f"{repo_id!r} lacks the user: give <user>/<name>.")
+    if "://" in os.fspath(folder):
+        raise ValueError(f"{folder} is a URL, but only a folder on this machine can be pushed.")
+    return Path(folder)
+
+
+def _repository(api: HfApi, repo_id: str, kind: str, private: bool, revision: str | None) -> str:
+    """Make a repository and a branch where there is none; gives its page."""
+    url = api.create_repo(repo_id, repo_type=kind, private=private or None, exist_ok=True)
+    if private and not api.repo_info(repo_id, repo_type=kind).private:
+        raise ValueError(f"{repo_id} exists already and is public, so nothing was pushed. Make it private first.")
+    if revision:
+        api.create_branch(repo_id, repo_type=kind, branch=revision, exist_ok=True)
+    return str(url)

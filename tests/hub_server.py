@@ -1,6 +1,6 @@
-"""A small Hub for tests: dataset repositories in memory, over HTTP on the loopback interface.
+"""A small Hub for tests: dataset and model repositories in memory, over HTTP on the loopback interface.
 
-It answers what `huggingface_hub` asks for when a dataset is pushed (create, branch, preupload, LFS batch, commit) and
+It answers what `huggingface_hub` asks for when one is pushed (create, branch, preupload, LFS batch, commit) and
 read (revision info, tree, paths-info, resolve with ranges), and keeps a log of the requests. Point `HF_ENDPOINT` at it
 in a process of its own (huggingface_hub reads it when it is imported), with `HF_HUB_DISABLE_XET=1`.
 """
@@ -17,6 +17,9 @@ from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
 Files = dict[str, bytes]
+
+LARGE = (".parquet", ".safetensors")
+"""Endings of the files that are uploaded apart from the commit."""
 
 
 class Hub(ThreadingHTTPServer):
@@ -85,15 +88,15 @@ class _Handler(BaseHTTPRequestHandler):
     routes = (
         ("POST", r"/api/repos/create", "create"),
         ("POST", r"/api/validate-yaml", "validate"),
-        ("POST", r"/api/datasets/(?P<repo>[^/]+/[^/]+)/branch/(?P<revision>.+)", "branch"),
-        ("POST", r"/api/datasets/(?P<repo>[^/]+/[^/]+)/preupload/(?P<revision>.+)", "preupload"),
-        ("POST", r"/datasets/(?P<repo>[^/]+/[^/]+)\.git/info/lfs/objects/batch", "lfs_batch"),
+        ("POST", r"/api/(?:datasets|models)/(?P<repo>[^/]+/[^/]+)/branch/(?P<revision>.+)", "branch"),
+        ("POST", r"/api/(?:datasets|models)/(?P<repo>[^/]+/[^/]+)/preupload/(?P<revision>.+)", "preupload"),
+        ("POST", r"/(?:datasets/)?(?P<repo>[^/]+/[^/]+)\.git/info/lfs/objects/batch", "lfs_batch"),
         ("PUT", r"/lfs/(?P<oid>\w+)", "lfs_upload"),
-        ("POST", r"/api/datasets/(?P<repo>[^/]+/[^/]+)/commit/(?P<revision>.+)", "commit"),
-        ("GET", r"/api/datasets/(?P<repo>[^/]+/[^/]+)(?:/revision/(?P<revision>.+))?", "info"),
-        ("GET", r"/api/datasets/(?P<repo>[^/]+/[^/]+)/tree/(?P<revision>[^/]+)/?(?P<path>.*)", "tree"),
-        ("POST", r"/api/datasets/(?P<repo>[^/]+/[^/]+)/paths-info/(?P<revision>.+)", "paths_info"),
-        ("GET|HEAD", r"/datasets/(?P<repo>[^/]+/[^/]+)/resolve/(?P<revision>[^/]+)/(?P<path>.+)", "resolve"),
+        ("POST", r"/api/(?:datasets|models)/(?P<repo>[^/]+/[^/]+)/commit/(?P<revision>.+)", "commit"),
+        ("GET", r"/api/(?:datasets|models)/(?P<repo>[^/]+/[^/]+)(?:/revision/(?P<revision>.+))?", "info"),
+        ("GET", r"/api/(?:datasets|models)/(?P<repo>[^/]+/[^/]+)/tree/(?P<revision>[^/]+)/?(?P<path>.*)", "tree"),
+        ("POST", r"/api/(?:datasets|models)/(?P<repo>[^/]+/[^/]+)/paths-info/(?P<revision>.+)", "paths_info"),
+        ("GET|HEAD", r"/(?:datasets/)?(?P<repo>[^/]+/[^/]+)/resolve/(?P<revision>[^/]+)/(?P<path>.+)", "resolve"),
     )
 
     def handle_any(self) -> None:
@@ -139,7 +142,8 @@ class _Handler(BaseHTTPRequestHandler):
         known = name in self.server.commits
         if not known:
             self.server.create(name, asked.get("visibility", "public"))
-        self.answer({"url": f"{self.server.url}/datasets/{name}", "name": name}, 409 if known else 200)
+        kind = "datasets/" if asked.get("type") == "dataset" else ""
+        self.answer({"url": f"{self.server.url}/{kind}{name}", "name": name}, 409 if known else 200)
 
     def validate(self) -> None:
         self.answer({"errors": [], "warnings": []})
@@ -156,7 +160,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.answer(
             {
                 "files": [
-                    {"path": f["path"], "uploadMode": modes[f["path"].endswith(".parquet")], "shouldIgnore": False}
+                    {"path": f["path"], "uploadMode": modes[f["path"].endswith(LARGE)], "shouldIgnore": False}
                     for f in files
                 ]
             }
@@ -257,6 +261,6 @@ def _described(path: str, content: bytes) -> dict[str, Any]:
         "size": len(content),
         "oid": hashlib.sha1(content).hexdigest(),
     }
-    if path.endswith(".parquet"):
+    if path.endswith(LARGE):
         entry["lfs"] = {"oid": hashlib.sha256(content).hexdigest(), "size": len(content), "pointerSize": 130}
     return entry

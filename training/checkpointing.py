@@ -1,11 +1,14 @@
 """transformers' Trainer, made to write its checkpoints whole or not at all, and to know when a run has finished."""
 
+import shutil
 from pathlib import Path
 from typing import Any
 
 from transformers import EarlyStoppingCallback, Trainer
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+
+from fusmae_hf.sharing import push_model
 
 from . import checkpoints
 
@@ -105,7 +108,45 @@ class CheckpointingTrainer(Trainer):
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
         if self._aside is None:  # not before it is in place, where an upload in the background finds it
+            if self.is_world_process_zero():  # the Trainer copies weights and configuration without their code
+                for code in Path(checkpoint_folder).glob("*.py"):
+                    shutil.copy(code, str(self.args.output_dir))
             super()._push_from_checkpoint(checkpoint_folder)
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Save the model as transformers' Trainer does, without pushing: `push_to_hub` does, once there is a card."""
+        super().save_model(output_dir, _internal_call=True)
+
+    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
+        """Write nothing: programs write a card from their records, the Trainer's is a draft with gaps."""
+
+    def push_to_hub(
+        self,
+        commit_message: str | None = "End of training",
+        blocking: bool = True,
+        token: str | None = None,
+        revision: str | None = None,
+        private: bool | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """Push what is saved in the output folder, the same files as `fusmae push` does; see `push_model`.
+
+        It is done when this returns, `blocking` or not. Call it after `save_model` and after the card is written.
+        """
+        token = token or self.args.hub_token
+        if self.hub_model_id is None:
+            self.init_hf_repo(token=token)
+        if not self.is_world_process_zero():
+            return None
+        self._finish_current_push()
+        return push_model(
+            str(self.args.output_dir),
+            str(self.hub_model_id),
+            private=bool(self.args.hub_private_repo if private is None else private),
+            revision=revision or self.args.hub_revision,
+            token=token,
+            commit_message=commit_message or "End of training",
+        )
 
     # --- the end of a run --------------------------------------------------------------------------------------------
 

@@ -211,6 +211,8 @@ def run(plan: Plan, arguments: FineTuningArguments) -> dict[str, dict[str, Any]]
             "nonfinite_steps": trainer.nonfinite_steps,
         }
         _write_records(folder, plan, arguments, trainer, record, metrics, intervals)
+        if arguments.push_to_hub:
+            print(trainer.push_to_hub())
     return metrics
 
 

@@ -108,7 +108,7 @@ def main(argv: list[str] | None = None) -> None:
     pictures = PictureCallback(trainer, held_out, arguments.num_reconstructions)
     trainer.add_callback(pictures)
     with tensorboard_in(arguments.output_dir), explained(CheckpointNotWrittenError, NonFiniteError):
-        trainer.train(resume_from_checkpoint=checkpoint)
+        trained = trainer.train(resume_from_checkpoint=checkpoint)
         metrics = trainer.evaluate() if held_out else {}
     replaced, speed = trainer.replaced_everywhere(), trainer.speed.report_run()
     trainer.save_model()
@@ -121,11 +121,14 @@ def main(argv: list[str] | None = None) -> None:
             "replaced_pairs": replaced,
             "nonfinite_steps": trainer.nonfinite_steps,
             "speed": speed,
+            "train_seconds": trained.metrics["train_runtime"],
         }
         (folder / "run.json").write_text(json.dumps({**record, "metrics": metrics}, indent=2) + "\n")
         write_model_card(
             folder, config=model.config, processor=processor, info=train.info, record=record, metrics=metrics
         )
+        if arguments.push_to_hub:
+            print(trainer.push_to_hub())
         print(summary(folder, record, metrics))
 
 

@@ -1,0 +1,146 @@
+"""A checkpoint pushed to the Hub serves people with and without the package."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import huggingface_hub
+import pytest
+from huggingface_hub import ModelCard, constants
+
+from fusmae_hf import FusMAEConfig, FusMAEForPreTraining, FusMAEImageProcessor
+from fusmae_hf.hub import BIGEARTHNET_GEOGRAPHY, INTENDED_USE, LIMITS
+from fusmae_hf.sharing import push_model
+from fusmae_hf.training.checkpointing import CheckpointingTrainer
+from tests.hub_server import running_hub
+from tests.small_shards import run_command
+
+NAME = "user/model"
+
+
+@pytest.fixture
+def hub(monkeypatch):
+    """A Hub to which this process pushes."""
+    with running_hub() as server:
+        monkeypatch.setattr(constants, "ENDPOINT", server.url)
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+        monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+        monkeypatch.setattr(huggingface_hub.hf_api, "is_xet_available", lambda: False)
+        monkeypatch.setenv("HF_TOKEN", "hf_secret")
+        yield server
+
+
+@pytest.fixture
+def checkpoint(tmp_path):
+    folder = tmp_path / "checkpoint"
+    config = FusMAEConfig.from_preset("tiny", num_hidden_layers=1, decoder_num_hidden_layers=1)
+    FusMAEForPreTraining(config).save_pretrained(folder, max_shard_size="500KB")
+    FusMAEImageProcessor().save_pretrained(folder)
+    (folder / "training_args.bin").write_bytes(b"pickle")
+    return folder
+
+
+def test_push_takes_a_model_for_one_and_sends_what_others_need(hub, checkpoint, capsys):
+    assert run_command("push", checkpoint, NAME, "--private", "--revision", "v2") == 0
+    files = hub.files(NAME, "v2").keys()
+    local = {path.name for path in checkpoint.iterdir()}
+    assert files - {".gitattributes"} == local - {"training_args.bin"}
+    assert {"README.md", "modeling_fusmae.py", "model.safetensors.index.json", "preprocessor_config.json"} <= files
+    assert "config.json" not in hub.files(NAME, "main")
+    assert hub.private == {NAME}
+    assert "Pushed a model of" in capsys.readouterr().out
+
+
+def test_a_card_without_a_record_has_no_section_about_a_run(hub, checkpoint):
+    push_model(checkpoint, NAME)
+    card = ModelCard(hub.files(NAME)["README.md"].decode())
+    assert card.data.library_name == "transformers"
+    assert "## Sensors" in card.text
+    assert "## Recipe" not in card.text
+    assert "{" not in card.text.split("## Citation")[0]
+
+
+def test_weights_of_an_earlier_push_are_deleted(hub, checkpoint):
+    push_model(checkpoint, NAME)
+    assert "model.safetensors.index.json" in hub.files(NAME)
+    model = FusMAEForPreTraining.from_pretrained(checkpoint)
+    model.save_pretrained(checkpoint)
+    push_model(checkpoint, NAME)
+    weights = [name for name in hub.files(NAME) if "safetensors" in name]
+    assert weights == ["model.safetensors"]
+
+
+@pytest.mark.parametrize("file", ["preprocessor_config.json", "modeling_fusmae.py"])
+def test_an_incomplete_checkpoint_is_not_pushed(hub, checkpoint, file):
+    (checkpoint / file).unlink()
+    with pytest.raises(ValueError, match=f"lacks {file}, so nothing was pushed"):
+        push_model(checkpoint, NAME)
+    assert not hub.log
+
+
+def test_the_trainer_pushes_the_same_files(hub, checkpoint):
+    from transformers import TrainingArguments
+
+    push_model(checkpoint, NAME)
+    arguments = TrainingArguments(
+        str(checkpoint), push_to_hub=True, hub_model_id="user/trained", report_to="none", use_cpu=True
+    )
+    trainer = CheckpointingTrainer(FusMAEForPreTraining.from_pretrained(checkpoint), arguments)
+    trainer.push_to_hub()
+    assert hub.files("user/trained").keys() == hub.files(NAME).keys()
+
+
+def test_the_page_of_the_project_says_what_every_card_says():
+    page = " ".join((Path(__file__).parents[1] / "model_card.md").read_text().split())
+    for text in (INTENDED_USE, LIMITS, BIGEARTHNET_GEOGRAPHY):
+        assert " ".join(text.split()) in page
+
+
+LOAD = """
+import sys
+
+if sys.argv[2] == "without":
+    class NotInstalled:
+        def find_spec(self, name, path=None, target=None):
+            if name.partition(".")[0] == "fusmae_hf":
+                raise ModuleNotFoundError(f"No module named {name!r}")
+
+    sys.meta_path.insert(0, NotInstalled())
+    options = {"trust_remote_code": True}
+else:
+    import fusmae_hf
+    options = {}
+import torch
+from transformers import AutoImageProcessor, AutoModel
+
+name, commit = sys.argv[1], sys.argv[3]
+for revision in ("main", commit):
+    processor = AutoImageProcessor.from_pretrained(name, revision=revision, **options)
+    model = AutoModel.from_pretrained(name, revision=revision, **options)
+size = model.config.image_size
+height, width = (size, size) if isinstance(size, int) else size
+inputs = processor(sar=torch.full((1, 2, height, width), -12.0), optical=torch.full((1, 12, height, width), 900.0))
+with torch.no_grad():
+    print("sum", round(model(**inputs).pooler_output.double().sum().item(), 3))
+assert ("fusmae_hf" in sys.modules) == (sys.argv[2] == "with")
+"""
+
+
+def test_a_pushed_model_loads_by_name_and_revision_with_and_without_the_package(hub, checkpoint, tmp_path):
+    commit = push_model(checkpoint, NAME).commit
+    environment = os.environ | {
+        "HF_ENDPOINT": hub.url, "HF_HUB_OFFLINE": "0", "TRANSFORMERS_OFFLINE": "0", "HF_HUB_DISABLE_XET": "1",
+    }  # fmt: skip
+    sums = []
+    for package in ("without", "with"):
+        done = subprocess.run(
+            [sys.executable, "-c", LOAD, NAME, package, commit],
+            env=environment | {"HF_HOME": str(tmp_path / package)},
+            cwd=tmp_path,
+            text=True,
+            capture_output=True,
+        )
+        assert done.returncode == 0, done.stderr[-3000:]
+        sums.append(done.stdout.split("sum")[1])
+    assert sums[0] == sums[1]
