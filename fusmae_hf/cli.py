@@ -10,10 +10,13 @@ from typing import Any
 from tqdm import tqdm
 
 from fusmae_hf import __version__
+from fusmae_hf.app_command import add_app
 from fusmae_hf.data.pairs import PairError
+from fusmae_hf.doctor import add_doctor
 from fusmae_hf.prepare_commands import add_merge, add_prepare
 from fusmae_hf.protocol_command import add_protocol, split_handed_on
 from fusmae_hf.shard_commands import add_inspect, add_push, add_stats, add_verify
+from fusmae_hf.show_command import add_show
 
 USER_ERRORS = (PairError, ValueError, OSError, ImportError)
 """What a wrong argument or a damaged file raises: shown as one paragraph. Anything else is a bug and shows in full."""
@@ -26,8 +29,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: arguments without the name of the program; those of the process by default.
 
     Returns:
-        Exit code: 0, 1 where `verify` found errors or a step of `protocol` failed, 2 after a user's mistake, 130
-        after an interrupt.
+        Exit code: 0, 1 where `verify` found errors, a step of `protocol` failed or `doctor` found something required
+        broken, 2 after a user's mistake, 130 after an interrupt.
     """
     own, handed_on = split_handed_on(sys.argv[1:] if argv is None else argv)
     arguments = build_parser().parse_args(own)
@@ -60,7 +63,18 @@ def build_parser() -> argparse.ArgumentParser:
     debugging = argparse.ArgumentParser(add_help=False)
     debugging.add_argument("--debug", action="store_true", help="show the traceback of an error")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    for add in (add_prepare, add_merge, add_inspect, add_stats, add_verify, add_push, add_protocol):
+    for add in (
+        add_prepare,
+        add_merge,
+        add_inspect,
+        add_stats,
+        add_verify,
+        add_push,
+        add_show,
+        add_protocol,
+        add_doctor,
+        add_app,
+    ):
         add(commands, [debugging])
     return parser
 

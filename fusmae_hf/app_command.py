@@ -1,0 +1,34 @@
+"""The sub-command `fusmae app`: the demo page."""
+
+import argparse
+from typing import Any
+
+# What the command needs is imported when it runs, so that `fusmae --help` is quick.
+
+
+def add_app(commands: Any, parents: list[argparse.ArgumentParser]) -> None:
+    """Add `fusmae app`."""
+    command = commands.add_parser(
+        "app",
+        help="serve a page on which a checkpoint reconstructs pairs",
+        description="Serve a page on which a pretraining checkpoint reconstructs what is hidden of a pair: simulated\n"
+        "ones, those of a folder of shards, or uploaded ones. Needs `pip install fusmae_hf[app]`.",
+        epilog="example:\n  fusmae app --checkpoint outputs/pretrain --shards shards/reben",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        parents=parents,
+    )
+    command.add_argument(
+        "--checkpoint", required=True, metavar="CHECKPOINT", help="pretraining checkpoint: a folder or a Hub id"
+    )
+    command.add_argument("--shards", metavar="SHARDS", help="choose samples from these shards, not simulated ones")
+    command.add_argument("--split", default="test", help="split of the shards (default test)")
+    command.add_argument("--host", default="127.0.0.1", help="address to listen on (default 127.0.0.1)")
+    command.add_argument("--port", type=int, metavar="N", help="port (default: the first free one from 7860 on)")
+    command.set_defaults(run=_app)
+
+
+def _app(arguments: argparse.Namespace) -> int:
+    from fusmae_hf.app import build, launch
+
+    launch(build(arguments.checkpoint, arguments.shards, arguments.split), arguments.host, arguments.port)
+    return 0
