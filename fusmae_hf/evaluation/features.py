@@ -164,6 +164,7 @@ def _compute(
             for batch in loader:
                 raw = {name: batch[name].to(encoder.device, non_blocking=True) for name in _PIXELS & batch.keys()}
                 inputs = prepare(batch | raw, sensors=sensors)
+                inputs.pop("label_map", None)
                 pooled = _pool(encoder(**inputs), inputs, pooling, encoder.config.patch_size).float().cpu()
                 sound = ~batch["replaced"] if "replaced" in batch else slice(None)
                 values.append(pooled[sound].numpy())

@@ -16,6 +16,7 @@ from fusmae_hf.data.simulation import SimulatedPairs, SimulationOptions
 from fusmae_hf.evaluation import features as features_module
 from fusmae_hf.evaluation.features import Features, extract_features, weights_hash
 from fusmae_hf.evaluation.scene_labels import class_indices, label_matrix, read_scene_labels
+from fusmae_hf.training.band_features import BandStatistics
 from tests.small_shards import INFO, edit_shard, make_pair, write_shards
 
 SMALL = {
@@ -59,6 +60,14 @@ def encode(model, pairs, processor, sensors) -> torch.Tensor:
     images = {sensor: batch[sensor] for sensor in ("sar", "optical") if sensors in ("both", sensor)}
     with torch.no_grad():
         return model.eval()(**processor(**images))
+
+
+def test_label_maps_of_the_pairs_are_kept_from_the_encoder(tmp_path):
+    prepare(SimulatedPairs(8, options=SimulationOptions(image_size=16)), tmp_path / "shards", progress=False)
+    mapped, processor = load_pairs(tmp_path / "shards", "train"), FusMAEImageProcessor()
+    assert "label_map" in mapped.__getitems__([0])
+    found = extract(BandStatistics(FusMAEConfig()), mapped, processor)
+    assert found.values.shape == (len(mapped), 2 * 14)
 
 
 @pytest.mark.parametrize("sensors", ["both", "sar", "optical"])
