@@ -29,10 +29,11 @@ from .modeling.modeling_fusmae import (
 
 if TYPE_CHECKING:
     from .data.loading import load_pairs
+    from .sharing import push_model
 
 __version__ = "0.1.0"
 
-_LAZY = {"load_pairs": "fusmae_hf.data.loading"}
+_LAZY = {"load_pairs": "fusmae_hf.data.loading", "push_model": "fusmae_hf.sharing"}
 
 __all__ = [
     "PRESETS",
@@ -46,6 +47,7 @@ __all__ = [
     "FusMAEPreTrainedModel",
     "__version__",
     "load_pairs",
+    "push_model",
 ]
 
 AutoConfig.register("fusmae", FusMAEConfig, exist_ok=True)

@@ -6,7 +6,7 @@ from typing import Any
 from huggingface_hub import EvalResult, ModelCardData
 
 from .data.pairs import PairsInfo
-from .hub import card_fields, save_card
+from .hub import card_fields, dataset_names, save_card, write_eval_results
 from .modeling.configuration_fusmae import FusMAEConfig
 from .modeling.image_processing_fusmae import FusMAEImageProcessor
 from .plain_markdown import inline
@@ -147,6 +147,7 @@ def write_fine_tuned_card(
         pipeline_tag=kind,
         tags=["remote-sensing", "sentinel-1", "sentinel-2", "sar", "data-fusion", "fusmae", task.replace("_", "-")],
         license="apache-2.0",
+        datasets=dataset_names(info),
         metrics=sorted({result.metric_type for result in evaluated}),
         eval_results=evaluated or None,
     )
@@ -169,4 +170,5 @@ def write_fine_tuned_card(
         results=results,
         by_class=f"\n{by_class}" if by_class else "",
     )
+    write_eval_results(folder, evaluated)
     return save_card(folder, data, body)

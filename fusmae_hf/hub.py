@@ -1,15 +1,23 @@
 """The card that goes with a checkpoint, written from the records of the run that made it."""
 
 import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from huggingface_hub import EvalResult, ModelCard, ModelCardData
+import yaml
+from huggingface_hub import EvalResult, EvalResultEntry, ModelCard, ModelCardData, eval_result_entries_to_yaml
+from huggingface_hub.constants import EVAL_RESULTS_FOLDER
 
 from .data.pairs import PairsInfo
 from .modeling.configuration_fusmae import FusMAEConfig
 from .modeling.image_processing_fusmae import FusMAEImageProcessor
 from .plain_markdown import code, inline
+
+if TYPE_CHECKING:
+    from .evaluation.confidence import Interval
 
 CITATION = """\
 @misc{chantohing2024fusmae,
@@ -40,12 +48,17 @@ BigEarthNet covers ten European countries in 2017 and 2018. Features for other r
 must be checked before use."""
 """What its places and times mean for a checkpoint trained on BigEarthNet."""
 
+SIMULATED_GEOGRAPHY = """\
+Simulated scenes are of no real place: shapes, spectra and backscatter follow rules that somebody made up, with the
+land cover and the band statistics of central Europe in mind. What such training leaves out is unknown."""
+"""What made-up scenes mean for a checkpoint."""
+
 _OPENING = """
 # {name}
 
-A Fus-MAE encoder and decoders{pretrained}. Fus-MAE is a masked autoencoder that fuses SAR and optical patches with
-cross-attention (arXiv 2401.02764); this is a reconstruction of it by `fusmae_hf`: details that the paper leaves open
-are this project's choices.{simulated}"""
+A Fus-MAE encoder and decoders{pretrained}.
+Fus-MAE is a masked autoencoder that fuses SAR and optical patches with cross-attention (arXiv 2401.02764); this is a
+reconstruction of it by `fusmae_hf`: details that the paper leaves open are this project's choices.{simulated}"""
 
 _USE = """\
 ```python
@@ -81,9 +94,53 @@ visible ones by a Gaussian.
 
 {results}"""
 
+_PROBES = """\
+Linear probes of frozen features (logistic regression on the mean of the patch tokens; *AP macro* of the classes of
+scenes, in per cent) on {probed_on}: mean and 95 % interval over
+{seeds} seeds, which draw the labels. With all labels there is nothing to draw.
+
+{rows}"""
+
 _CITATION = f"```bibtex\n{CITATION}\n```"
 
 _TAGS = ["remote-sensing", "sentinel-1", "sentinel-2", "sar", "masked-autoencoder", "data-fusion", "fusmae"]
+
+
+@dataclass(frozen=True)
+class ProbeScore:
+    """What a linear probe of some features reached, for a card.
+
+    Attributes:
+        encoder: whose features.
+        sensors: which sensors were shown, in words.
+        labels: share of the labels that the probe learnt from, in words.
+        metric: name of the score.
+        score: mean over the seeds, in [0, 1], and its 95 % interval.
+        seeds: how many.
+    """
+
+    encoder: str
+    sensors: str
+    labels: str
+    metric: str
+    score: "Interval"
+    seeds: int
+
+
+def probe_table(scores: Sequence[ProbeScore]) -> str:
+    """Markdown table of probes: a row for each encoder and choice of sensors, a column for each share of labels."""
+    shares = list(dict.fromkeys(score.labels for score in scores))
+    rows: dict[tuple[str, str], dict[str, str]] = {}
+    for score in scores:
+        low, high = 100 * score.score.low, 100 * score.score.high
+        cell = f"{100 * score.score.estimate:.1f}" + (f" [{low:.1f}, {high:.1f}]" if high > low else "")
+        rows.setdefault((score.encoder, score.sensors), {})[score.labels] = cell
+    lines = [f"| features | sensors | {' | '.join(f'{share} of the labels' for share in shares)} |"]
+    lines.append("|---|---|" + "---|" * len(shares))
+    lines += [
+        f"| {encoder} | {sensors} | {' | '.join(cells.values())} |" for (encoder, sensors), cells in rows.items()
+    ]
+    return "\n".join(lines)
 
 
 def results_table(metrics: dict[str, float], held_out: dict[str, int]) -> str:
@@ -113,8 +170,12 @@ def write_model_card(
     info: PairsInfo,
     record: dict[str, Any],
     metrics: dict[str, float],
+    name: str | None = None,
+    shown_as: str | None = None,
+    probe_scores: Sequence[ProbeScore] = (),
+    probed_on: str = "",
 ) -> Path:
-    """Write `README.md`, the model card, into a checkpoint folder.
+    """Write `README.md`, the model card, and `.eval_results/results.yaml` into a checkpoint folder.
 
     Args:
         folder: the checkpoint.
@@ -123,17 +184,21 @@ def write_model_card(
         info: what holds for the training pairs.
         record: the run's own record (`run.json`).
         metrics: held-out losses.
+        name: of the model; made of preset and data by default.
+        shown_as: where the card says that the checkpoint is; the name of the folder by default.
+        probe_scores: what linear probes of its features reached, those of other features for comparison after them.
+        probed_on: on which pairs.
 
     Returns:
         Path of the card.
     """
-    folder = Path(folder)
-    name = f"fusmae-{record['preset']}-{info.name}"
+    folder, name = Path(folder), name or f"fusmae-{record['preset']}-{info.name}"
     results = [
         EvalResult(
             task_type="image-feature-extraction",
             dataset_type=info.name,
             dataset_name=f"{info.name}, held out: {held_out}",
+            dataset_split=held_out,
             metric_type="mse",
             metric_name=f"masked reconstruction, {sensor}",
             metric_value=metrics[f"eval_{held_out}_{sensor}_loss"],
@@ -142,13 +207,28 @@ def write_model_card(
         for sensor in ("optical", "sar")
         if f"eval_{held_out}_{sensor}_loss" in metrics
     ]
+    results += [
+        EvalResult(
+            task_type="image-classification",
+            dataset_type="simulated",
+            dataset_name=f"simulated, {score.labels} of the labels",
+            dataset_config=f"{score.labels} of the labels",
+            dataset_split="test",
+            metric_type="average_precision",
+            metric_name=f"{score.metric} of a linear probe, sensors: {score.sensors}",
+            metric_value=score.score.estimate,
+        )
+        for score in probe_scores
+        if score.encoder == probe_scores[0].encoder
+    ]
     fields = card_fields(config=config, processor=processor, info=info, record=record) | {
         "name": inline(name),
-        "folder": folder.name,
+        "folder": shown_as or folder.name,
         "pretrained": f", pretrained by masked reconstruction on {record['pairs']:,} pairs of {inline(info.name)}",
         "band_rows": _band_rows(processor),
         "results": results_table(metrics, record["held_out"]),
     }
+    probes = {"probed_on": probed_on, "rows": probe_table(probe_scores)} if probe_scores else None
     sections = {
         "Intended use": INTENDED_USE,
         "Use": _USE.format(**fields),
@@ -156,12 +236,41 @@ def write_model_card(
         "Training data": _DATA.format(**fields),
         "Recipe": _RECIPE.format(**fields),
         "Held-out reconstruction": _RESULTS.format(**fields),
+        "Features": _PROBES.format(**probes, seeds=probe_scores[0].seeds) if probes else None,
         "Limits": LIMITS,
-        "Bias and geography": BIGEARTHNET_GEOGRAPHY if "bigearthnet" in info.source.lower() else None,
+        "Bias and geography": _geography(info),
         "Environmental cost": _cost(record),
         "Citation": _CITATION,
     }
-    return save_card(folder, _metadata(name, results), _body(_OPENING.format(**fields), sections))
+    write_eval_results(folder, results)
+    return save_card(folder, _metadata(name, results, info), _body(_OPENING.format(**fields), sections))
+
+
+def write_eval_results(folder: Path, results: Sequence[EvalResult]) -> None:
+    """Write `.eval_results/results.yaml`, from which the Hub takes results today; the card's model-index is older."""
+    entries = [
+        EvalResultEntry(
+            dataset_id=result.dataset_type,
+            task_id=result.task_type,
+            value=result.metric_value,
+            notes=f"{result.metric_name}; {result.dataset_name}",
+        )
+        for result in results
+    ]
+    path = folder / EVAL_RESULTS_FOLDER / "results.yaml"
+    if not entries:
+        path.unlink(missing_ok=True)
+        return
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(yaml.safe_dump(eval_result_entries_to_yaml(entries), sort_keys=False), encoding="utf-8")
+
+
+def _geography(info: PairsInfo) -> str | None:
+    """What is known of the places of the training pairs."""
+    source = info.source.lower()
+    parts = [SIMULATED_GEOGRAPHY] if info.simulated or "simulated" in source else []
+    parts += [BIGEARTHNET_GEOGRAPHY] if "bigearthnet" in source else []
+    return "\n\n".join(parts) or None
 
 
 def write_plain_card(folder: Path, repo_id: str) -> Path:
@@ -181,19 +290,25 @@ def write_plain_card(folder: Path, repo_id: str) -> Path:
         "Limits": LIMITS,
         "Citation": _CITATION,
     }
-    return save_card(folder, _metadata(name, []), _body(_OPENING.format(**fields), sections))
+    return save_card(folder, _metadata(name, [], None), _body(_OPENING.format(**fields), sections))
 
 
-def _metadata(name: str, results: list[EvalResult]) -> ModelCardData:
+def _metadata(name: str, results: list[EvalResult], info: PairsInfo | None) -> ModelCardData:
     return ModelCardData(
         model_name=name,
         library_name="transformers",
         pipeline_tag="image-feature-extraction",
         tags=_TAGS,
         license="apache-2.0",
-        metrics=["mse"] if results else None,
+        datasets=dataset_names(info) if info else None,
+        metrics=sorted({result.metric_type for result in results}) or None,
         eval_results=results or None,
     )
+
+
+def dataset_names(info: PairsInfo) -> list[str] | None:
+    """Name of a dataset for the metadata of a card; None where the Hub would not take it for one."""
+    return [info.name] if re.fullmatch(r"[\w.-]+(/[\w.-]+)?", info.name) else None
 
 
 def _body(opening: str, sections: dict[str, str | None]) -> str:

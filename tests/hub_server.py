@@ -3,9 +3,12 @@
 It answers what `huggingface_hub` asks for when one is pushed (create, branch, preupload, LFS batch, commit) and
 read (revision info, tree, paths-info, resolve with ranges), and keeps a log of the requests. Point `HF_ENDPOINT` at it
 in a process of its own (huggingface_hub reads it when it is imported), with `HF_HUB_DISABLE_XET=1`.
+
+    python -m tests.hub_server        # to try pushing and loading by hand; it forgets all when it ends
 """
 
 import base64
+import contextlib
 import hashlib
 import json
 import re
@@ -264,3 +267,12 @@ def _described(path: str, content: bytes) -> dict[str, Any]:
     if path.endswith(LARGE):
         entry["lfs"] = {"oid": hashlib.sha256(content).hexdigest(), "size": len(content), "pointerSize": 130}
     return entry
+
+
+if __name__ == "__main__":
+    with running_hub() as started:
+        print(
+            f"export HF_ENDPOINT={started.url} HF_HUB_DISABLE_XET=1 HF_HUB_OFFLINE=0 HF_TOKEN=hf_anything", flush=True
+        )
+        with contextlib.suppress(KeyboardInterrupt):
+            threading.Event().wait()

@@ -8,6 +8,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
+import yaml
 from huggingface_hub import ModelCard
 from PIL import Image
 from transformers import AutoImageProcessor, AutoModelForImageClassification, AutoModelForSemanticSegmentation
@@ -84,6 +85,8 @@ def test_the_card_of_a_fine_tuned_model_leaves_nothing_open(finetune):
     assert f"| SAR alone | {accuracy:.4f} |" in card.text
     first = next(result for result in card.data.eval_results if result.metric_name == "accuracy, sar")
     assert first.metric_value == pytest.approx(accuracy)
+    written = yaml.safe_load((folder / ".eval_results" / "results.yaml").read_text())
+    assert {entry["notes"]: entry["value"] for entry in written}["accuracy, sar; made-up, test"] == accuracy
 
 
 def test_maps_leave_counts_pictures_and_predicted_maps(finetune, labelled):

@@ -6,7 +6,8 @@ import sys
 
 import pytest
 import torch
-from huggingface_hub import ModelCard
+import yaml
+from huggingface_hub import ModelCard, parse_eval_result_entries
 from transformers import AutoImageProcessor, AutoModel
 
 import fusmae_hf
@@ -85,6 +86,11 @@ def test_the_model_card_states_the_run_and_leaves_nothing_open(tmp_path, config,
     assert f"{metrics['eval_validation_sar_loss']:.4f}" in text
     assert "VV, VH" in text
     assert card.data.eval_results[0].metric_value == pytest.approx(metrics["eval_validation_optical_loss"])
+    assert card.data.datasets == ["simulated"]
+    written = yaml.safe_load((output / ".eval_results" / "results.yaml").read_text())
+    entries = {entry.notes: entry for entry in parse_eval_result_entries(written)}
+    of_sar = entries["masked reconstruction, sar; simulated, held out: validation"]
+    assert of_sar.value == pytest.approx(metrics["eval_validation_sar_loss"])
 
 
 def test_auto_resumes_from_the_newest_checkpoint_of_the_output_folder(tmp_path, config, shards, capsys):
