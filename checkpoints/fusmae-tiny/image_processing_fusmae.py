@@ -1,0 +1,570 @@
+"""Image processor of Fus-MAE: from arrays in physical units to normalised tensors, bands picked by name."""
+
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from transformers.image_processing_utils import BaseImageProcessor, BatchFeature
+from transformers.processing_utils import ImagesKwargs
+from transformers.utils import TensorType
+
+from .sensors_fusmae import (
+    BASELINE_0400_OFFSET,
+    OPTICAL_BANDS,
+    OPTICAL_UNITS,
+    REFLECTANCE_SCALE,
+    SAR_BANDS,
+    SAR_UNITS,
+    band_indices,
+    statistics_for,
+)
+
+_PLAUSIBILITY_CHECKS = 4
+
+
+class FusMAEImageProcessorKwargs(ImagesKwargs, total=False):
+    """What preprocessor_config.json stores; see [`FusMAEImageProcessor`]."""
+
+    sar_bands: list[str] | None
+    optical_bands: list[str] | None
+    statistics: str | None
+    sar_mean: dict[str, float] | list[float] | None
+    sar_std: dict[str, float] | list[float] | None
+    optical_mean: dict[str, float] | list[float] | None
+    optical_std: dict[str, float] | list[float] | None
+    sar_units: str | None
+    optical_units: str | None
+    optical_offset: float | int | None
+    sar_nodata: float | int | None
+    optical_nodata: float | int | None
+    size_divisor: int | None
+
+
+class FusMAEImageProcessor(BaseImageProcessor):
+    r"""
+    Prepares SAR and optical patches for Fus-MAE.
+
+    Bands are picked and ordered by name, units and offset are declared, pixels without data are marked, and every
+    band is normalised with the mean and standard deviation stored here, which travel with the weights. No statistic
+    is taken from the batch, so that a patch is processed alike whatever its neighbours are.
+
+    Args:
+        sar_bands (`list[str]`): SAR bands that the model takes, in its order.
+        optical_bands (`list[str]`): optical bands that the model takes, in its order.
+        statistics (`str`): dataset whose published statistics to use, a key of `sensors_fusmae.STATISTICS`, for a
+            sensor whose mean and std are not given. None where they are your own.
+        sar_mean, sar_std (`dict[str, float]` or `list[float]`): by band name, or one value a band in the order of
+            `sar_bands`; in dB, or in the raw values of `sar_units="raw"`.
+        optical_mean, optical_std (`dict[str, float]` or `list[float]`): the same in digital numbers (reflectance x
+            10,000) without offset, or in raw values.
+        sar_units (`str`): `"db"`, `"linear"` (power; converted to dB, zero and negative mean no data) or `"raw"`.
+        optical_units (`str`): `"dn"`, `"reflectance"` (multiplied by 10,000) or `"raw"`.
+        optical_offset (`float`): subtracted from every optical value, in digital numbers (from reflectance: after the
+            multiplication). 1000 for products of processing baseline 04.00 and later that still carry it.
+        sar_nodata (`float`): a pixel with this value in any SAR band holds no data. NaN and infinity never do.
+        optical_nodata (`float`): a pixel with this value in all optical bands holds no data (Sentinel-2: 0).
+        do_normalize (`bool`): subtract the mean and divide by the standard deviation.
+        do_resize (`bool`): resize to `size`, bilinear with antialiasing. Off unless asked for.
+        size (`dict[str, int]`): `{"height": ..., "width": ...}` in pixels.
+        do_pad (`bool`): pad at the bottom and on the right to the largest patch of the batch, and on to the next
+            multiple of `size_divisor`. Padding is marked as without data in the pixel masks, which are always returned
+            then. Off unless asked for: patches of other sizes are refused by the model.
+        size_divisor (`int`): the patch size of the model, in pixels.
+
+    Example:
+
+    ```python
+    >>> import numpy as np
+    >>> from fusmae_hf import FusMAEImageProcessor
+
+    >>> processor = FusMAEImageProcessor(statistics="bigearthnet")
+    >>> sar = np.random.normal([[[-12]], [[-19]]], 5, (2, 120, 120)).astype("float32")  # VV, VH in dB
+    >>> optical = np.random.randint(1, 5000, (12, 120, 120)).astype("uint16")  # digital numbers, B01 ... B12
+    >>> inputs = processor(sar=sar, optical=optical)
+    >>> inputs["pixel_values"].shape, inputs["pixel_values_sar"].shape
+    (torch.Size([1, 12, 120, 120]), torch.Size([1, 2, 120, 120]))
+    ```"""
+
+    valid_kwargs = FusMAEImageProcessorKwargs
+    model_input_names = ["pixel_values", "pixel_values_sar"]  # noqa: RUF012 - a list in every processor
+    # None is saved only where the class has another default.
+    statistics: str | None = "bigearthnet"
+    optical_nodata: float | None = 0.0
+
+    def __init__(
+        self,
+        sar_bands: Sequence[str] = SAR_BANDS,
+        optical_bands: Sequence[str] = OPTICAL_BANDS,
+        statistics: str | None = "bigearthnet",
+        sar_mean: dict[str, float] | Sequence[float] | None = None,
+        sar_std: dict[str, float] | Sequence[float] | None = None,
+        optical_mean: dict[str, float] | Sequence[float] | None = None,
+        optical_std: dict[str, float] | Sequence[float] | None = None,
+        sar_units: str = "db",
+        optical_units: str = "dn",
+        optical_offset: float = 0.0,
+        sar_nodata: float | None = None,
+        optical_nodata: float | None = 0.0,
+        do_normalize: bool = True,
+        do_resize: bool = False,
+        size: dict[str, int] | None = None,
+        do_pad: bool = False,
+        size_divisor: int | None = None,
+        **kwargs,
+    ):
+        super().__init__(**kwargs)
+        self.sar_bands = list(sar_bands)
+        self.optical_bands = list(optical_bands)
+        self.statistics = statistics
+        self.sar_units = _one_of("sar_units", sar_units, SAR_UNITS)
+        self.optical_units = _one_of("optical_units", optical_units, OPTICAL_UNITS)
+        self.optical_offset = float(optical_offset)
+        self.sar_nodata = sar_nodata
+        self.optical_nodata = optical_nodata
+        self.do_normalize = do_normalize
+        self.do_resize = do_resize
+        self.size = None if size is None else dict(size)
+        if do_resize and set(self.size or {}) != {"height", "width"}:
+            raise ValueError(f'`do_resize` needs `size={{"height": ..., "width": ...}}` in pixels, not {size!r}.')
+        self.do_pad = do_pad
+        self.size_divisor = size_divisor
+        if do_pad and (not isinstance(size_divisor, int) or size_divisor < 1):
+            raise ValueError(f"`do_pad` needs `size_divisor`, the patch size of the model, not {size_divisor!r}.")
+        self.sar_mean, self.sar_std = self._statistics("sar", self.sar_bands, sar_mean, sar_std)
+        self.optical_mean, self.optical_std = self._statistics(
+            "optical", self.optical_bands, optical_mean, optical_std
+        )
+        # The values of the first batches alone are looked at: each look would stall a GPU.
+        self._checks_left = _PLAUSIBILITY_CHECKS
+        self._warned: set[str] = set()
+
+    def _statistics(self, sensor, bands, mean, std) -> tuple[dict[str, float], dict[str, float]]:
+        """Mean and std by band name, given or published, checked to cover every band."""
+        if (mean is None) != (std is None):
+            raise ValueError(f"`{sensor}_mean` and `{sensor}_std` belong together: give both or neither.")
+        if mean is None:
+            if self.statistics is None:
+                raise ValueError(f"No statistics of the {sensor} sensor: name a dataset, or give mean and std.")
+            mean, std = statistics_for(self.statistics, sensor, bands)
+        by_band = []
+        for name, values in ((f"{sensor}_mean", mean), (f"{sensor}_std", std)):
+            if not isinstance(values, dict):
+                if len(values) != len(bands):
+                    raise ValueError(
+                        f"`{name}` has {len(values)} values for the {len(bands)} bands {bands}; give one a band, or a "
+                        "dictionary by band name."
+                    )
+                values = dict(zip(bands, values, strict=True))
+            band_indices(bands, list(values), f"{name} of the {sensor} sensor")
+            by_band.append({band: float(value) for band, value in values.items()})
+        bad = {band: by_band[1][band] for band in bands if not 0 < by_band[1][band] < float("inf")}
+        if bad:
+            raise ValueError(f"`{sensor}_std` must be positive and finite, but is {bad}.")
+        return by_band[0], by_band[1]
+
+    def to_dict(self) -> dict[str, Any]:
+        """What preprocessor_config.json holds."""
+        output = super().to_dict()
+        for state in ("_checks_left", "_warned"):
+            output.pop(state, None)
+        return output
+
+    def __call__(self, *args: Any, **kwargs: Any) -> BatchFeature:
+        """See [`~FusMAEImageProcessor.preprocess`]. Sensors are named, so that they cannot be swapped by accident."""
+        return self.preprocess(*args, **kwargs)
+
+    def preprocess(
+        self,
+        *,
+        sar: Any = None,
+        optical: Any = None,
+        sar_bands: Sequence[str] | None = None,
+        optical_bands: Sequence[str] | None = None,
+        sar_units: str | None = None,
+        optical_units: str | None = None,
+        optical_offset: float | None = None,
+        return_pixel_mask: bool | None = None,
+        return_tensors: str | TensorType = "pt",
+    ) -> BatchFeature:
+        r"""
+        Prepare one pair or a batch, on the device where the tensors lie.
+
+        Args:
+            sar: numpy array or torch tensor `(bands, height, width)` or `(batch_size, bands, height, width)`, or a
+                list of arrays `(bands, height, width)` in which None stands for a sample without SAR. None: no sample
+                has any.
+            optical: the same for the optical sensor.
+            sar_bands: names of the bands of `sar`, in the order in which they lie in the array; the processor's own
+                where None. Bands that the model does not take are left out.
+            optical_bands: names of the bands of `optical`.
+            sar_units, optical_units, optical_offset: of these arrays, where they differ from the processor's.
+            return_pixel_mask: whether to return `pixel_mask` and `pixel_mask_sar`. None: where any pixel lacks data,
+                and a patch without any data raises. True and False look at no value, so that a GPU is not stalled.
+            return_tensors: `"pt"` or `"np"`.
+
+        Returns:
+            `pixel_values` `(batch_size, bands, height, width)` float32 and `pixel_values_sar`; `pixel_mask` and
+            `pixel_mask_sar` `(batch_size, height, width)` bool, True where there is data; `optical_available` and
+            `sar_available` `(batch_size,)` bool where a list holds None.
+
+        Raises:
+            ValueError: no sensor, unknown or missing bands, shapes that disagree, unknown units, values that cannot
+                be in the declared units, or a patch without any data.
+        """
+        if sar is None and optical is None:
+            raise ValueError("Neither sensor was given: pass `sar=`, `optical=` or both.")
+        if self.do_pad and return_pixel_mask is False:
+            raise ValueError("`do_pad` marks padding in the pixel masks: `return_pixel_mask=False` cannot go with it.")
+        patches, availables, sizes = {}, {}, {}
+        for sensor, values, bands, units, offset in (
+            ("optical", optical, optical_bands, optical_units, optical_offset),
+            ("sar", sar, sar_bands, sar_units, 0.0),
+        ):
+            if values is None:
+                continue
+            units = _one_of(
+                f"{sensor}_units",
+                units or getattr(self, f"{sensor}_units"),
+                SAR_UNITS if sensor == "sar" else OPTICAL_UNITS,
+            )
+            offset = self.optical_offset if offset is None else float(offset)
+            batches, available = _to_batches(values, sensor)
+            bands = list(getattr(self, f"{sensor}_bands") if bands is None else bands)
+            patches[sensor] = [self._prepare(batch, sensor, bands, units, offset) for batch in batches]
+            availables[sensor] = available
+            sizes[sensor] = [tuple(mask.shape[1:]) for _, mask in patches[sensor] for _ in range(mask.shape[0])]
+            if len(set(sizes[sensor])) > 1 and not self.do_pad:
+                raise ValueError(
+                    f"{sensor}: the patches of a batch differ in size (height, width): {sorted(set(sizes[sensor]))}. "
+                    "Crop them, or use a processor with do_pad=True or do_resize=True."
+                )
+        self._refuse_other_grids(sizes, availables)
+        target = None
+        if self.do_pad:
+            largest = [max(size[axis] for shapes in sizes.values() for size in shapes) for axis in (0, 1)]
+            divisor = self.size_divisor or 1
+            target = [-(-side // divisor) * divisor for side in largest]
+        data = {}
+        for sensor, suffix in (("optical", ""), ("sar", "_sar")):
+            if sensor not in patches:
+                continue
+            available = availables[sensor]
+            padded = patches[sensor] if target is None else [self._pad(*p, target, sensor) for p in patches[sensor]]
+            pixels, mask = torch.cat([p for p, _ in padded]), torch.cat([m for _, m in padded])
+            if available is not None:
+                pixels, mask = _spread(pixels, available), _spread(mask, available)
+                data[f"{sensor}_available"] = available.to(pixels.device)
+            if return_pixel_mask is None:
+                self._refuse_empty(mask, available, sensor)
+                with_mask = self.do_pad or not bool(mask[slice(None) if available is None else available].all())
+            else:
+                with_mask = return_pixel_mask
+            data[f"pixel_values{suffix}"] = pixels
+            if with_mask:
+                data[f"pixel_mask{suffix}"] = mask
+        if self._checks_left > 0:
+            self._checks_left -= 1
+        return BatchFeature(data=data, tensor_type=return_tensors)
+
+    @staticmethod
+    def _refuse_other_grids(sizes, availables):
+        """Raise a ValueError unless both sensors show the same places, sample by sample."""
+        if len(sizes) < 2:
+            return
+        shapes = {}
+        for sensor, given in sizes.items():
+            available = availables[sensor]
+            rest = iter(given)
+            present = [True] * len(given) if available is None else available.tolist()
+            shapes[sensor] = [next(rest) if here else None for here in present]
+        pairs = list(zip(shapes["sar"], shapes["optical"], strict=False))
+        differing = [pair for pair in pairs if None not in pair and pair[0] != pair[1]]
+        if len(shapes["sar"]) != len(shapes["optical"]) or differing:
+            first = differing[0] if differing else (shapes["sar"][0], shapes["optical"][0])
+            raise ValueError(
+                f"Both sensors must show the same places on the same grid, but there are {len(shapes['sar'])} SAR "
+                f"patches of (height, width) {first[0]} for {len(shapes['optical'])} optical ones of {first[1]}. "
+                "Resample one onto the grid of the other."
+            )
+
+    def _pad(self, pixels, mask, size, sensor):
+        """Extend pixels and mask at the bottom and on the right to (height, width)."""
+        padding = (0, size[1] - mask.shape[2], 0, size[0] - mask.shape[1])
+        mask = torch.nn.functional.pad(mask, padding)
+        pixels = torch.nn.functional.pad(pixels, padding)
+        if not self.do_normalize:
+            pixels = torch.where(mask[:, None], pixels, self._tensors(sensor, pixels.device)[0])
+        return pixels, mask
+
+    def _prepare(self, values, sensor, bands, units, offset) -> tuple[torch.Tensor, torch.Tensor]:
+        """Normalised pixels `(batch, bands, height, width)` and where they hold data `(batch, height, width)`."""
+        wanted = getattr(self, f"{sensor}_bands")
+        if values.shape[1] != len(bands):
+            raise ValueError(
+                f"{sensor}: the array has {values.shape[1]} bands but {len(bands)} names apply to it: {bands}. Pass "
+                f"`{sensor}_bands=[...]` with one name for each band of the array, in its order."
+            )
+        index = band_indices(wanted, bands, sensor)
+        integer = not values.is_floating_point()
+        pixels = values.to(torch.float32)
+        if index != list(range(len(bands))):
+            pixels = pixels[:, index]
+        valid = torch.isfinite(pixels).all(dim=1) if not integer else None
+        nodata = getattr(self, f"{sensor}_nodata")
+        if nodata is not None:
+            same = pixels == nodata
+            has_data = ~(same.all(dim=1) if sensor == "optical" else same.any(dim=1))
+            valid = has_data if valid is None else valid & has_data
+        if valid is None:
+            valid = pixels.new_ones((pixels.shape[0], *pixels.shape[2:]), dtype=torch.bool)
+        if self._checks_left > 0:
+            self._check_units(pixels, valid, sensor, units, integer)
+        if units == "linear":
+            valid = valid & (pixels > 0).all(dim=1)
+            pixels = 10 * torch.log10(pixels.clamp(min=1e-30))
+        elif units == "reflectance":
+            pixels = pixels * REFLECTANCE_SCALE
+        if self._checks_left > 0:
+            self._check_plausible(pixels, valid, sensor, units, offset)
+        mean, std = self._tensors(sensor, pixels.device)
+        if self.do_normalize:
+            pixels = (pixels - (mean + offset)) / std
+        elif offset:
+            pixels = pixels - offset
+        pixels = torch.where(valid[:, None], pixels, 0.0 if self.do_normalize else mean)
+        if self.do_resize:
+            sides = self.size or {}
+            size = (sides["height"], sides["width"])
+            pixels = torch.nn.functional.interpolate(pixels, size, mode="bilinear", antialias=True)
+            valid = torch.nn.functional.interpolate(valid[:, None].float(), size, mode="nearest-exact")[:, 0] > 0.5
+            pixels = torch.where(valid[:, None], pixels, 0.0 if self.do_normalize else mean)
+        return pixels, valid
+
+    def _tensors(self, sensor: str, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+        """Mean and std of the model's bands, `(1, bands, 1, 1)` each."""
+        bands = getattr(self, f"{sensor}_bands")
+        mean, std = (
+            torch.tensor([getattr(self, f"{sensor}_{name}")[band] for band in bands], device=device)[
+                None, :, None, None
+            ]
+            for name in ("mean", "std")
+        )
+        return mean, std
+
+    def denormalize(self, pixel_values: torch.Tensor, sensor: str) -> torch.Tensor:
+        """Undo the normalisation: dB for SAR and digital numbers without offset for optical, or raw values.
+
+        Args:
+            pixel_values: `(batch_size, bands, height, width)` as this processor returns them.
+            sensor: `"sar"` or `"optical"`.
+
+        Returns:
+            A float32 tensor of the same shape.
+        """
+        mean, std = self._tensors(_one_of("sensor", sensor, ("sar", "optical")), pixel_values.device)
+        return pixel_values.float() * std + mean
+
+    def post_process_reconstruction(
+        self,
+        outputs: Any,
+        optical_offset: float = 0.0,
+        optical_units: str = "dn",
+        sar_units: str = "db",
+        size: tuple[int, int] | None = None,
+    ) -> dict[str, torch.Tensor]:
+        """Physical units of what `FusMAEForPreTraining.reconstruct` gives.
+
+        Args:
+            outputs: with `pixel_values` and `pixel_values_sar`, either of which may be None.
+            optical_offset: added to the optical values, in digital numbers. The processor subtracted its own from
+                the inputs, so that 0, the default, gives digital numbers without offset (reflectance x 10,000);
+                pass the processor's `optical_offset` to get the numbers of the product back.
+            optical_units: `"dn"` or `"reflectance"` (divided by 10,000, after the offset was added). Where the
+                processor's statistics are of raw values, `"dn"` means these.
+            sar_units: `"db"` or `"linear"` (power). Where the processor's statistics are of raw values, `"db"` means
+                these.
+            size: (height, width) to crop to, where the inputs were padded.
+
+        Returns:
+            `{"optical": ..., "sar": ...}`, float32 `(batch_size, bands, height, width)`; predicted values are neither
+            clipped nor rounded. With `norm_pix_loss`, mind `outputs.assumed_levels`: brightness is no prediction then.
+
+        Raises:
+            ValueError: unknown units, or units that raw values do not have.
+        """
+        _one_of("optical_units", optical_units, ("dn", "reflectance"))
+        _one_of("sar_units", sar_units, ("db", "linear"))
+        for sensor, units, plain in (("optical", optical_units, "dn"), ("sar", sar_units, "db")):
+            if getattr(self, f"{sensor}_units") == "raw" and units != plain:
+                raise ValueError(f"{sensor}: this processor holds raw values, which cannot be made {units!r}.")
+        images = {}
+        for sensor, pixels in (("optical", outputs.pixel_values), ("sar", outputs.pixel_values_sar)):
+            if pixels is None:
+                continue
+            values = self.denormalize(pixels, sensor) if self.do_normalize else pixels.float()
+            if sensor == "optical":
+                values = (values + optical_offset) / (REFLECTANCE_SCALE if optical_units == "reflectance" else 1.0)
+            elif sar_units == "linear":
+                values = 10 ** (values / 10)
+            images[sensor] = values if size is None else values[..., : size[0], : size[1]]
+        return images
+
+    def post_process_semantic_segmentation(
+        self, outputs: Any, target_sizes: list[tuple[int, int]] | None = None
+    ) -> list[torch.Tensor]:
+        """Label maps of what [`FusMAEForSemanticSegmentation`] gives.
+
+        Args:
+            outputs: with `logits` `(batch_size, num_labels, rows, columns)`.
+            target_sizes: (height, width) of each sample, to which logits are upsampled bilinearly; that of the logits
+                where None. Padding counts as part of the image: crop it from the result.
+
+        Returns:
+            An int64 tensor `(height, width)` for each sample.
+
+        Raises:
+            ValueError: there is not one size for each sample.
+        """
+        logits = outputs.logits
+        if target_sizes is None:
+            return list(logits.argmax(dim=1))
+        if len(target_sizes) != logits.shape[0]:
+            raise ValueError(f"`target_sizes` has {len(target_sizes)} sizes for {logits.shape[0]} samples.")
+        return [
+            torch.nn.functional.interpolate(sample[None], tuple(size), mode="bilinear")[0].argmax(dim=0)
+            for sample, size in zip(logits, target_sizes, strict=True)
+        ]
+
+    @staticmethod
+    def _refuse_empty(mask, available, sensor):
+        empty = ~mask.flatten(1).any(dim=1)
+        if available is not None:
+            empty = empty & available.to(empty.device)
+        if bool(empty.any()):
+            raise ValueError(
+                f"{sensor}: sample {empty.nonzero().flatten().tolist()} of the batch holds no valid pixel (all "
+                f"no-data, NaN or infinite). Leave the sample out, or pass None for its {sensor} patch in a list."
+            )
+
+    def _warn(self, topic: str, message: str) -> None:
+        """Warn once about a topic."""
+        if topic not in self._warned:
+            self._warned.add(topic)
+            warnings.warn(message, stacklevel=7)
+
+    def _check_units(self, pixels, valid, sensor, units, integer):
+        """Refuse or doubt values that cannot be in the declared units; run on the first batches alone."""
+        values = pixels.transpose(0, 1)[:, valid]
+        if values.numel() == 0:
+            return
+        if sensor == "sar" and units == "linear" and (values < 0).float().mean() > 0.5:
+            raise ValueError(
+                "SAR is declared linear, but most values are negative: this looks like dB. Pass sar_units='db'."
+            )
+        if sensor == "sar" and units == "db" and values.min() >= 0:
+            self._warn(
+                "sar units",
+                f"SAR is declared dB, but no value is negative (mean {values.mean():.4g}): this looks like linear "
+                "power or 8-bit data. Pass sar_units='linear' or 'raw'.",
+            )
+        if sensor == "optical" and units == "reflectance" and (integer or values.mean() > 10):
+            raise ValueError(
+                f"Optical is declared reflectance, but the values are {'integers' if integer else 'large'} (mean "
+                f"{values.mean():.4g}): this looks like digital numbers. Pass optical_units='dn'."
+            )
+        if sensor == "optical" and units == "dn" and not integer and values.max() < 5:
+            self._warn(
+                "optical units",
+                f"Optical is declared digital numbers, but no value exceeds {values.max():.3g}: this looks like "
+                "reflectance. Pass optical_units='reflectance'.",
+            )
+
+    def _check_plausible(self, pixels, valid, sensor, units, offset):
+        """Warn where bands look swapped or the offset wrong; run on the first batches alone."""
+        values = pixels.transpose(0, 1)[:, valid]
+        if values.numel() == 0 or units == "raw":
+            return
+        bands = getattr(self, f"{sensor}_bands")
+        if sensor == "sar":
+            if "VV" in bands and "VH" in bands:
+                co, cross = values[bands.index("VV")].mean(), values[bands.index("VH")].mean()
+                if cross > co:
+                    self._warn(
+                        "sar bands",
+                        f"SAR: mean VH ({cross:.1f} dB) exceeds mean VV ({co:.1f} dB), which hardly ever happens. Are "
+                        "the bands swapped? Pass sar_bands=[...] in the order of your array.",
+                    )
+            return
+        visible = [bands.index(band) for band in ("B02", "B03", "B04") if band in bands]
+        if not visible:
+            return
+        # Every second pixel at most some 100,000: a quantile needs no more, and torch limits its size.
+        sample = values[visible].flatten()
+        darkest = torch.quantile(sample[:: max(1, sample.numel() // 100_000)], 0.01)
+        if offset < BASELINE_0400_OFFSET and darkest - offset >= 0.9 * BASELINE_0400_OFFSET:
+            self._warn(
+                "optical offset",
+                f"Optical: with an offset of {offset:g}, even the darkest 1 % of B02, B03 and B04 is at "
+                f"{darkest:.0f}. Products of processing baseline 04.00 and later carry +{BASELINE_0400_OFFSET}: pass "
+                f"optical_offset={BASELINE_0400_OFFSET} if yours do.",
+            )
+        elif offset > 0 and values.mean() < offset:
+            self._warn(
+                "optical offset",
+                f"Optical: the mean of all bands ({values.mean():.0f}) lies below the declared offset of {offset:g}. "
+                "Was the offset subtracted already? Then pass optical_offset=0.",
+            )
+
+
+def _one_of(name: str, value: str, allowed: Sequence[str]) -> str:
+    if value not in allowed:
+        raise ValueError(f"`{name}` must be one of {list(allowed)}, not {value!r}.")
+    return value
+
+
+def _to_tensor(values: Any, sensor: str) -> torch.Tensor:
+    if isinstance(values, torch.Tensor):
+        return values
+    if not isinstance(values, np.ndarray) or values.dtype.kind not in "uif":
+        found = f"an array of {values.dtype}" if isinstance(values, np.ndarray) else f"a {type(values).__name__}"
+        raise ValueError(f"{sensor}: expected numpy arrays or torch tensors of numbers, got {found}.")
+    # torch knows neither foreign byte orders nor negative strides.
+    return torch.from_numpy(np.ascontiguousarray(values, dtype=values.dtype.newbyteorder("=")))
+
+
+def _to_batches(values: Any, sensor: str) -> tuple[list[torch.Tensor], torch.Tensor | None]:
+    """Tensors `(batch, bands, height, width)`, one where all patches have one shape, and which samples are there."""
+    if not isinstance(values, list | tuple):
+        tensor = _to_tensor(values, sensor)
+        if tensor.ndim not in (3, 4):
+            raise ValueError(
+                f"{sensor}: expected shape (bands, height, width) or (batch, bands, height, width), got "
+                f"{tuple(tensor.shape)}."
+            )
+        return [tensor if tensor.ndim == 4 else tensor[None]], None
+    available = torch.tensor([patch is not None for patch in values], dtype=torch.bool)
+    if not available.any():
+        raise ValueError(f"{sensor}: the list holds no patch at all. Pass None instead of the list.")
+    patches = [_to_tensor(patch, sensor) for patch in values if patch is not None]
+    wrong = [tuple(patch.shape) for patch in patches if patch.ndim != 3]
+    if wrong:
+        raise ValueError(f"{sensor}: each patch of a list must have shape (bands, height, width), got {wrong[0]}.")
+    if len({(patch.shape, patch.dtype) for patch in patches}) == 1:
+        patches = [torch.stack(patches)]
+    else:
+        patches = [patch[None] for patch in patches]
+    return patches, None if bool(available.all()) else available
+
+
+def _spread(values: torch.Tensor, available: torch.Tensor) -> torch.Tensor:
+    """Rows of `values` in the places of the available samples, zero (False) elsewhere."""
+    whole = values.new_zeros((available.shape[0], *values.shape[1:]))
+    whole[available.to(values.device)] = values
+    return whole
+
+
+FusMAEImageProcessor.register_for_auto_class("AutoImageProcessor")
+
+__all__ = ["FusMAEImageProcessor"]
