@@ -8,13 +8,16 @@ CONFIG ?= training/configs/smoke.yaml
 ARGS ?=
 ACCELERATE ?= training/accelerate/$(if $(shell command -v nvidia-smi),gpu-bf16,cpu).yaml
 
-.PHONY: help install pretrain test chaos conformance lint types wheel smoke-wheel check clean
+.PHONY: help install pretrain test notebooks browser docs chaos conformance lint types wheel smoke-wheel check clean
 
 help:
 	@echo "make pretrain                 pretrain on the embedded default: simulated pairs, six real ones held out"
 	@echo "make pretrain DATA=<folder>   pretrain on your shards, or on a BigEarthNet v1 or reBEN archive"
 	@echo "              CONFIG=<yaml> OUT=<folder> ARGS='--num_train_epochs 3'   change the run"
 	@echo "make test                     unit tests"
+	@echo "make notebooks                run the three notebooks"
+	@echo "make browser                  drive the demo page in a real browser (needs chromium)"
+	@echo "make docs                     build the documentation into site/, links checked"
 	@echo "make conformance              transformers' own tests on our models"
 	@echo "make chaos                    inject faults into training runs: kills, damaged shards, full disk, NaN (15 minutes)"
 	@echo "              ARGS='--times 1'                           one trial of each; ARGS=--help says the rest"
@@ -42,7 +45,16 @@ pretrain: install
 # --- tests ------------------------------------------------------------------------------------------------------------
 
 test: install
-	$(BIN)/python -m pytest --ignore tests/conformance $(ARGS)
+	$(BIN)/python -m pytest --ignore tests/conformance -m "not notebooks and not browser" $(ARGS)
+
+notebooks: install
+	$(BIN)/python -m pytest -m notebooks tests/test_notebooks.py $(ARGS)
+
+browser: install
+	$(BIN)/python -m pytest -m browser tests/app $(ARGS)
+
+docs: install
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 # `make check` tries each fault once; the last --times counts, so ARGS may say another number.
 TIMES := 5
@@ -83,14 +95,15 @@ $(VENV)-wheel/.installed: wheel
 types: $(VENV)-wheel/.installed
 	cd $(VENV)-wheel && ../$(BIN)/mypy --config-file ../setup.cfg --python-executable bin/python -p fusmae_hf
 
-check: lint types test chaos conformance smoke-wheel
+check: lint types docs test notebooks browser chaos conformance smoke-wheel
 
 smoke-wheel: $(VENV)-wheel/.installed
 	cd $(VENV)-wheel && bin/python -c "import fusmae_hf; print('wheel:', fusmae_hf.__version__)"
 	cd $(VENV)-wheel && bin/fusmae --version
+	cd $(VENV)-wheel && bin/fusmae doctor
 	cd $(VENV)-wheel && bin/python -m fusmae_hf.training.run_pretrain --help > /dev/null
 	cd $(VENV)-wheel && bin/python -m fusmae_hf.training.run_finetune --help > /dev/null
 	cd $(VENV)-wheel && bin/python -m fusmae_hf.training.run_probe --help > /dev/null
 
 clean:
-	rm -rf $(VENV) $(VENV)-wheel build dist .cache *.egg-info
+	rm -rf $(VENV) $(VENV)-wheel build dist site .cache *.egg-info

@@ -1,18 +1,33 @@
 """What the README and the pages in docs/ show is run."""
 
 import re
+import shlex
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+from transformers import HfArgumentParser
 
 from fusmae_hf import FusMAEConfig, FusMAEForPreTraining, FusMAEImageProcessor
 from fusmae_hf.data.preparation import prepare
 from fusmae_hf.data.simulation import SimulatedPairs
+from fusmae_hf.training.arguments import (
+    CheckpointArguments,
+    DataArguments,
+    ModelArguments,
+    PairArguments,
+    PretrainingArguments,
+    SourceArguments,
+)
+from fusmae_hf.training.finetuning_arguments import FineTuningArguments, FineTuningModelArguments, TaskArguments
+from fusmae_hf.training.probe_arguments import ProbeArguments
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGES = [ROOT / "README.md", ROOT / "model_card.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [
+    *(ROOT / name for name in ("README.md", "model_card.md", "CONTRIBUTING.md", "CHANGELOG.md")),
+    *(page for page in sorted((ROOT / "docs").glob("*.md")) if not page.is_symlink()),
+]
 
 
 @pytest.fixture
@@ -22,6 +37,7 @@ def workplace(tmp_path, monkeypatch):
     FusMAEForPreTraining(config).save_pretrained(tmp_path / "outputs" / "pretrain")
     FusMAEImageProcessor().save_pretrained(tmp_path / "outputs" / "pretrain")
     prepare(SimulatedPairs(20), tmp_path / "shards" / "reben", progress=False)
+    (tmp_path / "checkpoints").symlink_to(ROOT / "checkpoints")
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -37,7 +53,7 @@ def test_every_python_snippet_of_a_page_runs(page, workplace):
             continue
         exec(compile(snippet, page.name, "exec"), names)
     if page.name == "README.md":
-        assert names["features"].shape == (1, 192)
+        assert names["features"].shape == (6, 192)
         assert names["inputs"]["sar_available"].tolist() == [True, False]
 
 
@@ -58,13 +74,33 @@ def test_commands_shown_have_the_options_they_are_shown_with():
 
     for page in PAGES:
         shown = re.findall(
-            r"^fusmae (prepare|merge|inspect|stats|verify|push|protocol) ([^\n#]*)",
+            r"^fusmae (\w+)((?:\\\n|[^\n#])*)",
             page.read_text(),
             flags=re.MULTILINE,
         )
         for line in shown:
-            arguments = " ".join(line).rstrip("\\ ").replace("<", "").replace(">", "").split()
+            arguments = shlex.split(" ".join(line).replace("\\\n", " ").replace("<", "").replace(">", ""))
             build_parser().parse_args(split_handed_on(arguments)[0])
+
+
+PROGRAMS = {
+    "run_pretrain": (DataArguments, ModelArguments, PretrainingArguments),
+    "run_finetune": (PairArguments, FineTuningModelArguments, TaskArguments, FineTuningArguments),
+    "run_probe": (SourceArguments, CheckpointArguments, ProbeArguments),
+}
+
+
+@pytest.mark.parametrize("program", PROGRAMS)
+def test_programs_shown_have_the_options_they_are_shown_with(program):
+    known = set(HfArgumentParser(PROGRAMS[program])._option_string_actions)
+    lines = re.findall(
+        rf"^[^\n#`]*{program}(?:\.py)? ((?:\\\n|[^\n#`])*)",
+        "\n".join(page.read_text() for page in PAGES),
+        flags=re.MULTILINE,
+    )
+    assert lines
+    for line in lines:
+        assert set(re.findall(r"(?<!\S)--\w+", line)) <= known, line
 
 
 def test_the_fusmae_script_is_installed():
