@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 from PIL import Image
 
 from .app_pairs import Samples, read_upload, shard_samples, simulated_samples
-from .app_pictures import complete, draw, load_model, summary
+from .app_pictures import complete, draw, summary
+from .checkpoint_loading import load_checkpoint
 from .cli import USER_ERRORS
 from .modeling.image_processing_fusmae import FusMAEImageProcessor
 from .modeling.modeling_fusmae import FusMAEForPreTraining
@@ -63,7 +64,7 @@ def build(
         ValueError: the checkpoint cannot reconstruct, or the shards cannot be read.
     """
     gr = _gradio()
-    model, processor = load_model(checkpoint)
+    model, processor = load_checkpoint(checkpoint, decoders=True, attn_implementation="eager")
     samples = shard_samples(shards, split) if shards else simulated_samples(min(model.config.image_height_width))
     rows, columns = (side // model.config.patch_size for side in model.config.image_height_width)
     with gr.Blocks(title="Fus-MAE", analytics_enabled=False, delete_cache=(3600, 3600)) as page:

@@ -1,7 +1,6 @@
 """What the demo computes and draws: a pair of which some is hidden, and what a model makes of it."""
 
 import copy
-import os
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,7 +13,6 @@ import torch
 from .data.inputs import PairInputs
 from .data.pairs import Pair, PairsInfo
 from .evaluation.interpolation import interpolate_visible
-from .modeling.configuration_fusmae import FusMAEConfig
 from .modeling.image_processing_fusmae import FusMAEImageProcessor
 from .modeling.modeling_fusmae import FusMAEForPreTraining, FusMAEReconstruction
 from .plain_markdown import inline
@@ -58,23 +56,6 @@ class Completion:
     notes: list[str]
 
 
-def load_model(checkpoint: str | os.PathLike[str]) -> tuple[FusMAEForPreTraining, FusMAEImageProcessor]:
-    """Model in eval mode, with the eager attention that alone gives maps, and processor of a checkpoint.
-
-    Raises:
-        OSError: there is no such checkpoint, or it lacks a file.
-        ValueError: it has no decoders.
-    """
-    architectures = FusMAEConfig.from_pretrained(checkpoint).architectures or []
-    if "FusMAEForPreTraining" not in architectures:
-        raise ValueError(
-            f"{checkpoint} is a {', '.join(architectures) or 'model of unknown kind'} without decoders, so it cannot "
-            "reconstruct. Give a pretraining checkpoint."
-        )
-    model = FusMAEForPreTraining.from_pretrained(checkpoint, attn_implementation="eager").eval()
-    return model, FusMAEImageProcessor.from_pretrained(checkpoint)
-
-
 @torch.no_grad()
 def complete(
     model: FusMAEForPreTraining,
@@ -89,7 +70,8 @@ def complete(
     """Hide some of a pair and have the model fill it in.
 
     Args:
-        model, processor: what `load_model` gives.
+        model: with eager attention, which alone gives maps.
+        processor: that goes with it.
         pair: what to look at.
         info: its bands, units and offset.
         mask_ratio: share of the patches to hide of each sensor that is not hidden entirely, in [0, 1).
@@ -250,11 +232,4 @@ def draw(
     row, column = completion.patch
     blank = np.full_like(next(iter(completion.attention.values())), np.nan)
     maps = {sensor: completion.attention.get(sensor, blank) for sensor in SENSORS}
-    attention = plot_cross_attention(maps, pair, info, row, column)
-    for axis in attention.axes:
-        for image in axis.images:
-            weights = image.get_array()
-            if weights is not None and not np.ma.count(weights):  # nobody can look there
-                image.set_clim(0, 1)
-                axis.text(0.5, 0.5, "hidden entirely", ha="center", transform=axis.transAxes, fontsize=9)
-    return optical, sar, attention
+    return optical, sar, plot_cross_attention(maps, pair, info, row, column)

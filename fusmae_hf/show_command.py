@@ -171,25 +171,10 @@ def _load(checkpoint: str, pair: "Pair", info: "PairsInfo", decoders: bool) -> t
     """Model and processor of a checkpoint, and the inputs for a pair."""
     import torch
 
-    from fusmae_hf import FusMAEConfig, FusMAEForPreTraining, FusMAEImageProcessor, FusMAEModel
+    from fusmae_hf.checkpoint_loading import load_checkpoint
     from fusmae_hf.data.inputs import PairInputs
 
-    folder = Path(checkpoint)
-    if folder.is_dir() and not (folder / "config.json").is_file():
-        from fusmae_hf.training.checkpoints import checkpoints_in
-
-        newest = next((path for path in checkpoints_in(folder) if (path / "config.json").is_file()), None)
-        if newest is None:
-            raise FileNotFoundError(f"{checkpoint} holds no model: there is no config.json in it or a checkpoint-*.")
-        checkpoint = str(newest)
-    architectures = FusMAEConfig.from_pretrained(checkpoint).architectures or []
-    if decoders and "FusMAEForPreTraining" not in architectures:
-        raise ValueError(
-            f"{checkpoint} is a {', '.join(architectures) or 'model of unknown kind'} without decoders, so it cannot "
-            "reconstruct. Give a pretraining checkpoint with --checkpoint."
-        )
-    model = (FusMAEForPreTraining if decoders else FusMAEModel).from_pretrained(checkpoint)
-    processor = FusMAEImageProcessor.from_pretrained(checkpoint)
+    model, processor = load_checkpoint(checkpoint, decoders=decoders)
     batch = {"sar": torch.from_numpy(pair.sar)[None], "optical": torch.from_numpy(pair.optical)[None]}
     return model, processor, PairInputs(processor, info)(batch)
 

@@ -133,7 +133,7 @@ def plot_cross_attention(maps: dict[str, np.ndarray], pair: Pair, info: PairsInf
     """Attention from the SAR patch to the optical image, and below it from the optical patch to the SAR image.
 
     Args:
-        maps: what `cross_attention_maps` returns for this pair and patch.
+        maps: what `cross_attention_maps` returns for this pair and patch; NaN where a patch was hidden.
         pair: what the model saw.
         info: band names and units of its dataset.
         row, column: the patch, framed on the left.
@@ -161,7 +161,11 @@ def plot_cross_attention(maps: dict[str, np.ndarray], pair: Pair, info: PairsInf
         of_row[0].add_patch(Rectangle(corner, side, side, fill=False, color="yellow", linewidth=1.8))
         of_row[0].set_title(f"{name} patch, row {row}, column {column}", fontsize=9)
         height, width = pair.optical.shape[1:]
-        drawn = of_row[2].imshow(weights, cmap="viridis", vmin=0, extent=(-0.5, width - 0.5, height - 0.5, -0.5))
+        seen = bool(np.isfinite(weights).any())
+        extent = (-0.5, width - 0.5, height - 0.5, -0.5)
+        drawn = of_row[2].imshow(weights, cmap="viridis", vmin=0, vmax=None if seen else 1, extent=extent)
+        if not seen:
+            of_row[2].text(0.5, 0.5, "hidden entirely", ha="center", transform=of_row[2].transAxes, fontsize=9)
         figure.colorbar(drawn, ax=of_row[2], shrink=0.8, label="times the mean")
         of_row[2].set_title(f"attention to {'optical' if queried == 'optical' else 'SAR'} patches", fontsize=9)
         for axis in of_row:
@@ -248,6 +252,9 @@ def reconstruct_images(
 ) -> dict[str, dict[str, np.ndarray]]:
     """What a model sees of a batch and what it makes of it, in physical units.
 
+    A model with `norm_pix_loss` predicts patches without brightness and contrast; those of the visible patches stand
+    in, as in `FusMAEForPreTraining.reconstruct`.
+
     Args:
         model: pretraining model.
         inputs: its inputs, with `noise` and `noise_sar`.
@@ -268,10 +275,11 @@ def reconstruct_images(
             continue
         size = model.config.patch_size
         height, width = images.shape[2:]
-        predicted = unpatchify(outputs[f"logits{suffix}"].float(), size, height, width)
-        if model.config.norm_pix_loss:
-            predicted = _undo_patch_normalisation(predicted, images, size)
         visible = visible_pixels(outputs[f"mask{suffix}"], height, width, size)
+        logits = outputs[f"logits{suffix}"].float()
+        if model.config.norm_pix_loss:
+            logits = model._assume_levels(logits, images, visible)
+        predicted = unpatchify(logits, size, height, width)
         kept = torch.where(visible[:, None], images, predicted)
         pictures[sensor] = {
             "original": processor.denormalize(images, sensor).cpu().numpy(),
@@ -279,16 +287,6 @@ def reconstruct_images(
             "visible": visible.cpu().numpy(),
         }
     return pictures
-
-
-def _undo_patch_normalisation(predicted: torch.Tensor, images: torch.Tensor, size: int) -> torch.Tensor:
-    """Give predicted patches the mean and spread of the true ones, which they were trained without."""
-    height, width = images.shape[2:]
-    kernel = torch.nn.functional.avg_pool2d
-    mean = kernel(images.mean(dim=1, keepdim=True), size)
-    spread = (kernel(images.square().mean(dim=1, keepdim=True), size) - mean.square()).clamp(min=0).add(1e-6).sqrt()
-    mean, spread = (torch.nn.functional.interpolate(x, (height, width), mode="nearest") for x in (mean, spread))
-    return predicted * spread + mean
 
 
 def plot_reconstructions(

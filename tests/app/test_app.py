@@ -12,7 +12,8 @@ import yaml
 
 from fusmae_hf import FusMAEConfig, FusMAEForPreTraining, FusMAEImageProcessor, app
 from fusmae_hf.app_pairs import read_upload, shard_samples, simulated_samples
-from fusmae_hf.app_pictures import complete, draw, load_model, summary
+from fusmae_hf.app_pictures import complete, draw, summary
+from fusmae_hf.checkpoint_loading import load_checkpoint
 from fusmae_hf.cli import main
 from fusmae_hf.data.pairs import Pair
 from fusmae_hf.data.simulation import SimulatedPairs, SimulationOptions
@@ -43,7 +44,7 @@ def checkpoint(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def loaded(checkpoint):
-    return load_model(checkpoint)
+    return load_checkpoint(checkpoint, decoders=True, attn_implementation="eager")
 
 
 @pytest.fixture
@@ -138,7 +139,11 @@ def test_nobody_looks_at_a_hidden_sensor(loaded):
 
 
 def test_a_model_whose_decoders_do_not_look_across_has_no_attention_to_draw(tmp_path):
-    model, processor = load_model(save_checkpoint(tmp_path, feature_fusion="none", norm_pix_loss=True))
+    model, processor = load_checkpoint(
+        save_checkpoint(tmp_path, feature_fusion="none", norm_pix_loss=True),
+        decoders=True,
+        attn_implementation="eager",
+    )
     completion = complete(model, processor, PAIR, INFO, 0.75)
     assert draw(completion, processor, PAIR, INFO)[2] is None
     text = summary(completion, processor, INFO)
