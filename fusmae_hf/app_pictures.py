@@ -99,7 +99,7 @@ def complete(
         notes.append("The model predicts patches without brightness and contrast; those of the visible stand in.")
     if not weights:
         notes.append("There are no attention maps: the decoders of this checkpoint do not query the other sensor.")
-    interpolated = {
+    interpolated: dict[str, Any] = {
         f"pixel_values{suffix}": interpolate_visible(
             inputs[f"pixel_values{suffix}"], ~outputs[f"reconstructed{suffix}"], model.config.patch_size
         )
@@ -128,7 +128,7 @@ def complete(
     return Completion(pictures, rmse, hidden, attention, (row, column), notes)
 
 
-def _inputs(processor: FusMAEImageProcessor, pair: Pair, info: PairsInfo) -> tuple[dict[str, torch.Tensor], list[str]]:
+def _inputs(processor: FusMAEImageProcessor, pair: Pair, info: PairsInfo) -> tuple[dict[str, Any], list[str]]:
     """The inputs of a model for one pair, and what the processor doubts about it."""
     batch = {"optical": torch.from_numpy(pair.optical)[None], "sar": torch.from_numpy(pair.sar)[None]}
     with warnings.catch_warnings(record=True) as caught:

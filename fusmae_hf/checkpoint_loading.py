@@ -11,7 +11,7 @@ from .modeling.modeling_fusmae import FusMAEForPreTraining, FusMAEModel
 
 def load_checkpoint(
     checkpoint: str | os.PathLike[str], *, decoders: bool, **kwargs: Any
-) -> tuple[FusMAEModel | FusMAEForPreTraining, FusMAEImageProcessor]:
+) -> tuple[Any, FusMAEImageProcessor]:
     """Model, in eval mode, and processor of a checkpoint.
 
     Args:

@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -311,7 +311,7 @@ def dataset_names(info: PairsInfo) -> list[str] | None:
     return [info.name] if re.fullmatch(r"[\w.-]+(/[\w.-]+)?", info.name) else None
 
 
-def _body(opening: str, sections: dict[str, str | None]) -> str:
+def _body(opening: str, sections: Mapping[str, str | None]) -> str:
     """The text of a card, without sections that nothing is known for."""
     return "\n\n".join([opening, *(f"## {title}\n\n{text}" for title, text in sections.items() if text)]) + "\n"
 
