@@ -18,7 +18,7 @@ from benchmarks.fusion_study.evaluation import joined
 from benchmarks.fusion_study.pretraining import Pretrainer, batches
 from benchmarks.fusion_study.report import difference, reference_of
 from benchmarks.fusion_study.settings import DatasetSettings, read_settings
-from benchmarks.fusion_study.units import all_units, needs, run_study
+from benchmarks.fusion_study.units import all_units, needs, run_study, undone
 from benchmarks.fusion_study.variants import (
     all_variants,
     flops_per_pair,
@@ -194,6 +194,20 @@ def test_the_study_runs_and_continues_where_it_was_stopped(tmp_path, data_folder
     assert len(records) == len(units)
     steps = {r["variant"]: r["steps"] for r in records if r["stage"] == "pretrain"}
     assert steps["combined"]["pair"] < steps["both-independent"]["pair"]
+
+
+def test_encoders_that_are_gone_are_made_again_if_something_needs_them(tmp_path):
+    units = all_units(SETTINGS)
+    for unit in units:
+        unit.result(tmp_path).parent.mkdir(parents=True, exist_ok=True)
+        unit.result(tmp_path).write_text("{}")
+    assert undone(SETTINGS, units, tmp_path) == []
+    probe = next(unit for unit in units if needs(SETTINGS, unit))
+    probe.result(tmp_path).unlink()
+    assert undone(SETTINGS, units, tmp_path) == [needs(SETTINGS, probe), probe]
+    needs(SETTINGS, probe).checkpoint(tmp_path).mkdir(parents=True)
+    needs(SETTINGS, probe).result(tmp_path).write_text("{}")
+    assert undone(SETTINGS, units, tmp_path) == [probe]
 
 
 def test_a_second_study_in_one_folder_is_refused(tmp_path):

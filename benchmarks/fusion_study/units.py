@@ -185,7 +185,7 @@ def run_study(
     with _alone(folder):
         _keep_settings(settings, folder)
         units = [unit for unit in all_units(settings) if only(unit)]
-        missing = [unit for unit in units if not unit.result(folder).is_file()]
+        missing = undone(settings, units, folder)
         for name in dict.fromkeys(unit.dataset for unit in missing):
             prepare_data(settings.datasets[name], tuple(settings.shifts), folder / "data" / name, workers)
         with tqdm(total=len(units), initial=len(units) - len(missing), unit="unit", smoothing=0.1) as bar:
@@ -194,6 +194,18 @@ def run_study(
                 if not workers
                 else _dispatch(settings, missing, folder, workers, bar)
             )
+
+
+def undone(settings: Settings, units: list[Unit], folder: Path) -> list[Unit]:
+    """Units without a result, and pretrainings whose encoders they need but are gone: results are small and kept,
+    encoders are not. A pretraining that is repeated ends with the same weights on the same machine."""
+    missing = {unit for unit in units if not unit.result(folder).is_file()}
+    for unit in tuple(missing):
+        before = needs(settings, unit)
+        if before in units and not before.checkpoint(folder).is_dir():
+            before.result(folder).unlink(missing_ok=True)
+            missing.add(before)
+    return [unit for unit in units if unit in missing]
 
 
 def _run_here(settings: Settings, units: list[Unit], folder: Path, bar: tqdm) -> list[Unit]:
