@@ -46,7 +46,7 @@ ENCODERS = {
     "mean and deviation of each band": ("--features", "bands"),
 }
 SENSORS = {"both": "both", "sar": "SAR", "optical": "optical"}
-FILES = ("config.json", "model.safetensors", "preprocessor_config.json", "run.json", "README.md", "*.py")
+FILES = ("config.json", "model.safetensors", "preprocessor_config.json", "run.json", "README.md")
 
 
 @dataclass
@@ -204,6 +204,14 @@ def write_card(run_folder: Path, mixture_info: PairsInfo, labelled: Path, scores
     )
 
 
+def renew_code(place: Path) -> None:
+    """Put the Python files of this checkout beside the weights."""
+    for path in place.glob("*.py"):
+        path.unlink()
+    for path in HERE.parent.glob("modeling/*_fusmae.py"):
+        shutil.copy(path, place)
+
+
 def main() -> None:
     """Run the program; see the module's docstring and `--help`."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -222,8 +230,7 @@ def main() -> None:
     arguments = parser.parse_args()
     place = HERE / NAME
     if arguments.code:
-        for path in HERE.parent.glob("modeling/*_fusmae.py"):
-            shutil.copy(path, place)
+        renew_code(place)
         return
     out = arguments.output_dir
     reben = ReBEN(arguments.reben)
@@ -248,8 +255,8 @@ def main() -> None:
     for pattern in FILES:
         for path in checkpoint.glob(pattern):
             shutil.copy(path, place)
-    if (checkpoint / ".eval_results").is_dir():
-        shutil.copytree(checkpoint / ".eval_results", place / ".eval_results")
+    shutil.copytree(checkpoint / ".eval_results", place / ".eval_results")
+    renew_code(place)
     shutil.copy(checkpoint / "README.md", HERE.parent / "model_card.md")
     size = sum(path.stat().st_size for path in place.rglob("*") if path.is_file()) / 1e6
     print(f"{place}: {size:.1f} MB")

@@ -43,7 +43,9 @@ def _gradio() -> Any:
     try:
         import gradio
     except ImportError as error:
-        raise ImportError("The demo needs gradio: install it with `pip install fusmae_hf[app]`.") from error
+        raise ImportError(
+            'The demo needs gradio: install it with `pip install -e ".[app]"` in a clone of the repository.'
+        ) from error
     return gradio
 
 
@@ -242,6 +244,6 @@ def launch(page: "gradio.Blocks", host: str = "127.0.0.1", port: int | None = No
         place = f"{host}, port {port}" if port else f"{host}, ports 7860 to 7959"
         raise OSError(f"Cannot serve at {place}: taken, or no address of this machine. Name another port.") from error
     if block:
-        print(f"Serving at {address}; end with Ctrl-C.", flush=True)
+        print(f"Serving the page, until Ctrl-C, at\n{address}", flush=True)
         page.block_thread()
     return address

@@ -1,12 +1,29 @@
 """Models for pictures and the demo: from the folder of a checkpoint, of a run that goes on still, or a Hub id."""
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from .modeling.configuration_fusmae import FusMAEConfig
 from .modeling.image_processing_fusmae import FusMAEImageProcessor
 from .modeling.modeling_fusmae import FusMAEForPreTraining, FusMAEModel
+
+
+@contextmanager
+def looked_up(checkpoint: str | os.PathLike[str]) -> Iterator[None]:
+    """Say, where a checkpoint cannot be found, that there is no such folder: a mistyped one is looked up on the Hub.
+
+    Raises:
+        OSError: the one that was raised inside, with that in front.
+    """
+    try:
+        yield
+    except OSError as error:
+        if Path(checkpoint).is_dir():
+            raise
+        raise OSError(f"There is no folder {checkpoint}, so it was looked up on the Hub: {error}") from error
 
 
 def load_checkpoint(
@@ -32,7 +49,8 @@ def load_checkpoint(
         if newest is None:
             raise FileNotFoundError(f"{checkpoint} holds no model: there is no config.json in it or a checkpoint-*.")
         checkpoint = newest
-    architectures = FusMAEConfig.from_pretrained(checkpoint).architectures or []
+    with looked_up(checkpoint):
+        architectures = FusMAEConfig.from_pretrained(checkpoint).architectures or []
     if decoders and "FusMAEForPreTraining" not in architectures:
         raise ValueError(
             f"{checkpoint} is a {', '.join(architectures) or 'model of unknown kind'} without decoders, so it cannot "

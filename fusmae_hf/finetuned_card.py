@@ -126,7 +126,8 @@ def write_fine_tuned_card(
     kind = "image-segmentation" if dense else "image-classification"
     auto_class = "AutoModelForSemanticSegmentation" if dense else "AutoModelForImageClassification"
     model_class = auto_class.replace("AutoModel", "FusMAE")
-    name = f"fusmae-{record['preset']}-{info.name}-{task.replace('_', '-')}"
+    start = record["preset"] if record["preset"].startswith("fusmae") else f"fusmae-{record['preset']}"
+    name = f"{start}-{info.name}-{task.replace('_', '-')}"
     evaluated = [
         EvalResult(
             task_type=kind,
@@ -147,6 +148,7 @@ def write_fine_tuned_card(
         pipeline_tag=kind,
         tags=["remote-sensing", "sentinel-1", "sentinel-2", "sar", "data-fusion", "fusmae", task.replace("_", "-")],
         license="apache-2.0",
+        base_model=record["base_model"],
         datasets=dataset_names(info),
         metrics=sorted({result.metric_type for result in evaluated}),
         eval_results=evaluated or None,

@@ -34,7 +34,7 @@ Features of pairs of Sentinel-1 (SAR) and Sentinel-2 (optical) patches, or of on
 probing.
 
 Reconstructions are guesses of an average, not observations: do not use them to fill data gaps that decisions rest on.
-Checkpoints trained on simulated imagery show that the program works. They know nothing of real places."""
+Checkpoints trained on simulated imagery show that the program works. They know next to nothing of real places."""
 """What a checkpoint is for, and what it is not."""
 
 LIMITS = """\
@@ -56,19 +56,23 @@ land cover and the band statistics of central Europe in mind. What such training
 _OPENING = """
 # {name}
 
-A Fus-MAE encoder and decoders{pretrained}.
+{what}{pretrained}.
 Fus-MAE is a masked autoencoder that fuses SAR and optical patches with cross-attention (arXiv 2401.02764); this is a
 reconstruction of it by `fusmae_hf`: details that the paper leaves open are this project's choices.{simulated}"""
 
 _USE = """\
 ```python
-from transformers import AutoImageProcessor, AutoModel
+from transformers import AutoImageProcessor, {auto_class}
 import fusmae_hf  # or pass trust_remote_code=True, which runs the Python files of this folder
 
 processor = AutoImageProcessor.from_pretrained("{folder}")
-model = AutoModel.from_pretrained("{folder}")
-features = model(**processor(sar=sar, optical=optical)).pooler_output
-```"""
+model = {auto_class}.from_pretrained("{folder}").eval()
+outputs = model(**processor(sar=sar, optical=optical)){result}
+```
+
+`sar` ({num_sar}, height, width) in {sar_units}, `optical` ({num_optical}, height, width) in {optical_units}, bands
+in the order below, sides multiples of {patch_size} px; either may be left out. Arrays come as they are: the processor
+normalises them."""
 
 _SENSORS = """\
 | | bands, in order | units | normalised with |
@@ -85,14 +89,17 @@ _DATA = "{dataset} ({source}; licence of the imagery: {license}), {pairs:,} pair
 _RECIPE = """\
 {command}
 
-{steps:,} steps of {batch} pairs, seed {seed}, {precision}, {device}; preset fields: {config}."""
+{steps:,} steps of {batch} pairs, seed {seed}, {precision}, {device}. {architecture} All fields are in
+`config.json`."""
 
 _RESULTS = """\
 Mean squared error on masked pixels with data, in squared standard deviations of the band; one run, seed {seed}.
 *Visible mean* predicts the mean of the visible pixels of a band; *interpolated* fills the masked pixels from the
 visible ones by a Gaussian.
 
-{results}"""
+{results}
+
+{reading}"""
 
 _PROBES = """\
 Linear probes of frozen features (logistic regression on the mean of the patch tokens; *AP macro* of the classes of
@@ -102,6 +109,14 @@ scenes, in per cent) on {probed_on}: mean and 95 % interval over
 {rows}"""
 
 _CITATION = f"```bibtex\n{CITATION}\n```"
+
+_UNITS = {
+    "db": "dB",
+    "linear": "linear power",
+    "dn": "digital numbers (reflectance x 10,000)",
+    "reflectance": "reflectance",
+    "raw": "raw values",
+}
 
 _TAGS = ["remote-sensing", "sentinel-1", "sentinel-2", "sar", "masked-autoencoder", "data-fusion", "fusmae"]
 
@@ -221,12 +236,16 @@ def write_model_card(
         for score in probe_scores
         if score.encoder == probe_scores[0].encoder
     ]
-    fields = card_fields(config=config, processor=processor, info=info, record=record) | {
+    fields = card_fields(config=config, processor=processor, info=info, record=record)
+    fields |= _use_fields(config, processor, shown_as or folder.name)
+    fields |= {
         "name": inline(name),
-        "folder": shown_as or folder.name,
+        "what": "A Fus-MAE encoder and decoders",
         "pretrained": f", pretrained by masked reconstruction on {record['pairs']:,} pairs of {inline(info.name)}",
         "band_rows": _band_rows(processor),
         "results": results_table(metrics, record["held_out"]),
+        "reading": _reading(metrics, record["held_out"]),
+        "architecture": _architecture(config),
     }
     probes = {"probed_on": probed_on, "rows": probe_table(probe_scores)} if probe_scores else None
     sections = {
@@ -244,6 +263,41 @@ def write_model_card(
     }
     write_eval_results(folder, results)
     return save_card(folder, _metadata(name, results, info), _body(_OPENING.format(**fields), sections))
+
+
+def _use_fields(config: FusMAEConfig, processor: FusMAEImageProcessor, folder: str) -> dict[str, Any]:
+    """What the section on use says of a model without a head."""
+    return {
+        "folder": folder,
+        "auto_class": "AutoModel",
+        "result": ".pooler_output",
+        "num_sar": len(processor.sar_bands),
+        "num_optical": len(processor.optical_bands),
+        "patch_size": config.patch_size,
+    }
+
+
+def _architecture(config: FusMAEConfig) -> str:
+    """Size, masking and fusion in a sentence."""
+    return (
+        f"Width {config.hidden_size}, {config.num_hidden_layers} joint layers, patches of {config.patch_size} px; "
+        f"mask ratio {config.mask_ratio}, {config.mask_strategy}; early fusion: {config.early_fusion}, feature "
+        f"fusion: {config.feature_fusion}."
+    )
+
+
+def _reading(metrics: dict[str, float], held_out: dict[str, int]) -> str:
+    """On which held-out pairs the model is better than interpolation, and on which it is not."""
+    better, worse = [], []
+    for name in held_out:
+        for sensor in ("optical", "sar"):
+            key = f"eval_{name}_{sensor}_loss"
+            if key in metrics and f"{key}_interpolation" in metrics:
+                group = better if metrics[key] < metrics[f"{key}_interpolation"] else worse
+                group.append(f"{name} ({'SAR' if sensor == 'sar' else sensor})")
+    parts = [f"Better than interpolation on {', '.join(better)}."] if better else []
+    parts += [f"**Not better than interpolation on {', '.join(worse)}.**"] if worse else []
+    return " ".join(parts)
 
 
 def write_eval_results(folder: Path, results: Sequence[EvalResult]) -> None:
@@ -273,31 +327,57 @@ def _geography(info: PairsInfo) -> str | None:
     return "\n\n".join(parts) or None
 
 
-def write_plain_card(folder: Path, repo_id: str) -> Path:
-    """Write the card of a checkpoint without a record: what its configuration and its processor say.
+_HEADS = {
+    "FusMAEForImageClassification": (
+        "AutoModelForImageClassification",
+        "image-classification",
+        "A classifier of pairs",
+    ),
+    "FusMAEForSemanticSegmentation": (
+        "AutoModelForSemanticSegmentation",
+        "image-segmentation",
+        "A model that maps pairs",
+    ),
+}
+"""Auto class, task of the Hub and opening words of the models with a head."""
+
+
+def plain_card(folder: Path, repo_id: str) -> ModelCard:
+    """The card of a checkpoint without a record: what its configuration and its processor say.
 
     Args:
         folder: the checkpoint.
         repo_id: `<user>/<name>` where it is going to be.
     """
-    processor = FusMAEImageProcessor.from_pretrained(folder)
-    name = repo_id.split("/")[-1]
-    fields = _sensor_fields(processor) | {"name": inline(name), "folder": repo_id, "pretrained": "", "simulated": ""}
+    config, processor = FusMAEConfig.from_pretrained(folder), FusMAEImageProcessor.from_pretrained(folder)
+    architecture = next(iter(config.architectures or []), "FusMAEModel")
+    fields = _sensor_fields(processor) | _use_fields(config, processor, repo_id)
+    name, intended, task = repo_id.split("/")[-1], INTENDED_USE, "image-feature-extraction"
+    what = "A Fus-MAE encoder" + (" and decoders" if architecture == "FusMAEForPreTraining" else "")
+    if architecture in _HEADS:
+        fields["auto_class"], task, what = _HEADS[architecture]
+        fields["result"] = ".logits"
+        outputs = inline(", ".join(label for _, label in sorted((config.id2label or {}).items())))
+        what += " of Sentinel-1 and Sentinel-2 patches, on a Fus-MAE encoder"
+        intended = f"It gives, in this order: {outputs}."
     sections = {
-        "Intended use": INTENDED_USE,
+        "Intended use": intended,
         "Use": _USE.format(**fields),
         "Sensors": _SENSORS.format(**fields, band_rows=_band_rows(processor)),
         "Limits": LIMITS,
         "Citation": _CITATION,
     }
-    return save_card(folder, _metadata(name, [], None), _body(_OPENING.format(**fields), sections))
+    opening = _OPENING.format(name=inline(name), what=what, pretrained="", simulated="")
+    return ModelCard(f"---\n{_metadata(name, [], None, task).to_yaml()}\n---\n{_body(opening, sections)}")
 
 
-def _metadata(name: str, results: list[EvalResult], info: PairsInfo | None) -> ModelCardData:
+def _metadata(
+    name: str, results: list[EvalResult], info: PairsInfo | None, task: str = "image-feature-extraction"
+) -> ModelCardData:
     return ModelCardData(
         model_name=name,
         library_name="transformers",
-        pipeline_tag="image-feature-extraction",
+        pipeline_tag=task,
         tags=_TAGS,
         license="apache-2.0",
         datasets=dataset_names(info) if info else None,
@@ -341,10 +421,10 @@ def _sensor_fields(processor: FusMAEImageProcessor) -> dict[str, Any]:
     statistics = f"{inline(processor.statistics)} statistics" if processor.statistics else "statistics of its own"
     return {
         "sar_bands": inline(", ".join(processor.sar_bands)),
-        "sar_units": processor.sar_units,
+        "sar_units": _UNITS[processor.sar_units],
         "sar_statistics": statistics,
         "optical_bands": inline(", ".join(processor.optical_bands)),
-        "optical_units": processor.optical_units,
+        "optical_units": _UNITS[processor.optical_units],
         "optical_offset": processor.optical_offset,
         "optical_statistics": statistics,
     }

@@ -177,9 +177,10 @@ def _verify(arguments: argparse.Namespace) -> int:
 
 
 def _push(arguments: argparse.Namespace) -> int:
-    from fusmae_hf.sharing import is_model, push_model, push_shards
+    from fusmae_hf.sharing import is_model, push_model, push_shards, require_pushable
     from fusmae_hf.statistics import DatasetStatistics
 
+    require_pushable(arguments.shards)
     if is_model(arguments.shards):
         if arguments.statistics:
             raise ValueError(f"`--statistics` is for shards, but {arguments.shards} is a model.")

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
@@ -12,7 +13,7 @@ from huggingface_hub.utils import validate_repo_id
 from .data.dataset_info import FILE_NAME, read_dataset_info
 from .data.left_out import FILE_NAME as LEFT_OUT_NAME
 from .dataset_card import dataset_card
-from .hub import write_plain_card
+from .hub import plain_card
 from .statistics import DatasetStatistics, dataset_title
 from .verification import verify_shards
 
@@ -170,7 +171,8 @@ def push_model(
 ) -> ModelPushReport:
     """Push a checkpoint to the Hub, in one commit: weights, configuration, processor, card and remote code.
 
-    A folder without a card gets one of what its configuration and processor say. Weights of an earlier push that are
+    A card that shows how to load the folder shows how to load the repository there; a folder without a card gets one
+    there of what its configuration and processor say. Weights of an earlier push that are
     not in the folder any more, and logs and pickles of the Trainer, are deleted from the repository.
 
     Args:
@@ -188,25 +190,34 @@ def push_model(
     """
     folder = _pushable(folder, repo_id)
     _check_whole(folder)
-    if not (folder / "README.md").is_file():
-        write_plain_card(folder, repo_id)
-    card = ModelCard.load(folder / "README.md")
+    card = _card(folder, repo_id)
     api = HfApi(token=token)
     card.validate()
     url = _repository(api, repo_id, "model", private, revision)
-    here = [path.relative_to(folder).as_posix() for pattern in MODEL_FILES for path in folder.glob(pattern)]
+    here = {path.relative_to(folder).as_posix() for pattern in MODEL_FILES for path in folder.glob(pattern)}
     if not _in_shards(folder):  # `save_pretrained` leaves the index of an earlier one there
-        here = [name for name in here if name != _INDEX]
-    files = tuple(sorted(set(here)))
-    commit = api.upload_folder(
-        repo_id=repo_id,
-        folder_path=folder,
+        here.discard(_INDEX)
+    files = tuple(sorted(here | {"README.md"}))
+    there = api.list_repo_files(repo_id, revision=revision)
+    old = [name for name in there if name not in files and any(fnmatch(name, pattern) for pattern in _OLD_FILES)]
+    commit = api.create_commit(
+        repo_id,
+        [CommitOperationAdd(name, str(card).encode() if name == "README.md" else folder / name) for name in files]
+        + [CommitOperationDelete(name) for name in old],
         revision=revision,
-        allow_patterns=list(files),
-        delete_patterns=list(_OLD_FILES),
         commit_message=commit_message,
     )
     return ModelPushReport(str(url), commit.oid, files)
+
+
+def _card(folder: Path, repo_id: str) -> ModelCard:
+    """The card of a folder for others, who load the checkpoint by the name of the repository; the folder's own stays
+    as it is."""
+    if not (folder / "README.md").is_file():
+        return plain_card(folder, repo_id)
+    text = (folder / "README.md").read_text(encoding="utf-8")
+    name = re.escape(folder.resolve().name)
+    return ModelCard(re.sub(rf'from_pretrained\("(?:[^"]*/)?{name}"', f'from_pretrained("{repo_id}"', text))
 
 
 def _in_shards(folder: Path) -> bool:
@@ -217,7 +228,7 @@ def _in_shards(folder: Path) -> bool:
 def _check_whole(folder: Path) -> None:
     """Raise a ValueError if files are missing without which a pushed checkpoint cannot be used."""
     if not is_model(folder):
-        raise ValueError(f"{folder} is no checkpoint: it has no config.json.")
+        raise ValueError(f"{folder} is no checkpoint: it has no config.json.{_merge_first(folder)}")
     needed = {"preprocessor_config.json"}
     if (folder / "adapter_config.json").is_file():
         needed.add("adapter_model.safetensors")
@@ -232,6 +243,32 @@ def _check_whole(folder: Path) -> None:
             f"{folder} lacks {', '.join(missing)}, so nothing was pushed. Save the model and its processor there with "
             "`save_pretrained`."
         )
+
+
+def _merge_first(folder: Path) -> str:
+    """What to do with a folder of peft that lacks the configuration of its model."""
+    if not (folder / "adapter_config.json").is_file():
+        return ""
+    return (
+        " It holds an adapter: merge it into its model first (`merge_and_unload`), and save that with its processor."
+    )
+
+
+def require_pushable(folder: str | os.PathLike[str]) -> None:
+    """Raise an error that names what a folder lacks if it is neither of a model nor of shards.
+
+    Raises:
+        FileNotFoundError: it is none, or holds neither.
+    """
+    folder = Path(folder)
+    if "://" in os.fspath(folder) or is_model(folder) or (folder / FILE_NAME).is_file():
+        return
+    if not folder.is_dir():
+        raise FileNotFoundError(f"There is no folder {folder} to push.")
+    raise FileNotFoundError(
+        f"{folder} holds neither a config.json (a checkpoint or run) nor a {FILE_NAME} (shards): there is nothing "
+        f"to push.{_merge_first(folder)}"
+    )
 
 
 def _pushable(folder: str | os.PathLike[str], repo_id: str) -> Path:

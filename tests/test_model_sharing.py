@@ -9,7 +9,7 @@ import huggingface_hub
 import pytest
 from huggingface_hub import ModelCard, constants
 
-from fusmae_hf import FusMAEConfig, FusMAEForPreTraining, FusMAEImageProcessor
+from fusmae_hf import FusMAEConfig, FusMAEForImageClassification, FusMAEForPreTraining, FusMAEImageProcessor
 from fusmae_hf.data.preparation import prepare
 from fusmae_hf.data.simulation import SimulatedPairs, SimulationOptions
 from fusmae_hf.sharing import push_model
@@ -48,7 +48,7 @@ def test_push_takes_a_model_for_one_and_sends_what_others_need(hub, checkpoint, 
     assert run_command("push", checkpoint, NAME, "--private", "--revision", "v2") == 0
     files = hub.files(NAME, "v2").keys()
     local = {path.name for path in checkpoint.iterdir()}
-    assert files - {".gitattributes"} == local - {"training_args.bin"}
+    assert files - {".gitattributes", "README.md"} == local - {"training_args.bin"}
     assert {"README.md", "modeling_fusmae.py", "model.safetensors.index.json", "preprocessor_config.json"} <= files
     assert "config.json" not in hub.files(NAME, "main")
     assert hub.private == {NAME}
@@ -62,6 +62,44 @@ def test_a_card_without_a_record_has_no_section_about_a_run(hub, checkpoint):
     assert "## Sensors" in card.text
     assert "## Recipe" not in card.text
     assert "{" not in card.text.split("## Citation")[0]
+
+
+def test_the_card_on_the_hub_loads_the_repository_and_that_of_the_folder_stays(hub, checkpoint):
+    mine = '---\nlicense: mit\n---\n`AutoModel.from_pretrained("outputs/checkpoint")`, not from_pretrained("other")\n'
+    (checkpoint / "README.md").write_text(mine)
+    push_model(checkpoint, NAME)
+    pushed = hub.files(NAME)["README.md"].decode()
+    assert 'AutoModel.from_pretrained("user/model")`, not from_pretrained("other")' in pushed
+    assert (checkpoint / "README.md").read_text() == mine
+
+
+def test_a_classifier_without_a_card_gets_one_of_a_classifier_on_the_hub_alone(hub, tmp_path):
+    folder = tmp_path / "classifier"
+    config = FusMAEConfig.from_preset("tiny", num_hidden_layers=1, id2label={0: "water", 1: "forest"})
+    FusMAEForImageClassification(config).save_pretrained(folder)
+    FusMAEImageProcessor().save_pretrained(folder)
+    push_model(folder, NAME)
+    card = ModelCard(hub.files(NAME)["README.md"].decode())
+    assert card.data.pipeline_tag == "image-classification"
+    assert 'AutoModelForImageClassification.from_pretrained("user/model")' in card.text
+    assert "water, forest" in card.text
+    assert "decoders" not in card.text
+    assert not (folder / "README.md").exists()
+
+
+@pytest.mark.parametrize(
+    ("files", "said"),
+    [(None, "There is no folder"), ((), "holds neither a config.json"), (("adapter_config.json",), "merge it into")],
+)
+def test_what_cannot_be_pushed_is_said(tmp_path, files, said):
+    folder = tmp_path / "folder"
+    for name in files if files is not None else ():
+        folder.mkdir(exist_ok=True)
+        (folder / name).write_text("{}")
+    if files == ():
+        folder.mkdir()
+    with pytest.raises(FileNotFoundError, match=said):
+        run_command("push", folder, NAME)
 
 
 def test_weights_of_an_earlier_push_are_deleted(hub, checkpoint):
@@ -131,7 +169,8 @@ def test_a_run_pushes_its_checkpoint_with_record_results_and_pictures(hub, tmp_p
     files = hub.files("user/run")
     expected = {"README.md", ".eval_results/results.yaml", "run.json", "loss.png", "model.safetensors", "config.json"}
     assert expected | {"preprocessor_config.json", "modeling_fusmae.py"} <= files.keys()
-    assert files["README.md"] == (output / "README.md").read_bytes()
+    card = (output / "README.md").read_text()
+    assert files["README.md"].decode() == card.replace('from_pretrained("run")', 'from_pretrained("user/run")')
     assert not [name for name in files if name.endswith((".bin", ".pt")) or name.startswith("runs/")]
 
 

@@ -42,3 +42,10 @@ def test_a_pair_of_shards_is_drawn_by_its_number(tmp_path, capsys):
 def test_a_picture_of_a_model_needs_a_checkpoint(capsys):
     assert main(["show", "simulated", "--what", "attention"]) == 2
     assert "--checkpoint" in capsys.readouterr().err
+
+
+def test_a_mistyped_checkpoint_is_called_a_folder_that_is_not_there(tmp_path, capsys):
+    missing = tmp_path / "nope"
+    assert main(["show", "simulated", "--what", "embedding", "--checkpoint", str(missing)]) == 2
+    printed = " ".join(capsys.readouterr().err.split())
+    assert f"There is no folder {missing}, so it was looked up on the Hub" in printed

@@ -7,6 +7,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from fusmae_hf import FusMAEConfig, FusMAEImageProcessor, FusMAEModel
+from fusmae_hf.checkpoint_loading import looked_up
 from fusmae_hf.data.pairs import PairsInfo
 
 from .arguments import CheckpointArguments, SourceArguments
@@ -40,10 +41,14 @@ def build_model(
         "class_weights": class_weights,
         "focal_gamma": arguments.focal_gamma,
     }
-    has_head = arguments.model is not None and _check_head(
-        arguments.model, FusMAEConfig.from_pretrained(arguments.model), task
-    )
+    has_head = arguments.model is not None and _check_head(arguments.model, read_config(arguments.model), task)
     return *_fresh_or_loaded(task.model_class, arguments, data, info, image_size, fields), has_head
+
+
+def read_config(checkpoint: str) -> FusMAEConfig:
+    """Configuration of a checkpoint that a user has named."""
+    with looked_up(checkpoint):
+        return FusMAEConfig.from_pretrained(checkpoint)
 
 
 def build_encoder(
@@ -86,7 +91,7 @@ def _fresh_or_loaded(
             f"may be set: {sorted(HEAD_FIELDS)}."
         )
     fields |= arguments.config_fields
-    config = FusMAEConfig.from_pretrained(arguments.model)
+    config = read_config(arguments.model)
     bands = {name: _shared_bands(name, config, info) for name in ("optical_bands", "sar_bands")}
     fewer: dict[str, Any] = {name: kept for name, kept in bands.items() if kept != list(getattr(config, name))}
     for name, kept in fewer.items():
@@ -148,7 +153,8 @@ def add_lora(model: PreTrainedModel, rank: int, alpha: int | None = None) -> Any
         from peft import LoraConfig, get_peft_model
     except ImportError as error:
         raise ImportError(
-            "Low-rank adapters need peft, which is not installed. Install it with `pip install fusmae_hf[train]`."
+            "Low-rank adapters need peft, which is not installed. Install it "
+            'with `pip install -e ".[train]"` in a clone of the repository.'
         ) from error
     if rank < 1:
         raise ValueError(f"`lora_rank` must be at least 1, not {rank}.")

@@ -199,6 +199,7 @@ def run(plan: Plan, arguments: FineTuningArguments) -> dict[str, dict[str, Any]]
             "classes": list(plan.task.outputs),
             "preset": Path(plan.model.model).name if plan.model.model else plan.model.preset,
             "from_scratch": plan.model.from_scratch,
+            "base_model": plan.model.model if plan.model.model and not Path(plan.model.model).is_dir() else None,
             "adapter": bool(plan.model.lora_rank) and plan.model.lora_save == "adapter",
             "learning": learning,
             "sensors": plan.learning.sensors,
@@ -274,6 +275,7 @@ def main(argv: list[str] | None = None) -> None:
         )
         logging.basicConfig(level=logging.INFO if arguments.should_log else logging.WARNING, format="%(message)s")
         arguments.scale_learning_rate()
+        print(f"Learning rate {arguments.learning_rate:.3g} for {arguments.global_batch_size} pairs a step.")
         require_writable(arguments.output_dir)
         if learning.sensors != "both":
             arguments.ddp_find_unused_parameters = True  # the fusion sees one sensor

@@ -14,6 +14,7 @@ from pathlib import Path
 from transformers import set_seed
 
 from fusmae_hf import FusMAEConfig, FusMAEForPreTraining, FusMAEImageProcessor
+from fusmae_hf.checkpoint_loading import looked_up
 from fusmae_hf.data.pairs import PairsInfo
 from fusmae_hf.hub import results_table, write_model_card
 from fusmae_hf.training.arguments import DataArguments, ModelArguments, PretrainingArguments, parse_arguments
@@ -34,7 +35,8 @@ def build_model(arguments: ModelArguments, info: PairsInfo, image_size: tuple[in
     if arguments.model is not None:
         if arguments.config_fields:
             raise ValueError("`config` describes a fresh model; with `model` the checkpoint's configuration holds.")
-        return FusMAEForPreTraining.from_pretrained(arguments.model, **attention)
+        with looked_up(arguments.model):
+            return FusMAEForPreTraining.from_pretrained(arguments.model, **attention)
     fields = {"optical_bands": info.optical_bands, "sar_bands": info.sar_bands, "image_size": image_size}
     config = FusMAEConfig.from_preset(arguments.preset, **{**fields, **arguments.config_fields})
     return FusMAEForPreTraining._from_config(config, **attention)
