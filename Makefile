@@ -11,6 +11,7 @@ ACCELERATE ?= training/accelerate/$(if $(shell command -v nvidia-smi),gpu-bf16,c
 .PHONY: help install pretrain test notebooks browser docs chaos conformance lint types wheel smoke-wheel check clean
 
 help:
+	@echo "make install                  set up .venv with everything; then: source .venv/bin/activate"
 	@echo "make pretrain                 pretrain on the embedded default: simulated pairs, six real ones held out"
 	@echo "make pretrain DATA=<folder>   pretrain on your shards, or on a BigEarthNet v1 or reBEN archive"
 	@echo "              CONFIG=<yaml> OUT=<folder> ARGS='--num_train_epochs 3'   change the run"

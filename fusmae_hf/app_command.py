@@ -12,7 +12,8 @@ def add_app(commands: Any, parents: list[argparse.ArgumentParser]) -> None:
         "app",
         help="serve a page on which a checkpoint reconstructs pairs",
         description="Serve a page on which a pretraining checkpoint reconstructs what is hidden of a pair:\n"
-        "a simulated one, one of a folder of shards, or an uploaded one. Needs `pip install fusmae_hf[app]`.",
+        "a simulated one, one of a folder of shards, or an uploaded one.\n"
+        'Needs the extra `app`: `pip install -e ".[app]"` in a clone of the repository.',
         epilog="examples:\n"
         "  fusmae app --checkpoint outputs/pretrain\n"
         "  fusmae app --checkpoint outputs/pretrain --shards shards/reben --split validation",

@@ -115,7 +115,7 @@ def _doctor(_: argparse.Namespace) -> int:
         title = f"extra `{extra}`" if extra else "required packages"
         print(f"{title}: {'complete' if not lines else ', '.join(lines)}")
         if lines:
-            print(f"  pip install '{PACKAGE}[{extra}]'" if extra else f"  pip install {PACKAGE}")
+            print(f'  pip install -e ".[{extra}]"' if extra else "  pip install -e .", "in a clone of the repository")
     broken += missing[""]
     print(f"\nBroken: {'; '.join(broken)}." if broken else "\nEverything required works.")
     return 1 if broken else 0

@@ -26,14 +26,14 @@ def test_a_required_package_that_is_not_met_is_an_error(requirements, capsys, li
     assert main(["doctor"]) == 1
     printed = capsys.readouterr().out
     assert f"Broken: {line} (" in printed
-    assert "pip install fusmae_hf\n" in printed
+    assert "pip install -e . in a clone of the repository\n" in printed
 
 
 def test_a_missing_package_of_an_extra_is_shown_with_its_command_and_is_no_error(requirements, capsys):
     requirements(['no-such-package>=1; extra == "train"', 'other-package; python_version < "3"'])
     assert main(["doctor"]) == 0
     printed = capsys.readouterr().out
-    assert "extra `train`: no-such-package>=1 (not installed)\n  pip install 'fusmae_hf[train]'\n" in printed
+    assert 'extra `train`: no-such-package>=1 (not installed)\n  pip install -e ".[train]" in a clone' in printed
     assert "other-package" not in printed
 
 

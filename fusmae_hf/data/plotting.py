@@ -33,7 +33,8 @@ def new_figure(width: float, height: float) -> "Figure":
         from matplotlib.text import Text
     except ImportError as error:
         raise ImportError(
-            "Drawing pairs needs matplotlib, which is not installed. Install it with `pip install fusmae_hf[train]`."
+            "Drawing pairs needs matplotlib, which is not installed. Install it "
+            'with `pip install -e ".[train]"` in a clone of the repository.'
         ) from error
 
     class PlainFigure(Figure):

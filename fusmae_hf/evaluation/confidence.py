@@ -17,7 +17,8 @@ try:
     from scipy import stats
 except ImportError as error:
     raise ImportError(
-        "Intervals need scipy, which is not installed. Install it with `pip install fusmae_hf[train]`."
+        "Intervals need scipy, which is not installed. Install it "
+        'with `pip install -e ".[train]"` in a clone of the repository.'
     ) from error
 
 

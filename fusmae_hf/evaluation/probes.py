@@ -23,7 +23,8 @@ try:
     from sklearn.preprocessing import StandardScaler
 except ImportError as error:
     raise ImportError(
-        "Probes need scikit-learn, which is not installed. Install it with `pip install fusmae_hf[train]`."
+        "Probes need scikit-learn, which is not installed. Install it "
+        'with `pip install -e ".[train]"` in a clone of the repository.'
     ) from error
 
 from .features import Features

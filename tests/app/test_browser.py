@@ -11,8 +11,8 @@ from fusmae_hf import FusMAEConfig, FusMAEForPreTraining, FusMAEImageProcessor, 
 from fusmae_hf.data.simulation import SimulatedPairs
 from tests.app.chromium import NAMES, PICTURES, chromium, executable, picture, reconstruct
 
-pytest.importorskip("gradio", reason="the demo needs gradio: pip install fusmae_hf[app]")
-playwright_api = pytest.importorskip("playwright.sync_api", reason="needs playwright: pip install fusmae_hf[test]")
+pytest.importorskip("gradio", reason="the demo needs gradio: pip install -e '.[app]'")
+playwright_api = pytest.importorskip("playwright.sync_api", reason="needs playwright: pip install -e '.[test]'")
 expect = playwright_api.expect
 
 pytestmark = [

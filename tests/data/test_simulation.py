@@ -369,5 +369,5 @@ def test_plot_without_matplotlib_names_the_pip_command(monkeypatch):
         return real_import(name, *arguments, **keywords)
 
     monkeypatch.setattr(builtins, "__import__", without_matplotlib)
-    with pytest.raises(ImportError, match=r"pip install fusmae_hf\[train\]"):
+    with pytest.raises(ImportError, match=r'pip install -e "\.\[train\]"'):
         plot(SimulatedPairs(1, options=SimulationOptions(image_size=8)).read(0))

@@ -50,7 +50,8 @@ def require_rasterio() -> ModuleType:
         import rasterio
     except ImportError as error:
         raise ImportError(
-            "Reading GeoTIFF needs rasterio, which is not installed. Install it with `pip install fusmae_hf[data]`."
+            "Reading GeoTIFF needs rasterio, which is not installed. Install it "
+            'with `pip install -e ".[data]"` in a clone of the repository.'
         ) from error
     return rasterio
 

@@ -174,6 +174,7 @@ def decompressors() -> dict[str, Callable]:
         from numcodecs import blosc, zstd
     except ImportError as error:
         raise ImportError(
-            "Reading .zarr.zip needs numcodecs, which is not installed. Install it with `pip install fusmae_hf[data]`."
+            "Reading .zarr.zip needs numcodecs, which is not installed. Install it "
+            'with `pip install -e ".[data]"` in a clone of the repository.'
         ) from error
     return {"blosc": blosc.decompress, "zstd": zstd.decompress}

@@ -44,5 +44,5 @@ def load_metric(name: str, **options: Any) -> evaluate.EvaluationModule:
     """
     folder = metric_folder(name)
     if importlib.util.find_spec("sklearn") is None:
-        raise ImportError("Metrics need scikit-learn: pip install 'fusmae_hf[train]'")
+        raise ImportError('Metrics need scikit-learn: `pip install -e ".[train]"` in a clone of the repository')
     return evaluate.load(str(folder), **options)

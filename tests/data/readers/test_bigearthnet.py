@@ -351,7 +351,7 @@ def test_a_patch_without_labels_has_none(own_archive):
 
 def test_without_rasterio_the_error_names_the_extra(archive, monkeypatch):
     monkeypatch.setitem(sys.modules, "rasterio", None)
-    with pytest.raises(ImportError, match=r"pip install fusmae_hf\[data\]"):
+    with pytest.raises(ImportError, match=r'pip install -e "\.\[data\]"'):
         BigEarthNet(archive)
 
 

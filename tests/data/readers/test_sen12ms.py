@@ -346,7 +346,7 @@ def test_arguments_out_of_range_are_refused(archive, keywords, message):
 
 def test_missing_rasterio_is_named_with_the_command_that_installs_it(archive, monkeypatch):
     monkeypatch.setitem(sys.modules, "rasterio", None)
-    with pytest.raises(ImportError, match=r"pip install fusmae_hf\[data\]"):
+    with pytest.raises(ImportError, match=r'pip install -e "\.\[data\]"'):
         SEN12MS(archive)
 
 

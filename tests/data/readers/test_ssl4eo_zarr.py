@@ -300,7 +300,7 @@ def test_missing_folders_are_named(own_archive, tmp_path):
 
 def test_missing_numcodecs_is_an_error_that_says_how_to_install_it(archive, monkeypatch):
     monkeypatch.setitem(sys.modules, "numcodecs", None)
-    with pytest.raises(ImportError, match=r"pip install fusmae_hf\[data\]"):
+    with pytest.raises(ImportError, match=r'pip install -e "\.\[data\]"'):
         SSL4EOS12Zarr(archive)
 
 
