@@ -1,5 +1,6 @@
 """Image processor of Fus-MAE: from arrays in physical units to normalised tensors, bands picked by name."""
 
+import inspect
 import warnings
 from collections.abc import Sequence
 from typing import Any
@@ -10,18 +11,15 @@ from transformers.image_processing_utils import BaseImageProcessor, BatchFeature
 from transformers.processing_utils import ImagesKwargs
 from transformers.utils import TensorType
 
+from .plausibility_fusmae import Declaration, Plausibility, band_positions, did_you_mean
 from .sensors_fusmae import (
-    BASELINE_0400_OFFSET,
     OPTICAL_BANDS,
     OPTICAL_UNITS,
     REFLECTANCE_SCALE,
     SAR_BANDS,
     SAR_UNITS,
-    band_indices,
     statistics_for,
 )
-
-_PLAUSIBILITY_CHECKS = 4
 
 
 class FusMAEImageProcessorKwargs(ImagesKwargs, total=False):
@@ -50,6 +48,9 @@ class FusMAEImageProcessor(BaseImageProcessor):
     band is normalised with the mean and standard deviation stored here, which travel with the weights. No statistic
     is taken from the batch, so that a patch is processed alike whatever its neighbours are.
 
+    Values that do not look like what is declared raise or warn, each kind of sign once for each declaration of units,
+    bands, offset and dtype: see `plausibility_fusmae.Plausibility`. With units `"raw"` nothing is checked.
+
     Args:
         sar_bands (`list[str]`): SAR bands that the model takes, in its order.
         optical_bands (`list[str]`): optical bands that the model takes, in its order.
@@ -65,7 +66,7 @@ class FusMAEImageProcessor(BaseImageProcessor):
             multiplication). 1000 for products of processing baseline 04.00 and later that still carry it.
         sar_nodata (`float`): a pixel with this value in any SAR band holds no data. NaN and infinity never do.
         optical_nodata (`float`): a pixel with this value in all optical bands holds no data (Sentinel-2: 0).
-        do_normalize (`bool`): subtract the mean and divide by the standard deviation.
+        do_normalize (`bool`): subtract the mean and divide by the standard deviation. Where off, no value warns.
         do_resize (`bool`): resize to `size`, bilinear with antialiasing. Off unless asked for.
         size (`dict[str, int]`): `{"height": ..., "width": ...}` in pixels.
         do_pad (`bool`): pad at the bottom and on the right to the largest patch of the batch, and on to the next
@@ -136,9 +137,7 @@ class FusMAEImageProcessor(BaseImageProcessor):
         self.optical_mean, self.optical_std = self._statistics(
             "optical", self.optical_bands, optical_mean, optical_std
         )
-        # The values of the first batches alone are looked at: each look would stall a GPU.
-        self._checks_left = _PLAUSIBILITY_CHECKS
-        self._warned: set[str] = set()
+        self._plausibility = Plausibility()
 
     def _statistics(self, sensor, bands, mean, std) -> tuple[dict[str, float], dict[str, float]]:
         """Mean and std by band name, given or published, checked to cover every band."""
@@ -147,7 +146,10 @@ class FusMAEImageProcessor(BaseImageProcessor):
         if mean is None:
             if self.statistics is None:
                 raise ValueError(f"No statistics of the {sensor} sensor: name a dataset, or give mean and std.")
-            mean, std = statistics_for(self.statistics, sensor, bands)
+            try:
+                mean, std = statistics_for(self.statistics, sensor, bands)
+            except ValueError as error:
+                raise ValueError(f"{error}{did_you_mean(bands)}") from None
         by_band = []
         for name, values in ((f"{sensor}_mean", mean), (f"{sensor}_std", std)):
             if not isinstance(values, dict):
@@ -157,7 +159,7 @@ class FusMAEImageProcessor(BaseImageProcessor):
                         "dictionary by band name."
                     )
                 values = dict(zip(bands, values, strict=True))
-            band_indices(bands, list(values), f"{name} of the {sensor} sensor")
+            band_positions(bands, list(values), f"{name} of the {sensor} sensor")
             by_band.append({band: float(value) for band, value in values.items()})
         bad = {band: by_band[1][band] for band in bands if not 0 < by_band[1][band] < float("inf")}
         if bad:
@@ -167,13 +169,26 @@ class FusMAEImageProcessor(BaseImageProcessor):
     def to_dict(self) -> dict[str, Any]:
         """What preprocessor_config.json holds."""
         output = super().to_dict()
-        for state in ("_checks_left", "_warned"):
-            output.pop(state, None)
+        output.pop("_plausibility", None)
         return output
 
     def __call__(self, *args: Any, **kwargs: Any) -> BatchFeature:
         """See [`~FusMAEImageProcessor.preprocess`]. Sensors are named, so that they cannot be swapped by accident."""
-        return self.preprocess(*args, **kwargs)
+        if args or "images" in kwargs:
+            raise TypeError(
+                "Name the sensors: processor(sar=..., optical=...). Sensors never go by position. The pipelines of "
+                "transformers take one image and cannot be used: call processor and model."
+            )
+        arguments = list(inspect.signature(self.preprocess).parameters)
+        if unknown := [name for name in kwargs if name not in arguments]:
+            settings = [
+                f"{name}={kwargs[name]!r}" for name in unknown if name in inspect.signature(type(self)).parameters
+            ]
+            advice = (
+                f" Set it at loading: from_pretrained(<your checkpoint>, {', '.join(settings)})." if settings else ""
+            )
+            raise TypeError(f"A call of FusMAEImageProcessor takes {arguments}, but not {unknown}.{advice}")
+        return self.preprocess(**kwargs)
 
     def preprocess(
         self,
@@ -217,7 +232,8 @@ class FusMAEImageProcessor(BaseImageProcessor):
             raise ValueError("Neither sensor was given: pass `sar=`, `optical=` or both.")
         if self.do_pad and return_pixel_mask is False:
             raise ValueError("`do_pad` marks padding in the pixel masks: `return_pixel_mask=False` cannot go with it.")
-        patches, availables, sizes = {}, {}, {}
+        patches: dict[str, list[tuple[torch.Tensor, torch.Tensor]]] = {}
+        availables, sizes = {}, {}
         for sensor, values, bands, units, offset in (
             ("optical", optical, optical_bands, optical_units, optical_offset),
             ("sar", sar, sar_bands, sar_units, 0.0),
@@ -232,13 +248,22 @@ class FusMAEImageProcessor(BaseImageProcessor):
             offset = self.optical_offset if offset is None else float(offset)
             batches, available = _to_batches(values, sensor)
             bands = list(getattr(self, f"{sensor}_bands") if bands is None else bands)
-            patches[sensor] = [self._prepare(batch, sensor, bands, units, offset) for batch in batches]
+            wanted = getattr(self, f"{sensor}_bands")
+            patches[sensor] = []
+            for batch in batches:
+                pixels, valid = self._pick(batch, sensor, bands)
+                declared = Declaration(sensor, units, tuple(wanted), tuple(bands), offset, batch.dtype)
+                for message in self._plausibility.look(pixels, valid, declared):
+                    if self.do_normalize:
+                        warnings.warn(message, stacklevel=3)
+                patches[sensor].append(self._prepare(pixels, valid, sensor, units, offset))
             availables[sensor] = available
             sizes[sensor] = [tuple(mask.shape[1:]) for _, mask in patches[sensor] for _ in range(mask.shape[0])]
             if len(set(sizes[sensor])) > 1 and not self.do_pad:
                 raise ValueError(
                     f"{sensor}: the patches of a batch differ in size (height, width): {sorted(set(sizes[sensor]))}. "
-                    "Crop them, or use a processor with do_pad=True or do_resize=True."
+                    "Crop them, or load a processor that pads them: FusMAEImageProcessor.from_pretrained(<your "
+                    "checkpoint>, do_pad=True, size_divisor=<patch size of the model>), or one with do_resize=True."
                 )
         self._refuse_other_grids(sizes, availables)
         target = None
@@ -264,8 +289,6 @@ class FusMAEImageProcessor(BaseImageProcessor):
             data[f"pixel_values{suffix}"] = pixels
             if with_mask:
                 data[f"pixel_mask{suffix}"] = mask
-        if self._checks_left > 0:
-            self._checks_left -= 1
         return BatchFeature(data=data, tensor_type=return_tensors)
 
     @staticmethod
@@ -279,14 +302,18 @@ class FusMAEImageProcessor(BaseImageProcessor):
             rest = iter(given)
             present = [True] * len(given) if available is None else available.tolist()
             shapes[sensor] = [next(rest) if here else None for here in present]
-        pairs = list(zip(shapes["sar"], shapes["optical"], strict=False))
-        differing = [pair for pair in pairs if None not in pair and pair[0] != pair[1]]
-        if len(shapes["sar"]) != len(shapes["optical"]) or differing:
-            first = differing[0] if differing else (shapes["sar"][0], shapes["optical"][0])
+        if len(shapes["sar"]) != len(shapes["optical"]):
             raise ValueError(
-                f"Both sensors must show the same places on the same grid, but there are {len(shapes['sar'])} SAR "
-                f"patches of (height, width) {first[0]} for {len(shapes['optical'])} optical ones of {first[1]}. "
-                "Resample one onto the grid of the other."
+                f"The sensors differ in the number of samples: {len(shapes['sar'])} SAR and {len(shapes['optical'])} "
+                "optical were given. Give both for each sample, in the same order, with None in a list for a missing "
+                "one."
+            )
+        pairs = list(zip(shapes["sar"], shapes["optical"], strict=True))
+        differing = [pair for pair in pairs if None not in pair and pair[0] != pair[1]]
+        if differing:
+            raise ValueError(
+                "Both sensors must show the same places on the same grid, but there is a SAR patch of (height, width) "
+                f"{differing[0][0]} for an optical one of {differing[0][1]}. Resample one onto the grid of the other."
             )
 
     def _pad(self, pixels, mask, size, sensor):
@@ -298,15 +325,16 @@ class FusMAEImageProcessor(BaseImageProcessor):
             pixels = torch.where(mask[:, None], pixels, self._tensors(sensor, pixels.device)[0])
         return pixels, mask
 
-    def _prepare(self, values, sensor, bands, units, offset) -> tuple[torch.Tensor, torch.Tensor]:
-        """Normalised pixels `(batch, bands, height, width)` and where they hold data `(batch, height, width)`."""
+    def _pick(self, values, sensor, bands) -> tuple[torch.Tensor, torch.Tensor]:
+        """The model's bands `(batch, bands, height, width)`, and where they hold data `(batch, height, width)`."""
         wanted = getattr(self, f"{sensor}_bands")
         if values.shape[1] != len(bands):
-            raise ValueError(
-                f"{sensor}: the array has {values.shape[1]} bands but {len(bands)} names apply to it: {bands}. Pass "
-                f"`{sensor}_bands=[...]` with one name for each band of the array, in its order."
-            )
-        index = band_indices(wanted, bands, sensor)
+            advice = f"Pass `{sensor}_bands=[...]` with one name for each band of the array, in its order."
+            if values.shape[3] == len(bands):
+                advice = "Its last axis fits, but bands come first: array.transpose(2, 0, 1), of a batch (0, 3, 1, 2)."
+            given = f"the array has {values.shape[1]} bands but {len(bands)} names apply to it: {bands}."
+            raise ValueError(f"{sensor}: {given} {advice}")
+        index = band_positions(wanted, bands, sensor)
         integer = not values.is_floating_point()
         pixels = values.to(torch.float32)
         if index != list(range(len(bands))):
@@ -319,15 +347,15 @@ class FusMAEImageProcessor(BaseImageProcessor):
             valid = has_data if valid is None else valid & has_data
         if valid is None:
             valid = pixels.new_ones((pixels.shape[0], *pixels.shape[2:]), dtype=torch.bool)
-        if self._checks_left > 0:
-            self._check_units(pixels, valid, sensor, units, integer)
+        return pixels, valid
+
+    def _prepare(self, pixels, valid, sensor, units, offset) -> tuple[torch.Tensor, torch.Tensor]:
+        """Normalised pixels of the same shape and where they hold data, of which less may be left."""
         if units == "linear":
             valid = valid & (pixels > 0).all(dim=1)
             pixels = 10 * torch.log10(pixels.clamp(min=1e-30))
         elif units == "reflectance":
             pixels = pixels * REFLECTANCE_SCALE
-        if self._checks_left > 0:
-            self._check_plausible(pixels, valid, sensor, units, offset)
         mean, std = self._tensors(sensor, pixels.device)
         if self.do_normalize:
             pixels = (pixels - (mean + offset)) / std
@@ -446,75 +474,6 @@ class FusMAEImageProcessor(BaseImageProcessor):
             raise ValueError(
                 f"{sensor}: sample {empty.nonzero().flatten().tolist()} of the batch holds no valid pixel (all "
                 f"no-data, NaN or infinite). Leave the sample out, or pass None for its {sensor} patch in a list."
-            )
-
-    def _warn(self, topic: str, message: str) -> None:
-        """Warn once about a topic."""
-        if topic not in self._warned:
-            self._warned.add(topic)
-            warnings.warn(message, stacklevel=7)
-
-    def _check_units(self, pixels, valid, sensor, units, integer):
-        """Refuse or doubt values that cannot be in the declared units; run on the first batches alone."""
-        values = pixels.transpose(0, 1)[:, valid]
-        if values.numel() == 0:
-            return
-        if sensor == "sar" and units == "linear" and (values < 0).float().mean() > 0.5:
-            raise ValueError(
-                "SAR is declared linear, but most values are negative: this looks like dB. Pass sar_units='db'."
-            )
-        if sensor == "sar" and units == "db" and values.min() >= 0:
-            self._warn(
-                "sar units",
-                f"SAR is declared dB, but no value is negative (mean {values.mean():.4g}): this looks like linear "
-                "power or 8-bit data. Pass sar_units='linear' or 'raw'.",
-            )
-        if sensor == "optical" and units == "reflectance" and (integer or values.mean() > 10):
-            raise ValueError(
-                f"Optical is declared reflectance, but the values are {'integers' if integer else 'large'} (mean "
-                f"{values.mean():.4g}): this looks like digital numbers. Pass optical_units='dn'."
-            )
-        if sensor == "optical" and units == "dn" and not integer and values.max() < 5:
-            self._warn(
-                "optical units",
-                f"Optical is declared digital numbers, but no value exceeds {values.max():.3g}: this looks like "
-                "reflectance. Pass optical_units='reflectance'.",
-            )
-
-    def _check_plausible(self, pixels, valid, sensor, units, offset):
-        """Warn where bands look swapped or the offset wrong; run on the first batches alone."""
-        values = pixels.transpose(0, 1)[:, valid]
-        if values.numel() == 0 or units == "raw":
-            return
-        bands = getattr(self, f"{sensor}_bands")
-        if sensor == "sar":
-            if "VV" in bands and "VH" in bands:
-                co, cross = values[bands.index("VV")].mean(), values[bands.index("VH")].mean()
-                if cross > co:
-                    self._warn(
-                        "sar bands",
-                        f"SAR: mean VH ({cross:.1f} dB) exceeds mean VV ({co:.1f} dB), which hardly ever happens. Are "
-                        "the bands swapped? Pass sar_bands=[...] in the order of your array.",
-                    )
-            return
-        visible = [bands.index(band) for band in ("B02", "B03", "B04") if band in bands]
-        if not visible:
-            return
-        # Every second pixel at most some 100,000: a quantile needs no more, and torch limits its size.
-        sample = values[visible].flatten()
-        darkest = torch.quantile(sample[:: max(1, sample.numel() // 100_000)], 0.01)
-        if offset < BASELINE_0400_OFFSET and darkest - offset >= 0.9 * BASELINE_0400_OFFSET:
-            self._warn(
-                "optical offset",
-                f"Optical: with an offset of {offset:g}, even the darkest 1 % of B02, B03 and B04 is at "
-                f"{darkest:.0f}. Products of processing baseline 04.00 and later carry +{BASELINE_0400_OFFSET}: pass "
-                f"optical_offset={BASELINE_0400_OFFSET} if yours do.",
-            )
-        elif offset > 0 and values.mean() < offset:
-            self._warn(
-                "optical offset",
-                f"Optical: the mean of all bands ({values.mean():.0f}) lies below the declared offset of {offset:g}. "
-                "Was the offset subtracted already? Then pass optical_offset=0.",
             )
 
 

@@ -771,7 +771,8 @@ class FusMAEPreTrainedModel(PreTrainedModel):
             if images.shape[2] % size or images.shape[3] % size:
                 raise ValueError(
                     f"`{name}` is {images.shape[2]}x{images.shape[3]} px, which the patch size of {size} px does not "
-                    f"divide. Crop it, or use FusMAEImageProcessor(do_pad=True, size_divisor={size}) or do_resize."
+                    "divide. Crop it, or pad or resize it: FusMAEImageProcessor.from_pretrained(<your checkpoint>, "
+                    f"do_pad=True, size_divisor={size})."
                 )
         if pixel_values is not None and pixel_values_sar is not None:
             optical_shape, sar_shape = pixel_values.shape, pixel_values_sar.shape

@@ -6,11 +6,13 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from transformers import AutoImageProcessor
+from PIL import Image
+from transformers import AutoImageProcessor, pipeline
 
 from fusmae_hf import FusMAEConfig, FusMAEForPreTraining, FusMAEImageProcessor, FusMAEModel
 from fusmae_hf.modeling.modeling_fusmae import FusMAESemanticSegmenterOutput
-from fusmae_hf.modeling.sensors_fusmae import OPTICAL_BANDS, OPTICAL_BANDS_L1C, STATISTICS
+from fusmae_hf.modeling.plausibility_fusmae import ACCELERATOR_LOOKS, Declaration, Plausibility
+from fusmae_hf.modeling.sensors_fusmae import OPTICAL_BANDS, OPTICAL_BANDS_L1C, SAR_BANDS, STATISTICS
 
 VV, VH = (-12.0, -19.0)
 
@@ -228,6 +230,12 @@ def test_a_processor_that_would_guess_is_refused(options, message):
         ({"sar": "file.tif"}, "expected numpy arrays or torch tensors of numbers, got a str"),
         ({"sar": np.full((2, 16, 16), np.nan)}, r"sample \[0\] of the batch holds no valid pixel"),
         ({"sar": np.full((2, 8, 16), -9.0), "optical": np.ones((12, 16, 16))}, "same places on the same grid"),
+        (
+            {"sar": [np.full((2, 16, 16), -9.0)] * 2, "optical": [np.ones((12, 16, 16))]},
+            r"differ in the number of samples: 2 SAR and 1 optical were given\. Give both for each sample",
+        ),
+        ({"optical": np.ones((16, 16, 12))}, r"bands come first: array\.transpose\(2, 0, 1\)"),
+        ({"sar": np.ones((3, 16, 16, 2))}, r"of a batch \(0, 3, 1, 2\)"),
         ({"sar": np.full((2, 16, 16), -9.0), "sar_units": "linear"}, "looks like dB"),
         ({"optical": np.full((12, 16, 16), 900), "optical_units": "reflectance"}, "looks like digital numbers"),
         ({"optical": np.ones((12, 16, 16)), "optical_units": "percent"}, "must be one of"),
@@ -239,39 +247,253 @@ def test_arrays_that_do_not_fit_are_refused(call, message):
         FusMAEImageProcessor()(**call)
 
 
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        (lambda sar, optical: {"sar": sar[::-1]}, "Are the bands swapped"),
-        (lambda sar, optical: {"sar": 10 ** (sar / 10)}, "looks like linear power"),
-        (lambda sar, optical: {"optical": optical / 10_000}, "looks like reflectance"),
-        (lambda sar, optical: {"optical": optical + 1000}, "optical_offset=1000 if yours do"),
-        (lambda sar, optical: {"optical": optical // 6, "optical_offset": 1000}, "subtracted already"),
-    ],
-)
-def test_implausible_values_warn_once(sar, optical, change, message):
+# --- values that are not what is declared ---------------------------------------------------------------------------
+
+
+def normalised(optical: np.ndarray) -> np.ndarray:
+    return FusMAEImageProcessor()(optical=optical)["pixel_values"][0].numpy()
+
+
+MISTAKES = {
+    "swapped bands": (lambda sar, optical: {"sar": sar[::-1]}, "Are the bands swapped"),
+    "linear power": (lambda sar, optical: {"sar": 10 ** (sar / 10)}, "looks like linear power"),
+    "dB x 100": (lambda sar, optical: {"sar": (sar * 100).astype("int16")}, "Were dB multiplied by 100"),
+    "dB x 10": (lambda sar, optical: {"sar": sar * 10}, "Were dB multiplied by 100"),
+    "dB / 10,000": (lambda sar, optical: {"sar": sar / 10_000}, "Were they divided by 10,000"),
+    "dB in integers": (
+        lambda sar, optical: {"sar": sar.astype("int16")},
+        "comes in int16: the fraction of each dB is lost",
+    ),
+    "not calibrated": (lambda sar, optical: {"sar": abs(sar) * 1e4, "sar_units": "linear"}, "never calibrated"),
+    "marks in SAR": (
+        lambda sar, optical: {"sar": np.where(np.eye(16, dtype=bool), -9999, sar)},
+        r"sar_nodata=-9999), or set these pixels to NaN.",
+    ),
+    "normalised SAR": (lambda sar, optical: {"sar": (sar + 15.5) / 5}, "looks normalised already: load the processor"),
+    "normalised optical": (
+        lambda sar, optical: {"optical": normalised(optical)},
+        "looks normalised already: load the processor with from_pretrained(..., do_normalize=False), or pass the ",
+    ),
+    "reflectance": (lambda sar, optical: {"optical": optical / 10_000}, "looks like reflectance"),
+    "reflectance below zero": (lambda sar, optical: {"optical": optical / 10_000 - 0.1}, "looks like reflectance"),
+    "uint8": (
+        lambda sar, optical: {"optical": (optical // 20).astype("uint8")},
+        "comes in uint8: this looks like an 8-bit",
+    ),
+    "8 bits in uint16": (
+        lambda sar, optical: {"optical": optical // 20},
+        "no value exceeds 249: this looks like an 8-bit",
+    ),
+    "offset forgotten": (lambda sar, optical: {"optical": optical + 1000}, "optical_offset=1000 if yours do"),
+    "offset in vain": (
+        lambda sar, optical: {"optical": optical, "optical_offset": 1000},
+        r"% of the pixels lie below the declared offset of 1000. Was the offset subtracted already",
+    ),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_values_that_are_not_what_is_declared_warn_once_and_of_nothing_else(sar, optical, mistake):
+    change, message = MISTAKES[mistake]
     processor = FusMAEImageProcessor()
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         for _ in range(3):
             processor(**change(sar, optical))
-    assert len(caught) == 1
-    assert message in str(caught[0].message)
+    assert [message in str(warning.message) for warning in caught] == [True], caught
+    assert caught[0].filename == __file__
 
 
-def test_plausible_values_do_not_warn(sar, optical):
+PLAUSIBLE = {
+    "a pair": lambda sar, optical: {"sar": sar, "optical": optical},
+    "a tiny crop": lambda sar, optical: {"sar": sar[:, :8, :8], "optical": optical[:, :8, :8]},
+    "one pixel": lambda sar, optical: {"sar": sar[:, :1, :1], "optical": optical[:, :1, :1]},
+    "constant": lambda sar, optical: {
+        "sar": torch.full((2, 64, 64), -12.0),
+        "optical": torch.full((12, 64, 64), 100),
+    },
+    "calm water": lambda sar, optical: {
+        "sar": sar / 3 + np.array([-20, -19.5])[:, None, None],
+        "optical": optical // 200 + np.linspace(250, 10, 12).astype("uint16")[:, None, None],
+    },
+    "a town": lambda sar, optical: {"sar": sar + 9},
+    "snow": lambda sar, optical: {
+        "optical": optical // 9 + np.array([9000] * 10 + [300, 200]).astype("uint16")[:, None, None]
+    },
+    "thick cloud": lambda sar, optical: {"optical": optical // 9 + 6000},
+    "night": lambda sar, optical: {"optical": optical // 100},
+    "shadow a little below the offset": lambda sar, optical: {
+        "optical": optical // 50 + 930,
+        "optical_offset": 1000,
+    },
+    "reflectance below zero": lambda sar, optical: {
+        "optical": optical / 10_000 - 0.1,
+        "optical_units": "reflectance",
+    },
+    "raw": lambda sar, optical: {
+        "sar": sar * 100,
+        "sar_units": "raw",
+        "optical": optical / 1e4,
+        "optical_units": "raw",
+    },
+}
+
+
+@pytest.mark.parametrize("scene", PLAUSIBLE)
+def test_plausible_values_do_not_warn(sar, optical, scene):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        FusMAEImageProcessor()(sar=sar, optical=optical)
+        FusMAEImageProcessor()(**PLAUSIBLE[scene](sar, optical), return_pixel_mask=True)
 
 
-def test_values_are_looked_at_in_the_first_batches_alone(sar, optical):
+def test_values_are_looked_at_in_every_batch_on_the_cpu(sar, optical):
     processor = FusMAEImageProcessor()
-    for _ in range(4):
+    for _ in range(10):
         processor(sar=sar, optical=optical)
+    with pytest.warns(UserWarning, match="Are the bands swapped"):
+        processor(sar=sar[::-1], optical=optical)
+    for _ in range(10):
+        with pytest.raises(ValueError, match="looks like digital numbers"):
+            processor(optical=optical, optical_units="reflectance")
+        with pytest.raises(ValueError, match="looks like dB"):
+            processor(sar=sar, sar_units="linear")
+
+
+def test_another_mistake_and_another_declaration_warn_again(sar, optical):
+    processor = FusMAEImageProcessor()
+    with pytest.warns(UserWarning, match="Are the bands swapped"):
+        processor(sar=sar[::-1])
+    with pytest.warns(UserWarning, match="looks like linear power"):
+        processor(sar=10 ** (sar / 10))
+    for other in (
+        {"sar": sar[::-1].astype("float64")},
+        {"sar": sar, "sar_bands": ["VH", "VV"]},
+        {"sar": 10 ** (sar[::-1] / 10), "sar_units": "linear"},
+    ):
+        with pytest.warns(UserWarning, match="Are the bands swapped"):
+            processor(**other)
+    with pytest.warns(UserWarning, match="optical_offset=1000"):
+        processor(optical=optical + 1000)
+    with pytest.warns(UserWarning, match="optical_offset=1000"):
+        processor(optical=optical + 1000, optical_offset=1)
+
+
+def test_declarations_that_take_turns_do_not_warn_at_every_turn(sar):
+    processor = FusMAEImageProcessor()
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        for _ in range(3):
+            processor(sar=sar[::-1])
+            processor(sar=sar[::-1].astype("float64"))
+    assert len(caught) == 2
+
+
+class OnAccelerator(torch.Tensor):
+    """A tensor that says it lies on an accelerator."""
+
+    device = property(lambda self: torch.device("cuda"))  # type: ignore[assignment]
+
+
+def test_an_accelerator_is_stalled_by_the_first_batches_of_a_declaration_alone(sar):
+    pixels, valid = torch.from_numpy(sar)[None], torch.ones(1, 16, 16, dtype=torch.bool)
+    plausibility = Plausibility()
+    for dtype in (torch.float32, torch.float64):
+        declared = Declaration("sar", "db", SAR_BANDS, SAR_BANDS, 0.0, dtype)
+        for _ in range(ACCELERATOR_LOOKS - 1):
+            assert not plausibility.look(pixels.as_subclass(OnAccelerator), valid, declared)
+        assert plausibility.look(pixels.flip(1).as_subclass(OnAccelerator), valid, declared)
+        assert not plausibility.look((10 ** (pixels / 10)).as_subclass(OnAccelerator), valid, declared)
+        assert plausibility.look(10 ** (pixels / 10), valid, declared)
+
+
+def test_a_single_mark_in_a_large_batch_is_found(sar):
+    batch = np.tile(sar, (8, 1, 8, 8))
+    batch[5, 1, 77, 101] = -9999
+    with pytest.warns(UserWarning, match="sar_nodata=-9999"):
+        FusMAEImageProcessor()(sar=batch)
+
+
+def test_the_advice_on_marks_and_on_normalised_arrays_helps(sar, optical, tmp_path):
+    FusMAEImageProcessor().save_pretrained(tmp_path)
+    marked = sar.copy()
+    marked[:, :12] = -9999
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        processor(sar=sar[::-1], optical=optical)
+        inputs = FusMAEImageProcessor.from_pretrained(tmp_path, sar_nodata=-9999)(sar=marked)
+        ready = FusMAEImageProcessor()(sar=sar, optical=optical)
+        processor = FusMAEImageProcessor.from_pretrained(tmp_path, do_normalize=False)
+        again = processor(sar=ready["pixel_values_sar"], optical=ready["pixel_values"])
+    assert inputs["pixel_mask_sar"].sum() == 4 * 16
+    for name in ready:
+        assert torch.equal(again[name], ready[name])
+
+
+def test_a_processor_that_has_looked_is_saved_without_what_it_saw(sar, tmp_path):
+    processor = FusMAEImageProcessor()
+    before = processor.to_dict()
+    with pytest.warns(UserWarning, match="swapped"):
+        processor(sar=sar[::-1])
+    assert processor.to_dict() == before
+
+
+# --- calls that cannot be meant -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("call", [lambda p, s, o: p(s, o), lambda p, s, o: p(o), lambda p, s, o: p(images=o)])
+def test_sensors_that_are_not_named_are_refused(sar, optical, call):
+    with pytest.raises(TypeError, match=r"Name the sensors: processor\(sar=\.\.\., optical=\.\.\.\).*pipelines"):
+        call(FusMAEImageProcessor(), sar, optical)
+
+
+def test_a_pipeline_says_that_it_cannot_be_used(tmp_path):
+    FusMAEModel(FusMAEConfig.from_preset("tiny", num_hidden_layers=1)).save_pretrained(tmp_path)
+    FusMAEImageProcessor().save_pretrained(tmp_path)
+    extract = pipeline("image-feature-extraction", model=str(tmp_path))
+    with pytest.raises(TypeError, match="Name the sensors"):
+        extract(Image.new("RGB", (16, 16)))
+
+
+def test_an_option_of_the_processor_in_a_call_is_refused_with_the_place_where_it_belongs(sar):
+    with pytest.raises(TypeError, match=r"from_pretrained\(<your checkpoint>, do_pad=True, size_divisor=8\)"):
+        FusMAEImageProcessor()(sar=sar, do_pad=True, size_divisor=8)
+    with pytest.raises(TypeError, match=r"takes \['sar', 'optical', .*'return_tensors'\], but not \['radar'\]\.$"):
+        FusMAEImageProcessor()(radar=sar)
+
+
+def test_the_advice_on_sizes_keeps_the_statistics_of_the_checkpoint(sar, optical, tmp_path):
+    processor = FusMAEImageProcessor(sar_mean=[-11.0, -18.0], sar_std=[4.0, 4.0])
+    processor.save_pretrained(tmp_path)
+    model = FusMAEModel(FusMAEConfig.from_preset("tiny", num_hidden_layers=1))
+    with pytest.raises(ValueError, match=r"FusMAEImageProcessor\.from_pretrained\(<your checkpoint>, ") as refusal:
+        model(**processor(sar=sar[:, :15], optical=optical[:, :15]))
+    divisor = model.config.patch_size
+    assert f"do_pad=True, size_divisor={divisor})" in str(refusal.value)
+    padding = FusMAEImageProcessor.from_pretrained(tmp_path, do_pad=True, size_divisor=divisor)
+    assert padding.sar_mean == processor.sar_mean
+    assert model(**padding(sar=sar[:, :15], optical=optical[:, :15])).pooler_output.isfinite().all()
+
+
+@pytest.mark.parametrize(
+    ("wanted", "given", "message"),
+    [
+        (["B01", "B11"], ["B1", "B11"], "'B1': did you mean 'B01'?"),
+        (["B8A"], ["b8a"], "'b8a': did you mean 'B8A'?"),
+        (["B01", "B02"], ["B10", "B02"], None),
+        (["B12"], ["B1"], None),
+        (["B02"], ["nir"], None),
+    ],
+)
+def test_a_misspelt_band_is_recognised(wanted, given, message):
+    with pytest.raises(ValueError, match="are needed but were not given") as refusal:
+        FusMAEImageProcessor(optical_bands=wanted)(optical=np.ones((len(given), 8, 8)), optical_bands=given)
+    assert message in str(refusal.value) if message else "did you mean" not in str(refusal.value)
+
+
+def test_a_misspelt_band_of_a_new_processor_is_recognised():
+    with pytest.raises(ValueError, match="'vh': did you mean 'VH'"):
+        FusMAEImageProcessor(sar_bands=["VV", "vh"])
+    with pytest.raises(ValueError, match="'B2': did you mean 'B02'"):
+        FusMAEImageProcessor(optical_bands=["B02"], optical_mean={"B2": 1.0}, optical_std={"B2": 1.0})
 
 
 # --- padding -------------------------------------------------------------------------------------------------------
