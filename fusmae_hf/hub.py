@@ -288,7 +288,7 @@ def _architecture(config: FusMAEConfig) -> str:
 
 def _reading(metrics: dict[str, float], held_out: dict[str, int]) -> str:
     """On which held-out pairs the model is better than interpolation, and on which it is not."""
-    better, worse = [], []
+    better, worse = list[str](), list[str]()
     for name in held_out:
         for sensor in ("optical", "sar"):
             key = f"eval_{name}_{sensor}_loss"
