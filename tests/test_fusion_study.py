@@ -16,7 +16,7 @@ from benchmarks.fusion_study.attention import _shares, chances
 from benchmarks.fusion_study.data import SPLITS, load_data, prepare_data
 from benchmarks.fusion_study.evaluation import joined
 from benchmarks.fusion_study.pretraining import Pretrainer, batches
-from benchmarks.fusion_study.report import difference, reference_of
+from benchmarks.fusion_study.report import difference, read_results, reference_of
 from benchmarks.fusion_study.settings import DatasetSettings, read_settings
 from benchmarks.fusion_study.units import all_units, needs, run_study, undone
 from benchmarks.fusion_study.variants import (
@@ -180,6 +180,13 @@ def test_the_study_runs_and_continues_where_it_was_stopped(tmp_path, data_folder
     assert main(["run", "--config", str(SMOKE), "--output_dir", str(tmp_path), "--workers", "0"]) == 0
     assert all(unit.result(tmp_path).stat().st_mtime_ns == time for unit, time in times.items())
     assert all(unit.result(tmp_path).is_file() for unit in units)
+
+    archive, elsewhere = tmp_path / "kept.jsonl", tmp_path / "elsewhere"
+    assert main(["save", "--output_dir", str(tmp_path), "--file", str(archive)]) == 0
+    assert main(["restore", "--output_dir", str(elsewhere), "--file", str(archive)]) == 0
+    assert read_results(elsewhere) == read_results(tmp_path)
+    assert (elsewhere / "settings.json").read_text() == (tmp_path / "settings.json").read_text()
+    assert undone(SETTINGS, units, elsewhere) == []
 
     report = tmp_path / "report"
     assert main(["tables", "--output_dir", str(tmp_path), "--report_dir", str(report)]) == 0
