@@ -11,6 +11,8 @@ from typing import Any
 # What the command needs is imported when it runs, so that `fusmae --help` is quick.
 
 PACKAGE = "fusmae_hf"
+EXAMPLE_PAIRS = "bigearthnet-common==2.8.0"
+"""Carries six pairs of BigEarthNet v1; its own requirements stay out."""
 
 
 def add_doctor(commands: Any, parents: list[argparse.ArgumentParser]) -> None:
@@ -116,6 +118,10 @@ def _doctor(_: argparse.Namespace) -> int:
         print(f"{title}: {'complete' if not lines else ', '.join(lines)}")
         if lines:
             print(f'  pip install -e ".[{extra}]"' if extra else "  pip install -e .", "in a clone of the repository")
+    pairs = _version("bigearthnet-common")
+    print(f"six real pairs: {'installed' if pairs else 'not installed'}")
+    if not pairs:
+        print(f"  pip install --no-deps {EXAMPLE_PAIRS}")
     broken += missing[""]
     print(f"\nBroken: {'; '.join(broken)}." if broken else "\nEverything required works.")
     return 1 if broken else 0

@@ -37,6 +37,12 @@ def test_a_missing_package_of_an_extra_is_shown_with_its_command_and_is_no_error
     assert "other-package" not in printed
 
 
+def test_example_pairs_that_are_not_there_are_shown_with_their_command(monkeypatch, capsys):
+    monkeypatch.setattr(doctor, "_version", lambda name: None if name == "bigearthnet-common" else "99")
+    main(["doctor"])
+    assert "pip install --no-deps bigearthnet-common==2.8.0" in capsys.readouterr().out
+
+
 def test_attention_that_does_not_run_is_an_error(monkeypatch, capsys):
     monkeypatch.setattr(doctor, "attention_kernels", lambda _: {"float32": [], "bfloat16": []})
     assert main(["doctor"]) == 1
