@@ -29,7 +29,8 @@ from fusmae_hf.data.readers.bigearthnet import BigEarthNet, example_pairs_root
 from fusmae_hf.data.readers.reben import ReBEN
 from fusmae_hf.data.simulation import SimulatedPairs
 from fusmae_hf.evaluation.confidence import mean_and_interval
-from fusmae_hf.hub import ProbeScore, write_model_card
+from fusmae_hf.hub import write_model_card
+from fusmae_hf.probe_scores import ProbeScore
 from fusmae_hf.training.sources import EMBEDDED_DEFAULT
 
 HERE = Path(__file__).parent

@@ -6,7 +6,8 @@ from typing import Any
 from huggingface_hub import EvalResult, ModelCardData
 
 from .data.pairs import PairsInfo
-from .hub import card_fields, dataset_names, save_card, write_eval_results
+from .eval_results import write_eval_results
+from .hub import card_fields, dataset_names, save_card
 from .modeling.configuration_fusmae import FusMAEConfig
 from .modeling.image_processing_fusmae import FusMAEImageProcessor
 from .plain_markdown import inline

@@ -3,21 +3,17 @@
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import yaml
-from huggingface_hub import EvalResult, EvalResultEntry, ModelCard, ModelCardData, eval_result_entries_to_yaml
-from huggingface_hub.constants import EVAL_RESULTS_FOLDER
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from .data.pairs import PairsInfo
+from .eval_results import write_eval_results
 from .modeling.configuration_fusmae import FusMAEConfig
 from .modeling.image_processing_fusmae import FusMAEImageProcessor
 from .plain_markdown import code, inline
-
-if TYPE_CHECKING:
-    from .evaluation.confidence import Interval
+from .probe_scores import ProbeScore, probe_table
 
 CITATION = """\
 @misc{chantohing2024fusmae,
@@ -119,43 +115,6 @@ _UNITS = {
 }
 
 _TAGS = ["remote-sensing", "sentinel-1", "sentinel-2", "sar", "masked-autoencoder", "data-fusion", "fusmae"]
-
-
-@dataclass(frozen=True)
-class ProbeScore:
-    """What a linear probe of some features reached, for a card.
-
-    Attributes:
-        encoder: whose features.
-        sensors: which sensors were shown, in words.
-        labels: share of the labels that the probe learnt from, in words.
-        metric: name of the score.
-        score: mean over the seeds, in [0, 1], and its 95 % interval.
-        seeds: how many.
-    """
-
-    encoder: str
-    sensors: str
-    labels: str
-    metric: str
-    score: "Interval"
-    seeds: int
-
-
-def probe_table(scores: Sequence[ProbeScore]) -> str:
-    """Markdown table of probes: a row for each encoder and choice of sensors, a column for each share of labels."""
-    shares = list(dict.fromkeys(score.labels for score in scores))
-    rows: dict[tuple[str, str], dict[str, str]] = {}
-    for score in scores:
-        low, high = 100 * score.score.low, 100 * score.score.high
-        cell = f"{100 * score.score.estimate:.1f}" + (f" [{low:.1f}, {high:.1f}]" if high > low else "")
-        rows.setdefault((score.encoder, score.sensors), {})[score.labels] = cell
-    lines = [f"| features | sensors | {' | '.join(f'{share} of the labels' for share in shares)} |"]
-    lines.append("|---|---|" + "---|" * len(shares))
-    lines += [
-        f"| {encoder} | {sensors} | {' | '.join(cells.values())} |" for (encoder, sensors), cells in rows.items()
-    ]
-    return "\n".join(lines)
 
 
 def results_table(metrics: dict[str, float], held_out: dict[str, int]) -> str:
@@ -298,25 +257,6 @@ def _reading(metrics: dict[str, float], held_out: dict[str, int]) -> str:
     parts = [f"Better than interpolation on {', '.join(better)}."] if better else []
     parts += [f"**Not better than interpolation on {', '.join(worse)}.**"] if worse else []
     return " ".join(parts)
-
-
-def write_eval_results(folder: Path, results: Sequence[EvalResult]) -> None:
-    """Write `.eval_results/results.yaml`, from which the Hub takes results today; the card's model-index is older."""
-    entries = [
-        EvalResultEntry(
-            dataset_id=result.dataset_type,
-            task_id=result.task_type,
-            value=result.metric_value,
-            notes=f"{result.metric_name}; {result.dataset_name}",
-        )
-        for result in results
-    ]
-    path = folder / EVAL_RESULTS_FOLDER / "results.yaml"
-    if not entries:
-        path.unlink(missing_ok=True)
-        return
-    path.parent.mkdir(exist_ok=True)
-    path.write_text(yaml.safe_dump(eval_result_entries_to_yaml(entries), sort_keys=False), encoding="utf-8")
 
 
 def _geography(info: PairsInfo) -> str | None:
