@@ -258,9 +258,9 @@ def band_positions(wanted: Sequence[str], given: Sequence[str], what: str) -> li
 
 def did_you_mean(names: Sequence[str], needed: Sequence[str] = KNOWN_BANDS) -> str:
     """A sentence for each name that is no known band but near to one that is needed."""
-    known = {_plain(name): name for name in (*KNOWN_BANDS, *needed)}
+    known = {_plain(name): name for name in (*KNOWN_BANDS, *needed) if isinstance(name, str)}
     sentences = []
-    for name in names:
+    for name in (name for name in names if isinstance(name, str)):
         near = difflib.get_close_matches(_plain(name), known, n=1) if name not in known.values() else []
         if near and known[near[0]] in needed:
             sentences.append(f" {name!r}: did you mean {known[near[0]]!r}?")
