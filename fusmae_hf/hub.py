@@ -45,8 +45,8 @@ must be checked before use."""
 """What its places and times mean for a checkpoint trained on BigEarthNet."""
 
 SIMULATED_GEOGRAPHY = """\
-Simulated scenes are of no real place: shapes, spectra and backscatter follow rules that somebody made up, with the
-land cover and the band statistics of central Europe in mind. What such training leaves out is unknown."""
+Simulated scenes are of no real place: shapes, spectra and backscatter follow made-up rules, with the band statistics
+of BigEarthNet in mind. What such training leaves out is unknown."""
 """What made-up scenes mean for a checkpoint."""
 
 _OPENING = """

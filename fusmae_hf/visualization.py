@@ -278,7 +278,8 @@ def reconstruct_images(
         visible = visible_pixels(outputs[f"mask{suffix}"], height, width, size)
         logits = outputs[f"logits{suffix}"].float()
         if model.config.norm_pix_loss:
-            logits = model._assume_levels(logits, images, visible)
+            valid = inputs.get(f"pixel_mask{suffix}")
+            logits = model._assume_levels(logits, images, visible if valid is None else visible & valid)
         predicted = unpatchify(logits, size, height, width)
         kept = torch.where(visible[:, None], images, predicted)
         pictures[sensor] = {

@@ -275,7 +275,8 @@ def main(argv: list[str] | None = None) -> None:
         )
         logging.basicConfig(level=logging.INFO if arguments.should_log else logging.WARNING, format="%(message)s")
         arguments.scale_learning_rate()
-        print(f"Learning rate {arguments.learning_rate:.3g} for {arguments.global_batch_size} pairs a step.")
+        if arguments.should_log:
+            print(f"Learning rate {arguments.learning_rate:.3g} for {arguments.global_batch_size} pairs a step.")
         require_writable(arguments.output_dir)
         if learning.sensors != "both":
             arguments.ddp_find_unused_parameters = True  # the fusion sees one sensor
