@@ -91,3 +91,25 @@ def test_errors_are_reconstruction_minus_input_where_it_was_hidden(model, inputs
     expected = np.where(sar["visible"][0], np.nan, (sar["reconstruction"] - sar["original"])[0, 0])
     assert np.allclose(error, expected, equal_nan=True)
     assert axes[8].get_ylabel() == "SAR VV"
+
+
+def test_hidden_patches_are_shown_without_the_brightness_that_only_the_truth_knows(inputs):
+    torch.manual_seed(0)
+    config = FusMAEConfig.from_preset("tiny", num_hidden_layers=1, decoder_num_hidden_layers=1, norm_pix_loss=True)
+    model, processor = FusMAEForPreTraining(config).eval(), FusMAEImageProcessor()
+    patches = (inputs["pixel_values"].shape[2] // config.patch_size) ** 2
+    noise = {name: torch.rand(1, patches) for name in ("noise", "noise_sar")}
+    given = dict(inputs)
+    for suffix in ("", "_sar"):  # a corner without data
+        given[f"pixel_mask{suffix}"] = torch.ones(1, *inputs["pixel_values"].shape[2:], dtype=torch.bool)
+        given[f"pixel_mask{suffix}"][:, :20, :20] = False
+    with torch.no_grad():
+        masks = model(**given, **noise)
+        expected = model.reconstruct(**given, mask=masks.mask, mask_sar=masks.mask_sar)
+    pictures = reconstruct_images(model, given | noise, processor)
+    for sensor, suffix in (("optical", ""), ("sar", "_sar")):
+        hidden = ~pictures[sensor]["visible"][0]
+        wanted = processor.denormalize(expected[f"pixel_values{suffix}"], sensor).numpy()
+        np.testing.assert_allclose(
+            pictures[sensor]["reconstruction"][0][:, hidden], wanted[0][:, hidden], rtol=1e-3, atol=1e-2
+        )
