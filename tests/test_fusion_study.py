@@ -222,15 +222,26 @@ def test_a_second_study_in_one_folder_is_refused(tmp_path):
         run_study(SETTINGS, tmp_path, workers=0)
 
 
-def test_results_of_other_settings_are_not_mixed(tmp_path):
-    def nothing(unit):
-        return False
+def test_units_are_done_in_the_order_of_the_patterns(tmp_path, monkeypatch):
+    done = []
+    monkeypatch.setattr(units_module, "prepare_data", lambda *arguments: None)
+    monkeypatch.setattr(units_module, "_run_here", lambda settings, units, folder, bar: done.extend(units) or [])
+    units = all_units(SETTINGS)
+    run_study(SETTINGS, tmp_path, workers=0, only=(str(units[-1]), "simulated/*"))
+    assert done == [units[-1], *units[:-1]]
 
+
+def test_a_pattern_that_fits_no_unit_is_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"fits \['simulatd/\*'\]; units are called like simulated/pretrain/"):
+        run_study(SETTINGS, tmp_path, workers=0, only=("simulatd/*",))
+
+
+def test_results_of_other_settings_are_not_mixed(tmp_path):
     simulated = SETTINGS.datasets["simulated"]
 
     def run(**changes):
         changed = dataclasses.replace(SETTINGS, datasets={"simulated": dataclasses.replace(simulated, **changes)})
-        return run_study(changed, tmp_path, workers=0, only=nothing)
+        return run_study(changed, tmp_path, workers=0, only=())
 
     run()
     run(seeds=(0, 1, 2))

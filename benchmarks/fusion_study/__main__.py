@@ -14,7 +14,6 @@ can be stopped at any time. OMBRIA is read from `FUSMAE_REAL_DATA/ombria`, or fr
 import argparse
 import sys
 from collections import Counter
-from fnmatch import fnmatch
 from pathlib import Path
 
 from .archive import restore_results, save_results
@@ -50,7 +49,13 @@ def main(arguments: list[str] | None = None) -> int:
             command.add_argument("--report_dir", type=Path, required=True, help="where to write")
         if name == "run":
             command.add_argument("--workers", type=int, default=1, help="processes of one thread (0: this one alone)")
-            command.add_argument("--only", default="*", help="pattern of units, such as 'simulated/*-seed0'")
+            command.add_argument(
+                "--only",
+                nargs="+",
+                default=["*"],
+                metavar="PATTERN",
+                help="units to do, such as 'simulated/*-seed0'; those of an earlier pattern come first",
+            )
     given = parser.parse_args(arguments)
     if given.command == "tables":
         print(write_tables(given.output_dir, given.report_dir))
@@ -68,7 +73,7 @@ def main(arguments: list[str] | None = None) -> int:
             print(f"{dataset:12} {stage:10} {done[dataset, stage]:4} of {count}")
     else:
         settings = read_settings(given.config)
-        failed = run_study(settings, given.output_dir, given.workers, lambda unit: fnmatch(str(unit), given.only))
+        failed = run_study(settings, given.output_dir, given.workers, given.only)
         for unit in failed:
             print(f"not done: {unit}", file=sys.stderr)
         return 1 if failed else 0

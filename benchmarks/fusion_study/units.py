@@ -2,15 +2,17 @@
 
 import dataclasses
 import fcntl
+import itertools
 import json
 import os
 import platform
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from contextlib import contextmanager
+from fnmatch import fnmatch
 from functools import lru_cache
 from multiprocessing import get_context, parent_process
 from pathlib import Path
@@ -164,27 +166,29 @@ def _keep_settings(settings: Settings, folder: Path) -> None:
     write_atomically(path, json.dumps(kept, indent=1).encode())
 
 
-def run_study(
-    settings: Settings, folder: Path, workers: int, only: Callable[[Unit], bool] = lambda unit: True
-) -> list[Unit]:
+def run_study(settings: Settings, folder: Path, workers: int, only: Sequence[str] = ("*",)) -> list[Unit]:
     """Do all units that are not done yet.
 
     Args:
         settings: of the study.
         folder: where data, checkpoints and results are kept.
         workers: processes, of one thread each; 0 does everything in this one.
-        only: which units to do.
+        only: patterns (`fnmatch`) of the units to do; those of an earlier pattern come first.
 
     Returns:
         Units that failed, or that need one that did. What went wrong is in `failed/` of the folder.
 
     Raises:
-        ValueError: the folder holds results of other settings.
+        ValueError: the folder holds results of other settings, or a pattern fits no unit.
         RuntimeError: another process works in the folder.
     """
     with _alone(folder):
         _keep_settings(settings, folder)
-        units = [unit for unit in all_units(settings) if only(unit)]
+        known = all_units(settings)
+        matched = {pattern: [unit for unit in known if fnmatch(str(unit), pattern)] for pattern in only}
+        if unmatched := [pattern for pattern, found in matched.items() if not found]:
+            raise ValueError(f"No unit of the study fits {unmatched}; units are called like {known[0]}.")
+        units = list(dict.fromkeys(itertools.chain.from_iterable(matched.values())))
         missing = undone(settings, units, folder)
         for name in dict.fromkeys(unit.dataset for unit in missing):
             prepare_data(settings.datasets[name], tuple(settings.shifts), folder / "data" / name, workers)
