@@ -195,7 +195,7 @@ def test_the_study_runs_and_continues_where_it_was_stopped(tmp_path, data_folder
     assert all(f"| {unit.variant} |" in tables for unit in units)
     assert {path.name for path in report.glob("*.png")} == {
         f"simulated-{name}.png"
-        for name in ("bars", "label-fractions", "gains-by-class", "misregistration", "attention")
+        for name in ("bars", "label-fractions", "gains-by-class", "misregistration", "missing-sensor", "attention")
     }
     records = json.loads((report / "results.json").read_text())
     assert len(records) == len(units)

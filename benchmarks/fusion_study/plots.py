@@ -1,4 +1,4 @@
-"""Plots of the results: bars, learning curves, gains by class, misregistration, attention."""
+"""Plots of the results: bars, learning curves, gains by class, misregistration, a missing sensor, attention."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,6 +20,7 @@ COMPARED = (
     "contrastive", "combined", "random-early",
 )  # fmt: skip
 MARKERS = "osD^vP*X<"
+MISSING_COLOURS = ("#444444", "#2166ac", "#92c5de", "#b2182b", "#f4a582")
 DOTS_PER_INCH = 120
 
 
@@ -38,6 +39,7 @@ def write_plots(folder: Path, report: Path) -> list[Path]:
             ("label-fractions", draw_fractions),
             ("gains-by-class", draw_gains),
             ("misregistration", draw_misregistration),
+            ("missing-sensor", draw_missing_sensor),
             ("attention", draw_attention),
         ):
             figure = draw(of_dataset)
@@ -165,6 +167,39 @@ def draw_misregistration(records: list[Record]) -> "Figure | None":
         _curves(axis, found)
         axis.set_xlabel("SAR moved by (px)")
         axis.set_title(title, fontsize=9)
+        axis.tick_params(labelsize=7)
+    axis.legend(fontsize=6, loc="center left", bbox_to_anchor=(1, 0.5))
+    return figure
+
+
+def draw_missing_sensor(records: list[Record]) -> "Figure | None":
+    """Scores of pairs without a sensor, beside those of complete pairs.
+
+    Either the probe was fitted on complete pairs, and the sensor is missing in the test alone, or one was fitted
+    without it.
+    """
+    panels = _panels(records)
+    if not panels:
+        return None
+    rows = -(-len(panels) // 2)
+    figure = new_figure(12, 3.6 * rows)
+    axes = figure.subplots(rows, -(-len(panels) // rows), sharex=True, squeeze=False).flat
+    for axis, (kind, metric, title) in zip(axes, panels, strict=True):
+        found = {"both": scores(records, "probe", kind, "both", "1.0", metric)}
+        for sensor, name in (("optical", "optical"), ("sar", "SAR")):
+            found[f"{name}, fitted on both"] = scores(records, "probe", "robustness", kind, f"{sensor} alone", metric)
+            found[f"{name}, fitted on it"] = scores(records, "probe", kind, sensor, "1.0", metric)
+        names = [name for name in COMPARED if name in found["both"]]
+        for number, (label, of_label) in enumerate(found.items()):
+            places = [place for place, name in enumerate(names) if name in of_label]
+            if places:
+                means, halves = zip(*(_point(list(of_label[names[place]].values())) for place in places), strict=True)
+                left = [place + (number - len(found) / 2) / (len(found) + 1) for place in places]
+                colour = MISSING_COLOURS[number]
+                axis.bar(left, means, 1 / (len(found) + 1), yerr=halves, color=colour, ecolor="black", label=label)
+        axis.set_xticks(range(len(names)), names, rotation=40, ha="right")
+        axis.set_ylabel(title, fontsize=8)
+        axis.set_ylim(bottom=0)
         axis.tick_params(labelsize=7)
     axis.legend(fontsize=6, loc="center left", bbox_to_anchor=(1, 0.5))
     return figure

@@ -95,9 +95,10 @@ def write_tables(folder: Path, report: Path) -> str:
         "Per cent, mean over seeds [95 % interval]. `vs none`: difference to no fusion under the same masks, seed by "
         "seed; `vs stacked`: to all bands in one stream."
     ]
+    base = json.loads((folder / "settings.json").read_text())["factors_of"]
     for dataset in dict.fromkeys(record["dataset"] for record in records):
         of_dataset = [record for record in records if record["dataset"] == dataset]
-        parts += [f"## {dataset}", *_dataset_tables(of_dataset)]
+        parts += [f"## {dataset}", *_dataset_tables(of_dataset, base)]
     text = "\n\n".join(parts)
     report.mkdir(parents=True, exist_ok=True)
     (report / "tables.md").write_text(text + "\n")
@@ -105,9 +106,10 @@ def write_tables(folder: Path, report: Path) -> str:
     return text
 
 
-def _dataset_tables(records: list[Record]) -> list[str]:
-    parts: list[str] = []
+def _dataset_tables(records: list[Record], base: str) -> list[str]:
     names = variants_in_order(records)
+    parts = [*_summary("probe", records, names), *_factors_table(records, names, base)]
+    parts += _summary("finetune", records, names)
     fractions = _keys(records, "probe", "patches", "both")
     for kind, metrics in METRICS.items():
         for metric, title in metrics.items():
@@ -122,6 +124,57 @@ def _dataset_tables(records: list[Record]) -> list[str]:
     parts += _robustness_tables(records, names)
     parts += _attention_tables(records)
     return [*parts, "### Pretraining", _compute_table(records, names)]
+
+
+def _summary(stage: str, records: list[Record], names: list[str]) -> list[str]:
+    """The scores that matter most of probes or of fine-tuning, in one table."""
+    scenes = bool(scores(records, "probe", "scenes", "both", "1.0", "ap_macro"))
+    kind = ("scenes" if scenes else "patches",) if stage == "probe" else ()
+    metric, title, need_both = (
+        ("ap_macro", "AP macro", "ap_need_both") if scenes else ("mean_iou", "mean IoU", "iou_need_both")
+    )
+    fractions = _keys(records, stage, *kind, "both")
+    if not fractions:
+        return []
+    most = max(fractions, key=float)
+    columns = {
+        f"both, {float(fraction):.0%}": scores(records, stage, *kind, "both", fraction, metric)
+        for fraction in fractions
+    }
+    all_labels = scores(records, stage, *kind, "both", most, metric)
+    columns["need both"] = scores(records, stage, *kind, "both", most, need_both)
+    columns["SAR alone"] = scores(records, stage, *kind, "sar", most, metric)
+    columns["optical alone"] = scores(records, stage, *kind, "optical", most, metric)
+    if stage == "probe" and scenes:
+        columns["patches, mean IoU"] = scores(records, stage, "patches", "both", most, "mean_iou")
+    columns = {column: found for column, found in columns.items() if found}
+    rows = [
+        [
+            name,
+            *(cell(list(found.get(name, {}).values())) for found in columns.values()),
+            difference(all_labels, name, reference_of(name)),
+        ]
+        for name in names
+        if name in all_labels
+    ]
+    what = "Linear probe" if stage == "probe" else "Fine-tuned"
+    heading = f"### {what}, in short: {title}; columns without a share are of {float(most):.0%} of the labels"
+    return [heading, markdown(["variant", *columns, f"vs none, {float(most):.0%}"], rows)]
+
+
+def _factors_table(records: list[Record], names: list[str], base: str) -> list[str]:
+    """What a change of a single field of the configuration does to the probes with all labels."""
+    names = [name for name in names if name.startswith("factor-")]
+    columns = {}
+    for kind, metrics in METRICS.items():
+        for metric, title in metrics.items():
+            found = scores(records, "probe", kind, "both", "1.0", metric)
+            if base in found:
+                columns[f"{kind}: {title}"] = found
+    if not names or not columns:
+        return []
+    rows = [[name, *(difference(found, name, base) for found in columns.values())] for name in names]
+    return [f"### A single field changed, against {base}: probes, all labels", markdown(["variant", *columns], rows)]
 
 
 def _probe_table(records: list[Record], names: list[str], kind: str, fraction: str, metric: str, both: Scores) -> str:
