@@ -46,6 +46,21 @@ ENCODERS = {
     "the same model, not trained": ("--from_scratch", "true", "--preset", "tiny"),
     "mean and deviation of each band": ("--features", "bands"),
 }
+STUDY = HERE.parent / "benchmarks" / "results" / "fusion-study"
+STUDIED = """\
+Ways to join both sensors, compared at equal pretraining compute and equal depth (`docs/study.md`): linear probes of frozen
+features, mean [95 % interval] over three seeds. These are encoders of a smaller size (96 wide, 4 layers) trained for the
+comparison, **not this checkpoint**. Fields that this checkpoint shares with the best of them: `norm_pix_loss`, mask ratio
+and strategy, both fusions, decoder depth.
+
+Simulated pairs:
+
+{simulated}
+
+OMBRIA, real floods, one polarisation and three optical bands (Drakonakis et al. 2022):
+
+{ombria}"""
+
 SENSORS = {"both": "both", "sar": "SAR", "optical": "optical"}
 FILES = ("config.json", "model.safetensors", "preprocessor_config.json", "run.json", "README.md")
 
@@ -202,6 +217,11 @@ def write_card(run_folder: Path, mixture_info: PairsInfo, labelled: Path, scores
         probe_scores=scores,
         probed_on=f"{sum(shard.rows for shard in test):,} simulated test pairs (seed {LABELLED_SEED}) of places that "
         "pretraining never saw",
+        more={
+            "The fusion, compared": STUDIED.format(
+                **{name: (STUDY / f"short-{name}.md").read_text().strip() for name in ("simulated", "ombria")}
+            )
+        },
     )
 
 

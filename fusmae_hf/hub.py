@@ -97,6 +97,13 @@ visible ones by a Gaussian.
 
 {reading}"""
 
+_NORMALISED_RESULTS = """\
+Mean squared error on masked pixels with data, each patch of a sensor normalised by its own mean and standard deviation
+(`norm_pix_loss`); one run, seed {seed}. A flat patch, the same in all bands, scores 1. The model has not learned the
+brightness of a patch, so there is no comparison with interpolation.
+
+{results}"""
+
 _PROBES = """\
 Linear probes of frozen features (logistic regression on the mean of the patch tokens; *AP macro* of the classes of
 scenes, in per cent) on {probed_on}: mean and 95 % interval over
@@ -126,14 +133,21 @@ def results_table(metrics: dict[str, float], held_out: dict[str, int]) -> str:
     """
     if not held_out:
         return "Nothing was held out."
-    lines = ["| held out | pairs | sensor | model | visible mean | interpolated |", "|---|---|---|---|---|---|"]
+    kinds = {"": "model", "_visible_mean": "visible mean", "_interpolation": "interpolated"}
+    kinds = {kind: title for kind, title in kinds.items() if any(key.endswith(f"_loss{kind}") for key in metrics)}
+    lines = [f"| held out | pairs | sensor | {' | '.join(kinds.values())} |", "|---|---|---|" + "---|" * len(kinds)]
     for name, pairs in held_out.items():
         for sensor in ("optical", "sar"):
-            keys = [f"eval_{name}_{sensor}_loss{kind}" for kind in ("", "_visible_mean", "_interpolation")]
+            keys = [f"eval_{name}_{sensor}_loss{kind}" for kind in kinds]
             if keys[0] in metrics:
                 values = [f"{metrics[key]:.4f}" if key in metrics else "-" for key in keys]
                 lines.append(" | ".join([f"| {name}", str(pairs), sensor, *values]) + " |")
     return "\n".join(lines)
+
+
+def error_unit(config: FusMAEConfig) -> str:
+    """What held-out errors are measured in."""
+    return "normalised patches, 1 is a flat one" if config.norm_pix_loss else "squared standard deviations"
 
 
 def write_model_card(
@@ -148,6 +162,7 @@ def write_model_card(
     shown_as: str | None = None,
     probe_scores: Sequence[ProbeScore] = (),
     probed_on: str = "",
+    more: Mapping[str, str] | None = None,
 ) -> Path:
     """Write `README.md`, the model card, and `.eval_results/results.yaml` into a checkpoint folder.
 
@@ -162,6 +177,7 @@ def write_model_card(
         shown_as: where the card says that the checkpoint is; the name of the folder by default.
         probe_scores: what linear probes of its features reached, those of other features for comparison after them.
         probed_on: on which pairs.
+        more: further sections by title, put before the limits.
 
     Returns:
         Path of the card.
@@ -213,8 +229,9 @@ def write_model_card(
         "Sensors": _SENSORS.format(**fields),
         "Training data": _DATA.format(**fields),
         "Recipe": _RECIPE.format(**fields),
-        "Held-out reconstruction": _RESULTS.format(**fields),
+        "Held-out reconstruction": (_NORMALISED_RESULTS if config.norm_pix_loss else _RESULTS).format(**fields),
         "Features": _PROBES.format(**probes, seeds=probe_scores[0].seeds) if probes else None,
+        **(more or {}),
         "Limits": LIMITS,
         "Bias and geography": _geography(info),
         "Environmental cost": _cost(record),

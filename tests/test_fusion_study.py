@@ -197,7 +197,8 @@ def test_the_study_runs_and_continues_where_it_was_stopped(tmp_path, data_folder
         f"simulated-{name}.png"
         for name in ("bars", "label-fractions", "gains-by-class", "misregistration", "missing-sensor", "attention")
     }
-    records = json.loads((report / "results.json").read_text())
+    assert "| Fus-MAE: early fusion, query fusion |" in (report / "short-simulated.md").read_text()
+    records = read_results(tmp_path)
     assert len(records) == len(units)
     steps = {r["variant"]: r["steps"] for r in records if r["stage"] == "pretrain"}
     assert steps["combined"]["pair"] < steps["both-independent"]["pair"]

@@ -16,7 +16,7 @@ from transformers import set_seed
 from fusmae_hf import FusMAEConfig, FusMAEForPreTraining, FusMAEImageProcessor
 from fusmae_hf.checkpoint_loading import looked_up
 from fusmae_hf.data.pairs import PairsInfo
-from fusmae_hf.hub import results_table, write_model_card
+from fusmae_hf.hub import error_unit, results_table, write_model_card
 from fusmae_hf.training.arguments import DataArguments, ModelArguments, PretrainingArguments, parse_arguments
 from fusmae_hf.training.callbacks import PictureCallback
 from fusmae_hf.training.checkpoints import CheckpointNotWrittenError
@@ -51,7 +51,7 @@ def build_processor(
     return fresh_processor(data, info, config)
 
 
-def summary(folder: Path, record: dict, metrics: dict[str, float]) -> str:
+def summary(folder: Path, record: dict, metrics: dict[str, float], unit: str) -> str:
     """Where everything is, what was measured, and what to try next."""
     pictures = sorted(path.name for path in folder.glob("*.png"))
     return "\n".join(
@@ -60,7 +60,7 @@ def summary(folder: Path, record: dict, metrics: dict[str, float]) -> str:
             f"Done: {record['steps']:,} steps of {record['global_batch_size']} pairs on {record['pairs']:,} pairs of "
             f"{record['data']}{' (simulated imagery)' if record['simulated'] else ''}.",
             "",
-            "Held-out error on masked pixels (squared standard deviations; lower is better):",
+            f"Held-out error on masked pixels ({unit}; lower is better):",
             results_table(metrics, record["held_out"]),
             "",
             f"In {folder}:",
@@ -131,7 +131,7 @@ def main(argv: list[str] | None = None) -> None:
         )
         if arguments.push_to_hub:
             print(trainer.push_to_hub())
-        print(summary(folder, record, metrics))
+        print(summary(folder, record, metrics, error_unit(model.config)))
 
 
 if __name__ == "__main__":

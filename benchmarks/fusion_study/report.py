@@ -15,6 +15,23 @@ METRICS = {
     "scenes": {"ap_macro": "AP macro", "ap_need_both": "AP, need both"},
     "patches": {"mean_iou": "mean IoU", "iou_need_both": "IoU, need both", "accuracy": "accuracy", "ap": "AP flooded"},
 }
+SHORT = {
+    "both-independent": "Fus-MAE: early fusion, query fusion",
+    "early-independent": "early fusion alone",
+    "query-independent": "query fusion alone",
+    "latent-independent": "latent fusion alone",
+    "none-independent": "no cross-attention, one encoder of both sensors",
+    "two-streams": "an encoder for each sensor, features side by side",
+    "stacked": "all bands stacked to one image",
+    "optical-only": "optical alone",
+    "sar-only": "SAR alone",
+    "contrastive": "contrastive, SAR against optical",
+    "combined": "Fus-MAE and contrastive",
+    "random-early": "not trained",
+    "raw-linear": "statistics of the bands",
+    "raw-forest": "statistics of the bands, random forest",
+}
+"""Rows of the short tables, in words."""
 FINETUNED = {"ap_macro": "AP macro", "ap_need_both": "AP, need both", "mean_iou": "mean IoU"}
 
 
@@ -79,8 +96,23 @@ def variants_in_order(records: Iterable[Record]) -> list[str]:
     return sorted(found, key=lambda name: found[name])
 
 
+def short_table(records: list[Record]) -> str:
+    """What probes of both sensors reach with each share of the labels, of the rows that matter most."""
+    scenes = bool(scores(records, "probe", "scenes", "both", "1.0", "ap_macro"))
+    kind, metric, title = ("scenes", "ap_macro", "AP macro") if scenes else ("patches", "mean_iou", "mean IoU")
+    fractions = _keys(records, "probe", kind, "both")
+    found = {fraction: scores(records, "probe", kind, "both", fraction, metric) for fraction in fractions}
+    rows = [
+        [row, *(cell(list(of_fraction.get(name, {}).values())) for of_fraction in found.values())]
+        for name, row in SHORT.items()
+        if any(name in of_fraction for of_fraction in found.values())
+    ]
+    head = [f"{kind}, {title} in per cent", *(f"{float(fraction):.0%} of the labels" for fraction in fractions)]
+    return markdown(head, rows)
+
+
 def write_tables(folder: Path, report: Path) -> str:
-    """Write `tables.md` and `results.json` (all results in one) into a folder.
+    """Write `tables.md`, and `short-<data set>.md` with the rows that matter most, into a folder.
 
     Returns:
         The tables.
@@ -95,14 +127,14 @@ def write_tables(folder: Path, report: Path) -> str:
         "Per cent, mean over seeds [95 % interval]. `vs none`: difference to no fusion under the same masks, seed by "
         "seed; `vs stacked`: to all bands in one stream."
     ]
+    report.mkdir(parents=True, exist_ok=True)
     base = json.loads((folder / "settings.json").read_text())["factors_of"]
     for dataset in dict.fromkeys(record["dataset"] for record in records):
         of_dataset = [record for record in records if record["dataset"] == dataset]
         parts += [f"## {dataset}", *_dataset_tables(of_dataset, base)]
+        (report / f"short-{dataset}.md").write_text(short_table(of_dataset) + "\n")
     text = "\n\n".join(parts)
-    report.mkdir(parents=True, exist_ok=True)
     (report / "tables.md").write_text(text + "\n")
-    (report / "results.json").write_text(json.dumps(records))
     return text
 
 

@@ -14,6 +14,7 @@ import fusmae_hf
 from fusmae_hf import FusMAEConfig, FusMAEImageProcessor
 from fusmae_hf.cli import main as run_fusmae
 from fusmae_hf.data.loading import load_pairs
+from fusmae_hf.hub import results_table
 from fusmae_hf.training.arguments import (
     DataArguments,
     ModelArguments,
@@ -244,3 +245,13 @@ def test_pairs_without_statistics_ask_for_them(shards):
     info = dataclasses.replace(load_pairs(shards, "train").info, statistics=None)
     with pytest.raises(ValueError, match="fusmae stats"):
         fresh_processor(PairArguments(), info, FusMAEConfig.from_preset("tiny"))
+
+
+def test_a_table_has_no_columns_of_what_was_not_measured():
+    table = results_table({"eval_loss": 0.75, "eval_some_optical_loss": 0.5, "eval_some_sar_loss": 0.25}, {"some": 3})
+    assert table.splitlines() == [
+        "| held out | pairs | sensor | model |",
+        "|---|---|---|---|",
+        "| some | 3 | optical | 0.5000 |",
+        "| some | 3 | sar | 0.2500 |",
+    ]
