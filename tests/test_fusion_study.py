@@ -1,7 +1,6 @@
 """The fusion study compares at equal compute, keeps places apart, and goes on where it was stopped."""
 
 import dataclasses
-import json
 import os
 from pathlib import Path
 

@@ -80,7 +80,8 @@ class FusMAEConfig(BackboneConfigMixin, PreTrainedConfig):
             not see a sensor at all, which it must reconstruct from the other: one number that holds for each sensor,
             or `{"optical": ..., "sar": ...}`. The first samples of a batch lose optical, the last ones SAR; shares are
             rounded down to whole samples of each process' micro-batch. Batches must come shuffled.
-        norm_pix_loss (`bool`): whether targets are normalised by the mean and variance of their patch.
+        norm_pix_loss (`bool`): whether targets are normalised by the mean and variance of their patch. Features are
+            better for it, but reconstructions know no brightness: False for those.
         optical_loss_weight (`float`): weight of the optical reconstruction loss.
         sar_loss_weight (`float`): weight of the SAR reconstruction loss.
         classifier_norm (`bool`): whether a layer norm stands between the pooled features and the classifier.
@@ -143,7 +144,7 @@ class FusMAEConfig(BackboneConfigMixin, PreTrainedConfig):
     mask_ratio: float | int | dict[str, float | int] = 0.75
     mask_strategy: Literal["independent", "consistent", "complementary"] = "independent"
     modality_dropout: float | int | dict[str, float | int] = 0.0
-    norm_pix_loss: bool = False
+    norm_pix_loss: bool = True
     optical_loss_weight: float | int = 1.0
     sar_loss_weight: float | int = 1.0
     classifier_norm: bool = True
