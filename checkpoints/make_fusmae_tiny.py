@@ -49,9 +49,9 @@ ENCODERS = {
 STUDY = HERE.parent / "benchmarks" / "results" / "fusion-study"
 STUDIED = """\
 Ways to join both sensors, compared at equal pretraining compute and equal depth (`docs/study.md`): linear probes of
-frozen features, mean [95 % interval] over three seeds. These are encoders of a smaller size (96 wide, 4 layers) trained
-for the comparison, **not this checkpoint**, which shares `norm_pix_loss`, mask ratio and strategy, both fusions and the
-decoder's depth with the first row.
+frozen features, mean [95 % interval] over three seeds. These are encoders of a smaller size (96 wide, 4 layers),
+trained for the comparison, **not this checkpoint**. It shares `norm_pix_loss`, mask ratio and strategy, both
+fusions and the decoder's depth with the first row.
 
 Simulated pairs:
 
