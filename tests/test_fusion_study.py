@@ -194,7 +194,15 @@ def test_the_study_runs_and_continues_where_it_was_stopped(tmp_path, data_folder
     assert all(f"| {unit.variant} |" in tables for unit in units)
     assert {path.name for path in report.glob("*.png")} == {
         f"simulated-{name}.png"
-        for name in ("bars", "label-fractions", "gains-by-class", "misregistration", "missing-sensor", "attention")
+        for name in (
+            "bars",
+            "pretraining",
+            "label-fractions",
+            "gains-by-class",
+            "misregistration",
+            "missing-sensor",
+            "attention",
+        )
     }
     assert "| Fus-MAE: early fusion, query fusion |" in (report / "short-simulated.md").read_text()
     records = read_results(tmp_path)

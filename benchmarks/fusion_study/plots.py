@@ -1,4 +1,4 @@
-"""Plots of the results: bars, learning curves, gains by class, misregistration, a missing sensor, attention."""
+"""Plots of the results: bars, curves over compute and labels, gains by class, wrong pairs, attention."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -36,6 +36,7 @@ def write_plots(folder: Path, report: Path) -> list[Path]:
         of_dataset = [record for record in records if record["dataset"] == dataset]
         for name, draw in (
             ("bars", draw_bars),
+            ("pretraining", draw_pretraining),
             ("label-fractions", draw_fractions),
             ("gains-by-class", draw_gains),
             ("misregistration", draw_misregistration),
@@ -95,6 +96,27 @@ def _curves(axis: "Axes", found: dict[float, Scores]) -> None:
         if places:
             means, halves = zip(*(_point(list(found[place][name].values())) for place in places), strict=True)
             axis.errorbar(places, means, halves, marker=marker, markersize=4, linewidth=1, capsize=2, label=name)
+
+
+def draw_pretraining(records: list[Record]) -> "Figure | None":
+    """Reconstruction loss over the operations spent, of masked autoencoders that see a pair in one encoder."""
+    found: dict[str, list[tuple[float, list[float]]]] = {}
+    for record in records:
+        alike = record["stage"] == "pretrain" and record["group"] == "fusion"
+        if alike and record["variant"].endswith("-independent"):
+            of_stream = record["result"]["streams"]["pair"]
+            found.setdefault(record["variant"], []).append((of_stream["tflops"], of_stream["loss_curve"]))
+    if not found:
+        return None
+    figure = new_figure(5, 3.4)
+    axis = figure.subplots()
+    for name, runs in found.items():
+        losses = np.mean([curve for _, curve in runs], axis=0)
+        axis.plot((np.arange(len(losses)) + 0.5) / len(losses) * runs[0][0], losses, linewidth=1, label=name)
+    axis.set_xlabel("operations (TFLOP)")
+    axis.set_ylabel("training loss, mean over seeds")
+    axis.legend(fontsize=6)
+    return figure
 
 
 def draw_fractions(records: list[Record]) -> "Figure | None":
