@@ -165,12 +165,19 @@ def test_held_out_losses_are_means_over_the_pairs_whatever_the_batch(tmp_path, m
     metrics = {}
     for batch_size in (2, 4, 9):
         trainer = make_trainer(tmp_path, held_out=held_out, per_device_eval_batch_size=batch_size)
+        trainer.model.config.norm_pix_loss = False
         metrics[batch_size] = trainer.evaluate()
     for name in [f"eval_simulated_{name}" for name in ("loss", *HELD_OUT_METRICS)]:
         assert metrics[2][name] == pytest.approx(metrics[9][name], rel=1e-4)
         assert metrics[4][name] == pytest.approx(metrics[9][name], rel=1e-4)
     both = metrics[9]["eval_simulated_optical_loss"] + metrics[9]["eval_simulated_sar_loss"]
     assert metrics[9]["eval_simulated_loss"] == pytest.approx(both, rel=1e-4)
+
+
+def test_normalised_targets_are_not_compared_with_reconstructions_of_pixels(tmp_path, make_trainer, shards):
+    metrics = make_trainer(tmp_path, held_out=load_pairs(shards, "validation")).evaluate()
+    assert {"eval_loss", "eval_optical_loss", "eval_sar_loss"} <= set(metrics)
+    assert not [name for name in metrics if name.endswith(("interpolation", "visible_mean"))]
 
 
 def test_datasets_of_different_sensors_are_refused(tmp_path, make_trainer, shards):
