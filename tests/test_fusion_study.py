@@ -13,7 +13,7 @@ from benchmarks.fusion_study import units as units_module
 from benchmarks.fusion_study.__main__ import main
 from benchmarks.fusion_study.attention import _shares, chances
 from benchmarks.fusion_study.data import SPLITS, load_data, prepare_data
-from benchmarks.fusion_study.evaluation import joined
+from benchmarks.fusion_study.evaluation import describe, joined, shown_images
 from benchmarks.fusion_study.pretraining import Pretrainer, batches
 from benchmarks.fusion_study.report import difference, read_results, reference_of
 from benchmarks.fusion_study.settings import DatasetSettings, read_settings
@@ -25,6 +25,7 @@ from benchmarks.fusion_study.variants import (
     stream_config,
     stream_inputs,
 )
+from fusmae_hf import FusMAEModel
 
 STUDY = Path(__file__).parent.parent / "benchmarks" / "fusion_study"
 SMOKE = STUDY / "smoke.yaml"
@@ -255,3 +256,18 @@ def test_results_of_other_settings_are_not_mixed(tmp_path):
     run(seeds=(0, 1, 2))
     with pytest.raises(ValueError, match="other settings"):
         run(budget_tflops=7.0)
+
+
+def test_contrastive_encoders_are_shown_a_sensor_at_a_time(data):
+    variant = VARIANTS["contrastive"]
+    encoders = {"pair": FusMAEModel(stream_config(SETTINGS, variant, data, "pair")).eval()}
+    test, rows = data.splits["test"], np.arange(2)
+    found = {
+        shown: describe(SETTINGS, data, encoders, shown_images(test, shown), rows, alone=True)
+        for shown in ("both", "sar", "optical")
+    }
+    for kind in ("scenes", "patches"):
+        both, sar, optical = (getattr(found[shown], kind)[0] for shown in found)
+        np.testing.assert_allclose(both, (sar + optical) / 2, rtol=1e-3, atol=1e-3)
+    joint = describe(SETTINGS, data, encoders, shown_images(test, "both"), rows)
+    assert not np.allclose(joint.scenes[0], found["both"].scenes[0], rtol=1e-2, atol=1e-2)

@@ -6,6 +6,9 @@ concatenated. Since only they keep the sensors apart, `both, apart` gives every 
 means of optical and of SAR tokens side by side. Probes are fitted on aligned, complete pairs; the one of all labels is
 shown misregistered pairs and pairs without a sensor as well.
 
+Contrastive pretraining shows the encoder a sensor at a time, and never trains what joins both. Of such an encoder each
+sensor is encoded alone here as well, and averaged like the tokens of the others.
+
 Regularisation is chosen on the validation split alone.
 """
 
@@ -67,8 +70,12 @@ def describe(
     encoders: dict[Stream, FusMAEModel],
     images: dict[str, torch.Tensor | None],
     patch_rows: np.ndarray,
+    alone: bool = False,
 ) -> Described:
-    """Features of images; those of patches only for the pairs in `patch_rows`."""
+    """Features of images; those of patches only for the pairs in `patch_rows`.
+
+    With `alone` each sensor is encoded for itself and the results are averaged, as contrastive pretraining knows them.
+    """
     pairs = next(len(given) for given in images.values() if given is not None)
     found = Described([], [])
     for stream, encoder in encoders.items():
@@ -81,11 +88,12 @@ def describe(
             inputs = stream_inputs(stream, data, **part)
             if inputs is None:
                 break
+            calls = [{name: values} for name, values in inputs.items()] if alone else [inputs]
             with autocast(settings):
-                outputs = encoder(**inputs)
-            tokens = [outputs.optical_hidden_state, outputs.sar_hidden_state]
+                outputs = [encoder(**call) for call in calls]
+            tokens = [of_sensor for out in outputs for of_sensor in (out.optical_hidden_state, out.sar_hidden_state)]
             given = [of_sensor for of_sensor in tokens if of_sensor is not None]
-            scenes.append(outputs.pooler_output.float().cpu())
+            scenes.append(torch.stack([out.pooler_output for out in outputs]).mean(dim=0).float().cpu())
             wanted = patch_rows[(patch_rows >= start) & (patch_rows < start + BATCH_SIZE)] - start
             patches.append(torch.stack(given).mean(dim=0)[wanted].float().cpu())
             if len(given) == 2:
@@ -145,7 +153,7 @@ def evaluate(
     def found(split: str, shown: str, sar: torch.Tensor | None = None) -> Described:
         images = shown_images(data.splits[split], shown, sar)
         if variant.has_encoder:
-            return describe(settings, data, encoders, images, rows[split])
+            return describe(settings, data, encoders, images, rows[split], variant.objective == "contrastive")
         return describe_raw(images, data.settings.patch_size, rows[split])
 
     described = {

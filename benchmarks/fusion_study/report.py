@@ -80,7 +80,8 @@ def difference(scores: Scores, variant: str, reference: str) -> str:
         return f"{one[0] - other[0]:+.1f}"
     compared = paired_comparison(one, other)
     found = compared.difference
-    return f"{found.estimate:+.1f} [{found.low:+.1f}, {found.high:+.1f}] p={compared.p_value:.3f}"
+    p_value = f"p={compared.p_value:.3f}" if compared.p_value >= 0.001 else "p<0.001"
+    return f"{found.estimate:+.1f} [{found.low:+.1f}, {found.high:+.1f}] {p_value}"
 
 
 def markdown(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
