@@ -221,6 +221,7 @@ def test_encoders_that_are_gone_are_made_again_if_something_needs_them(tmp_path)
     probe = next(unit for unit in units if needs(SETTINGS, unit))
     probe.result(tmp_path).unlink()
     assert undone(SETTINGS, units, tmp_path) == [needs(SETTINGS, probe), probe]
+    assert needs(SETTINGS, probe).result(tmp_path).is_file()  # in case that it never ends
     needs(SETTINGS, probe).checkpoint(tmp_path).mkdir(parents=True)
     needs(SETTINGS, probe).result(tmp_path).write_text("{}")
     assert undone(SETTINGS, units, tmp_path) == [probe]

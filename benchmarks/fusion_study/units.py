@@ -202,12 +202,12 @@ def run_study(settings: Settings, folder: Path, workers: int, only: Sequence[str
 
 def undone(settings: Settings, units: list[Unit], folder: Path) -> list[Unit]:
     """Units without a result, and pretrainings whose encoders they need but are gone: results are small and kept,
-    encoders are not. A pretraining that is repeated ends with the same weights on the same machine."""
+    encoders are not. A pretraining that is repeated ends with the same weights on the same machine; its result is kept
+    until then."""
     missing = {unit for unit in units if not unit.result(folder).is_file()}
     for unit in tuple(missing):
         before = needs(settings, unit)
         if before in units and not before.checkpoint(folder).is_dir():
-            before.result(folder).unlink(missing_ok=True)
             missing.add(before)
     return [unit for unit in units if unit in missing]
 
@@ -228,10 +228,13 @@ def _dispatch(settings: Settings, units: list[Unit], folder: Path, workers: int,
         while waiting or running:
             for unit in list(waiting):
                 before = needs(settings, unit)
+                ready = before is None or (
+                    before not in waiting and before not in running.values() and before.result(folder).is_file()
+                )
                 if before in failed:
                     waiting.remove(unit)
                     failed.append(unit)
-                elif len(running) < workers and (before is None or before.result(folder).is_file()):
+                elif len(running) < workers and ready:
                     waiting.remove(unit)
                     running[pool.submit(run_unit, settings, unit, folder)] = unit
             if not running:
