@@ -213,7 +213,7 @@ def test_all_processes_decide_alike_on_what_one_of_them_saw(tmp_path, shards, po
     assert math.isfinite(first["weights"])
     if policy == "stop":
         assert first["steps"] == 2
-        assert "micro-batch 0 of process 1: loss not finite (loss inf, optical_loss 0." in first["message"]
+        assert "micro-batch 0 of process 1: loss not finite (loss inf, optical_loss 1." in first["message"]
         assert "of process 0" not in first["message"]
         assert [path.name for path in (tmp_path / "stop/nonfinite/step-3").glob("*.json")] == [
             "process-1-micro-batch-0.json"
