@@ -51,7 +51,8 @@ STUDIED = """\
 Ways to join both sensors, compared at equal pretraining compute and equal depth (`docs/study.md`): linear probes of
 frozen features, mean [95 % interval] over three seeds. These are encoders of a smaller size (96 wide, 4 layers),
 trained for the comparison, **not this checkpoint**. It shares `norm_pix_loss`, mask ratio and strategy, both
-fusions and the decoder's depth with the first row.
+fusions and the decoder's depth with the first row. Its modality dropout of 0.15 is not
+that row's.
 
 Simulated pairs:
 

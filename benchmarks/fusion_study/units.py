@@ -188,7 +188,9 @@ def run_study(settings: Settings, folder: Path, workers: int, only: Sequence[str
         matched = {pattern: [unit for unit in known if fnmatch(str(unit), pattern)] for pattern in only}
         if unmatched := [pattern for pattern, found in matched.items() if not found]:
             raise ValueError(f"No unit of the study fits {unmatched}; units are called like {known[0]}.")
-        units = list(dict.fromkeys(itertools.chain.from_iterable(matched.values())))
+        wanted = dict.fromkeys(itertools.chain.from_iterable(matched.values()))
+        needed = ((needs(settings, unit), unit) for unit in wanted)  # what a unit needs is done before it
+        units = list(dict.fromkeys(unit for pair in needed for unit in pair if unit in wanted))
         missing = undone(settings, units, folder)
         for name in dict.fromkeys(unit.dataset for unit in missing):
             prepare_data(settings.datasets[name], tuple(settings.shifts), folder / "data" / name, workers)
