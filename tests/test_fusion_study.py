@@ -15,7 +15,7 @@ from benchmarks.fusion_study.attention import _shares, chances
 from benchmarks.fusion_study.data import SPLITS, load_data, prepare_data
 from benchmarks.fusion_study.evaluation import describe, joined, shown_images
 from benchmarks.fusion_study.pretraining import Pretrainer, batches
-from benchmarks.fusion_study.report import difference, read_results, reference_of
+from benchmarks.fusion_study.report import difference, read_results, reference_of, with_average, write_tables
 from benchmarks.fusion_study.settings import DatasetSettings, read_settings
 from benchmarks.fusion_study.units import all_units, needs, run_study, undone
 from benchmarks.fusion_study.variants import (
@@ -154,6 +154,22 @@ def test_differences_are_paired_by_seed():
     assert difference(scores, "a", "b").startswith("+5.0 [+5.0, +5.0]")
     assert reference_of("both-latent-complementary") == "none-complementary"
     assert reference_of("stacked") == "none-independent"
+
+
+def test_fusions_are_averaged_in_each_seed_that_all_of_them_have():
+    masks = ("independent", "consistent", "complementary")
+    scores = {f"early-{name}": {0: 1.0, 1: 2.0} for name in masks} | {f"none-{name}": {0: 3.0} for name in masks}
+    averaged = with_average(scores, ["early", "none"])
+    assert averaged["average-consistent"] == {0: 2.0}
+    assert averaged["early-consistent"] == scores["early-consistent"]
+
+
+def test_kept_tables_are_those_of_the_kept_results(tmp_path):
+    results = Path(__file__).parent.parent / "benchmarks" / "results"
+    assert main(["restore", "--output_dir", str(tmp_path), "--file", str(results / "fusion-study.jsonl")]) == 0
+    write_tables(tmp_path, tmp_path / "report")
+    for kept in (results / "fusion-study").glob("*.md"):
+        assert (tmp_path / "report" / kept.name).read_text() == kept.read_text(), kept.name
 
 
 @pytest.mark.slow

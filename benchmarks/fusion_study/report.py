@@ -7,6 +7,8 @@ from typing import Any
 
 from fusmae_hf.evaluation.confidence import mean_and_interval, paired_comparison
 
+from .variants import FUSIONS, STRATEGIES
+
 Record = dict[str, Any]
 Scores = dict[str, dict[int, float]]
 """A score in per cent by variant and seed."""
@@ -141,7 +143,7 @@ def write_tables(folder: Path, report: Path) -> str:
 
 def _dataset_tables(records: list[Record], base: str) -> list[str]:
     names = variants_in_order(records)
-    parts = [*_summary("probe", records, names), *_factors_table(records, names, base)]
+    parts = [*_summary("probe", records, names), *_factors_table(records, names, base), *_masks_tables(records)]
     parts += _summary("finetune", records, names)
     fractions = _keys(records, "probe", "patches", "both")
     for kind, metrics in METRICS.items():
@@ -208,6 +210,47 @@ def _factors_table(records: list[Record], names: list[str], base: str) -> list[s
         return []
     rows = [[name, *(difference(found, name, base) for found in columns.values())] for name in names]
     return [f"### A single field changed, against {base}: probes, all labels", markdown(["variant", *columns], rows)]
+
+
+def with_average(found: Scores, fusions: Sequence[str]) -> Scores:
+    """Scores, and those of `average-<masks>`: the mean of some fusions in each seed that all of them have."""
+    averaged = dict(found)
+    for strategy in STRATEGIES:
+        rows = [found[f"{fusion}-{strategy}"] for fusion in fusions]
+        seeds = sorted(set.intersection(*(set(row) for row in rows)))
+        averaged[f"average-{strategy}"] = {seed: sum(row[seed] for row in rows) / len(rows) for seed in seeds}
+    return averaged
+
+
+def _masks_tables(records: list[Record]) -> list[str]:
+    """Probes with all labels by fusion and masks, where every fusion was pretrained under all masks."""
+    parts = []
+    for kind, metrics in METRICS.items():
+        for metric, title in metrics.items():
+            found = scores(records, "probe", kind, "both", "1.0", metric)
+            fusions = [name for name in FUSIONS if all(f"{name}-{strategy}" in found for strategy in STRATEGIES)]
+            if "none" not in fusions or len(fusions) < 2:
+                continue
+            of_all = with_average(found, fusions)
+            rows = [
+                [
+                    name,
+                    *(cell(list(of_all[f"{name}-{strategy}"].values())) for strategy in STRATEGIES),
+                    *(difference(of_all, f"{name}-{other}", f"{name}-{STRATEGIES[0]}") for other in STRATEGIES[1:]),
+                ]
+                for name in (*fusions, "average")
+            ]
+            head = ["fusion", *STRATEGIES, *(f"{other} - {STRATEGIES[0]}" for other in STRATEGIES[1:])]
+            parts += [f"### Masks, probe of {kind}: {title}, all labels", markdown(head, rows)]
+            fusions.remove("none")
+            of_all = with_average(found, fusions)
+            rows = [
+                [name, *(difference(of_all, f"{name}-{strategy}", f"none-{strategy}") for strategy in STRATEGIES)]
+                for name in (*fusions, "average")
+            ]
+            heading = f"### Fusion - none under the same masks, probe of {kind}: {title}, all labels"
+            parts += [heading, markdown(["fusion", *STRATEGIES], rows)]
+    return parts
 
 
 def _probe_table(records: list[Record], names: list[str], kind: str, fraction: str, metric: str, both: Scores) -> str:
