@@ -135,6 +135,8 @@ def draw_fractions(records: list[Record]) -> "Figure | None":
     axes = figure.subplots(1, len(drawn), squeeze=False)[0]
     for axis, (title, found) in zip(axes, drawn, strict=True):
         _curves(axis, found)
+        low, high = axis.get_ylim()
+        axis.set_ylim(max(0, low), min(100, high))  # intervals of few seeds reach beyond what a score can be
         axis.set_xscale("log")
         axis.set_xticks([0.01, 0.1, 1.0], ["1 %", "10 %", "100 %"])
         axis.minorticks_off()
