@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import re
 from pathlib import Path
 
 import numpy as np
@@ -27,7 +28,8 @@ from benchmarks.fusion_study.variants import (
 )
 from fusmae_hf import FusMAEModel
 
-STUDY = Path(__file__).parent.parent / "benchmarks" / "fusion_study"
+ROOT = Path(__file__).parent.parent
+STUDY = ROOT / "benchmarks" / "fusion_study"
 SMOKE = STUDY / "smoke.yaml"
 SETTINGS = read_settings(SMOKE)
 VARIANTS = all_variants(SETTINGS)
@@ -165,11 +167,24 @@ def test_fusions_are_averaged_in_each_seed_that_all_of_them_have():
 
 
 def test_kept_tables_are_those_of_the_kept_results(tmp_path):
-    results = Path(__file__).parent.parent / "benchmarks" / "results"
+    results = ROOT / "benchmarks" / "results"
     assert main(["restore", "--output_dir", str(tmp_path), "--file", str(results / "fusion-study.jsonl")]) == 0
     write_tables(tmp_path, tmp_path / "report")
-    for kept in (results / "fusion-study").glob("*.md"):
-        assert (tmp_path / "report" / kept.name).read_text() == kept.read_text(), kept.name
+    made, kept = (
+        {path.name: path.read_text() for path in folder.glob("*.md")}
+        for folder in (tmp_path / "report", results / "fusion-study")
+    )
+    assert made == kept
+
+
+def test_scores_of_the_page_are_in_the_kept_tables():
+    def scores(path):
+        rows = [line for line in (ROOT / path).read_text().splitlines() if line.startswith("|")]
+        return {cell for row in rows for cell in map(str.strip, row.split("|")) if re.fullmatch(r"\d.* \[.*\]", cell)}
+
+    on_page = scores("docs/study.md")
+    assert len(on_page) > 300
+    assert on_page <= scores("benchmarks/results/fusion-study/tables.md")
 
 
 @pytest.mark.slow
