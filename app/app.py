@@ -2,7 +2,7 @@
 
 import os
 
-from fusmae_hf.app import build, launch
+from fusmae_hf.app.page import build, launch
 
 if "FUSMAE_CHECKPOINT" not in os.environ:
     raise SystemExit("Set the variable FUSMAE_CHECKPOINT to a pretraining checkpoint: a folder or a Hub id.")

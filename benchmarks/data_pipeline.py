@@ -28,10 +28,10 @@ from tqdm.auto import tqdm
 from fusmae_hf import load_pairs
 from fusmae_hf.data.collation import PairCollator
 from fusmae_hf.data.pairs import Pair
-from fusmae_hf.data.preparation import prepare
-from fusmae_hf.data.readers.reben import ReBEN
-from fusmae_hf.data.simulation import SimulatedPairs
 from fusmae_hf.modeling.sensors_fusmae import OPTICAL_BANDS, OPTICAL_RESOLUTION, SAR_BANDS
+from fusmae_hf.prepare.preparation import prepare
+from fusmae_hf.readers.reben import ReBEN
+from fusmae_hf.simulation.pairs import SimulatedPairs
 
 BATCH_SIZE = 32
 

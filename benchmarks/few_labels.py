@@ -83,7 +83,7 @@ FEW_SCENES = ("--label_fraction", "0.01", "--per_device_train_batch_size", "12")
 
 NEED_BOTH = ("broad-leaved forest", "flooded forest")
 """In the simulation these need both sensors: optically they are the same, and to radar the one looks like coniferous
-forest and the other like urban fabric (`fusmae_hf.data.landcover.LAND_COVER`)."""
+forest and the other like urban fabric (`fusmae_hf.simulation.land_cover.LAND_COVER`)."""
 
 STUDIES = {
     "simulated": Study(

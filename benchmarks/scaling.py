@@ -32,8 +32,8 @@ from tqdm import tqdm
 from train_step import Contender, machine_of, synchronize, train
 
 from fusmae_hf import FusMAEConfig, FusMAEForPreTraining
-from fusmae_hf.data.plotting import new_figure
 from fusmae_hf.flops import pretraining_flops
+from fusmae_hf.plots.pairs import new_figure
 
 
 @dataclass(frozen=True)

@@ -33,9 +33,9 @@ try:
 except ImportError:
     imagecodecs = None
 
-from fusmae_hf.data.readers import bigearthnet, reben
-from fusmae_hf.data.readers.bigearthnet_patches import GRID_METRES, PATCH_METRES
 from fusmae_hf.modeling.sensors_fusmae import OPTICAL_BANDS, OPTICAL_RESOLUTION, SAR_BANDS
+from fusmae_hf.readers import bigearthnet, reben
+from fusmae_hf.readers.bigearthnet_patches import GRID_METRES, PATCH_METRES
 
 
 def read_bytes(path: str) -> bytes:

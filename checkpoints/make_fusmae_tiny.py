@@ -22,15 +22,15 @@ from pathlib import Path
 from typing import Any
 
 from fusmae_hf import FusMAEConfig, FusMAEImageProcessor
-from fusmae_hf.data.dataset_info import FILE_NAME, read_dataset_info
 from fusmae_hf.data.pairs import Pair, PairReader, PairsInfo
-from fusmae_hf.data.preparation import prepare
-from fusmae_hf.data.readers.bigearthnet import BigEarthNet, example_pairs_root
-from fusmae_hf.data.readers.reben import ReBEN
-from fusmae_hf.data.simulation import SimulatedPairs
 from fusmae_hf.evaluation.confidence import mean_and_interval
-from fusmae_hf.hub import write_model_card
-from fusmae_hf.probe_scores import ProbeScore
+from fusmae_hf.evaluation.probe_scores import ProbeScore
+from fusmae_hf.hub.model_card import write_model_card
+from fusmae_hf.prepare.preparation import prepare
+from fusmae_hf.readers.bigearthnet import BigEarthNet, example_pairs_root
+from fusmae_hf.readers.reben import ReBEN
+from fusmae_hf.shards.dataset_info import FILE_NAME, read_dataset_info
+from fusmae_hf.simulation.pairs import SimulatedPairs
 from fusmae_hf.training.sources import EMBEDDED_DEFAULT
 
 HERE = Path(__file__).parent
@@ -144,7 +144,7 @@ def mixture(reben: ReBEN) -> Mixture:
     real = of_splits(reben, "train")
     info = PairsInfo(
         name="simulated-and-reben",
-        source=f"{SIMULATED:,} pairs simulated by fusmae_hf.data.simulation (splits train and validation of them), "
+        source=f"{SIMULATED:,} pairs simulated by fusmae_hf.simulation.pairs (splits train and validation of them), "
         f"and {len(real)} training pairs of {reben.info.source}, each {REPEATS} times",
         license=f"{simulated.info.license} (simulated), {reben.info.license} (reBEN)",
         sar_bands=simulated.info.sar_bands,

@@ -9,8 +9,8 @@ from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
 from PIL import Image
 
 from fusmae_hf import FusMAEConfig, FusMAEForPreTraining, FusMAEImageProcessor
-from fusmae_hf.data.plotting import TRUE_COLOUR, composite
-from fusmae_hf.data.simulation import SimulatedPairs
+from fusmae_hf.plots.pairs import TRUE_COLOUR, composite
+from fusmae_hf.simulation.pairs import SimulatedPairs
 
 IMAGES = Path(__file__).parent / "images"
 OPTICAL, SAR, JOINT, FUSION = "#cfe3f7", "#f7ddc4", "#e3dcf2", "#d6ecd2"

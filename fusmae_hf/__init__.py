@@ -16,9 +16,9 @@ from transformers import (
     AutoModelForSemanticSegmentation,
 )
 
-from .modeling.configuration_fusmae import PRESETS, FusMAEConfig
-from .modeling.image_processing_fusmae import FusMAEImageProcessor
-from .modeling.modeling_fusmae import (
+from fusmae_hf.modeling.configuration_fusmae import PRESETS, FusMAEConfig
+from fusmae_hf.modeling.image_processing_fusmae import FusMAEImageProcessor
+from fusmae_hf.modeling.modeling_fusmae import (
     FusMAEBackbone,
     FusMAEForImageClassification,
     FusMAEForPreTraining,
@@ -28,12 +28,12 @@ from .modeling.modeling_fusmae import (
 )
 
 if TYPE_CHECKING:
-    from .data.loading import load_pairs
-    from .sharing import push_model
+    from fusmae_hf.hub.push import push_model
+    from fusmae_hf.shards.loading import load_pairs
 
 __version__ = "0.1.0"
 
-_LAZY = {"load_pairs": "fusmae_hf.data.loading", "push_model": "fusmae_hf.sharing"}
+_LAZY = {"load_pairs": "fusmae_hf.shards.loading", "push_model": "fusmae_hf.hub.push"}
 
 __all__ = [
     "PRESETS",

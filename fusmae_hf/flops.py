@@ -8,8 +8,8 @@ gradient. What a kernel or gradient checkpointing computes again to save memory 
 backward pass as 2.5 times the forward pass, since such kernels compute the attention weights again.
 """
 
-from .data.inputs import Sensors
-from .modeling.configuration_fusmae import FusMAEConfig
+from fusmae_hf.data.inputs import Sensors
+from fusmae_hf.modeling.configuration_fusmae import FusMAEConfig
 
 
 def _attention(queries: int, keys: int, width: int, context_width: int) -> int:

@@ -10,9 +10,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from fusmae_hf import shard_commands
+from fusmae_hf.cli import shards as shard_commands
 from fusmae_hf.data.pairs import Pair, PairsInfo
-from fusmae_hf.data.shards import pair_checksum, write_dataset_info, write_shard
+from fusmae_hf.shards.writing import pair_checksum, write_dataset_info, write_shard
 
 INFO = PairsInfo(
     name="small",

@@ -9,8 +9,8 @@ import pytest
 from transformers import HfArgumentParser
 
 from fusmae_hf import FusMAEConfig, FusMAEForPreTraining, FusMAEImageProcessor
-from fusmae_hf.data.preparation import prepare
-from fusmae_hf.data.simulation import SimulatedPairs
+from fusmae_hf.prepare.preparation import prepare
+from fusmae_hf.simulation.pairs import SimulatedPairs
 from fusmae_hf.training.arguments import (
     CheckpointArguments,
     DataArguments,
@@ -19,8 +19,8 @@ from fusmae_hf.training.arguments import (
     PretrainingArguments,
     SourceArguments,
 )
-from fusmae_hf.training.finetuning_arguments import FineTuningArguments, FineTuningModelArguments, TaskArguments
-from fusmae_hf.training.probe_arguments import ProbeArguments
+from fusmae_hf.training.finetuning.arguments import FineTuningArguments, FineTuningModelArguments, TaskArguments
+from fusmae_hf.training.finetuning.probe_arguments import ProbeArguments
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [
@@ -70,8 +70,8 @@ def test_files_and_commands_that_a_page_names_exist(page):
 
 
 def test_commands_shown_have_the_options_they_are_shown_with():
-    from fusmae_hf.cli import build_parser
-    from fusmae_hf.protocol_command import split_handed_on
+    from fusmae_hf.cli.main import build_parser
+    from fusmae_hf.training.protocol.command import split_handed_on
 
     for page in PAGES:
         shown = re.findall(

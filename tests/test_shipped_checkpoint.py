@@ -12,8 +12,8 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import average_precision_score
 
 from fusmae_hf import FusMAEConfig, FusMAEForPreTraining, FusMAEImageProcessor, FusMAEModel
-from fusmae_hf.data.simulation import SimulatedPairs
 from fusmae_hf.modeling.sensors_fusmae import OPTICAL_BANDS, SAR_BANDS, statistics_for
+from fusmae_hf.simulation.pairs import SimulatedPairs
 
 ROOT = Path(__file__).resolve().parents[1]
 SECTIONS = (

@@ -12,8 +12,8 @@ import torch
 import yaml
 from transformers import HfArgumentParser, TrainingArguments
 
-from .nonfinite import POLICIES
-from .processes import start_on_cpu
+from fusmae_hf.training.loop.nonfinite import POLICIES
+from fusmae_hf.training.loop.processes import start_on_cpu
 
 
 @dataclass

@@ -19,12 +19,13 @@ from typing import Any
 
 from transformers import EarlyStoppingCallback, set_seed
 
-from fusmae_hf.data.loading import PairDataset
-from fusmae_hf.finetuned_card import write_fine_tuned_card
+from fusmae_hf.hub.checkpoints import CheckpointNotWrittenError
+from fusmae_hf.hub.finetuned_card import write_fine_tuned_card
+from fusmae_hf.shards.loading import PairDataset
 from fusmae_hf.training.arguments import PairArguments, parse_arguments
-from fusmae_hf.training.checkpoints import CheckpointNotWrittenError
-from fusmae_hf.training.finetuning_arguments import FineTuningArguments, FineTuningModelArguments, TaskArguments
-from fusmae_hf.training.finetuning_labels import (
+from fusmae_hf.training.finetuning.arguments import FineTuningArguments, FineTuningModelArguments, TaskArguments
+from fusmae_hf.training.finetuning.label_drawing import few_labels
+from fusmae_hf.training.finetuning.labels import (
     balanced_weights,
     check_labels,
     class_counts,
@@ -32,19 +33,18 @@ from fusmae_hf.training.finetuning_labels import (
     read_columns,
     read_targets,
 )
-from fusmae_hf.training.finetuning_models import add_lora, build_model, freeze_encoder, rescale_output
-from fusmae_hf.training.finetuning_results import draw_pictures, evaluate_sensors, write_maps, write_predictions
-from fusmae_hf.training.finetuning_tasks import FineTuningTask
-from fusmae_hf.training.finetuning_trainer import FineTuningTrainer
-from fusmae_hf.training.label_drawing import few_labels
-from fusmae_hf.training.nonfinite import NonFiniteError
-from fusmae_hf.training.output_folder import require_writable
-from fusmae_hf.training.pair_trainer import what_is_read
-from fusmae_hf.training.preemption import ends_by_signal
-from fusmae_hf.training.processes import check_same_everywhere, in_turn, lost_processes_explained
-from fusmae_hf.training.runs import checkpoint_to_resume, content_of, explained, run_record, tensorboard_in
-from fusmae_hf.training.score_intervals import score_intervals
-from fusmae_hf.training.score_tables import class_table, finished_run, score_table, write_summary
+from fusmae_hf.training.finetuning.models import add_lora, build_model, freeze_encoder, rescale_output
+from fusmae_hf.training.finetuning.results import draw_pictures, evaluate_sensors, write_maps, write_predictions
+from fusmae_hf.training.finetuning.score_intervals import score_intervals
+from fusmae_hf.training.finetuning.score_tables import class_table, finished_run, score_table, write_summary
+from fusmae_hf.training.finetuning.tasks import FineTuningTask
+from fusmae_hf.training.finetuning.trainer import FineTuningTrainer
+from fusmae_hf.training.loop.nonfinite import NonFiniteError
+from fusmae_hf.training.loop.output_folder import require_writable
+from fusmae_hf.training.loop.pair_trainer import what_is_read
+from fusmae_hf.training.loop.processes import check_same_everywhere, in_turn, lost_processes_explained
+from fusmae_hf.training.loop.records import checkpoint_to_resume, content_of, explained, run_record, tensorboard_in
+from fusmae_hf.training.loop.signals import ends_by_signal
 from fusmae_hf.training.sources import augmentation_of, open_splits
 
 # What changes the outcome of a run, among the arguments that it shares with every Trainer.

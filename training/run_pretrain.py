@@ -14,19 +14,25 @@ from pathlib import Path
 from transformers import set_seed
 
 from fusmae_hf import FusMAEConfig, FusMAEForPreTraining, FusMAEImageProcessor
-from fusmae_hf.checkpoint_loading import looked_up
 from fusmae_hf.data.pairs import PairsInfo
-from fusmae_hf.hub import error_unit, results_table, write_model_card
+from fusmae_hf.hub.checkpoint_loading import looked_up
+from fusmae_hf.hub.checkpoints import CheckpointNotWrittenError
+from fusmae_hf.hub.model_card import error_unit, results_table, write_model_card
 from fusmae_hf.training.arguments import DataArguments, ModelArguments, PretrainingArguments, parse_arguments
-from fusmae_hf.training.callbacks import PictureCallback
-from fusmae_hf.training.checkpoints import CheckpointNotWrittenError
-from fusmae_hf.training.nonfinite import NonFiniteError
-from fusmae_hf.training.output_folder import require_writable
-from fusmae_hf.training.preemption import ends_by_signal
-from fusmae_hf.training.processes import in_turn, lost_processes_explained
-from fusmae_hf.training.runs import checkpoint_to_resume, explained, fresh_processor, run_record, tensorboard_in
+from fusmae_hf.training.loop.nonfinite import NonFiniteError
+from fusmae_hf.training.loop.output_folder import require_writable
+from fusmae_hf.training.loop.processes import in_turn, lost_processes_explained
+from fusmae_hf.training.loop.records import (
+    checkpoint_to_resume,
+    explained,
+    fresh_processor,
+    run_record,
+    tensorboard_in,
+)
+from fusmae_hf.training.loop.signals import ends_by_signal
+from fusmae_hf.training.pretraining.pictures import PictureCallback
+from fusmae_hf.training.pretraining.trainer import FusMAETrainer
 from fusmae_hf.training.sources import augmentation_of, open_datasets
-from fusmae_hf.training.trainer import FusMAETrainer
 
 
 def build_model(arguments: ModelArguments, info: PairsInfo, image_size: tuple[int, int]) -> FusMAEForPreTraining:

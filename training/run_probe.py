@@ -21,22 +21,28 @@ from transformers import PreTrainedModel, set_seed
 
 from fusmae_hf import FusMAEConfig, FusMAEImageProcessor
 from fusmae_hf.data.inputs import Sensors
-from fusmae_hf.data.loading import PairDataset
+from fusmae_hf.evaluation.band_features import BandStatistics
 from fusmae_hf.evaluation.features import Features, Pooling, extract_features, weights_hash
 from fusmae_hf.evaluation.scene_labels import class_indices
-from fusmae_hf.evaluation_plots import plot_scores_by_class
+from fusmae_hf.plots.scores import plot_scores_by_class
+from fusmae_hf.shards.loading import PairDataset
 from fusmae_hf.training.arguments import CheckpointArguments, SourceArguments, parse_arguments
-from fusmae_hf.training.band_features import BandStatistics
-from fusmae_hf.training.finetuning_labels import check_labels
-from fusmae_hf.training.finetuning_models import build_encoder
-from fusmae_hf.training.finetuning_results import scene_class_columns
-from fusmae_hf.training.finetuning_tasks import FineTuningTask
-from fusmae_hf.training.label_drawing import drawn_ids
-from fusmae_hf.training.output_folder import require_writable
-from fusmae_hf.training.probe_arguments import ProbeArguments
-from fusmae_hf.training.runs import content_of, data_record, explained, fresh_processor
-from fusmae_hf.training.score_intervals import score_intervals
-from fusmae_hf.training.score_tables import SENSOR_NAMES, class_table, finished_run, score_table, write_summary
+from fusmae_hf.training.finetuning.label_drawing import drawn_ids
+from fusmae_hf.training.finetuning.labels import check_labels
+from fusmae_hf.training.finetuning.models import build_encoder
+from fusmae_hf.training.finetuning.probe_arguments import ProbeArguments
+from fusmae_hf.training.finetuning.results import scene_class_columns
+from fusmae_hf.training.finetuning.score_intervals import score_intervals
+from fusmae_hf.training.finetuning.score_tables import (
+    SENSOR_NAMES,
+    class_table,
+    finished_run,
+    score_table,
+    write_summary,
+)
+from fusmae_hf.training.finetuning.tasks import FineTuningTask
+from fusmae_hf.training.loop.output_folder import require_writable
+from fusmae_hf.training.loop.records import content_of, data_record, explained, fresh_processor
 from fusmae_hf.training.sources import open_splits
 
 if TYPE_CHECKING:

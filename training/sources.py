@@ -5,15 +5,14 @@ from pathlib import Path
 from typing import Any
 
 from fusmae_hf.data.augmentation import PairAugmentation
-from fusmae_hf.data.dataset_info import FILE_NAME, read_dataset_info
-from fusmae_hf.data.loading import PairDataset, load_pairs
 from fusmae_hf.data.pairs import PairReader
-from fusmae_hf.data.preparation import prepare
-from fusmae_hf.data.readers.bigearthnet import BigEarthNet, example_pairs_root
-from fusmae_hf.data.readers.reben import ReBEN
-from fusmae_hf.data.simulation import SimulatedPairs, SimulationOptions
-
-from .arguments import DataArguments, PairArguments, SourceArguments
+from fusmae_hf.prepare.preparation import prepare
+from fusmae_hf.readers.bigearthnet import BigEarthNet, example_pairs_root
+from fusmae_hf.readers.reben import ReBEN
+from fusmae_hf.shards.dataset_info import FILE_NAME, read_dataset_info
+from fusmae_hf.shards.loading import PairDataset, load_pairs
+from fusmae_hf.simulation.pairs import SimulatedPairs, SimulationOptions
+from fusmae_hf.training.arguments import DataArguments, PairArguments, SourceArguments
 
 EMBEDDED_DEFAULT = SimulationOptions(cloud_probability=0.3, cloud_share=0.4)
 """More clouds than there are in BigEarthNet: a model that never saw anything bright cannot reconstruct it."""

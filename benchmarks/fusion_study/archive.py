@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from fusmae_hf.data.atomic_files import write_atomically
+from fusmae_hf.files.atomic import write_atomically
 
 SETTINGS = "settings.json"
 

@@ -23,7 +23,7 @@ import transformers
 from threadpoolctl import threadpool_limits
 from tqdm import tqdm
 
-from fusmae_hf.data.atomic_files import write_atomically
+from fusmae_hf.files.atomic import write_atomically
 
 from .attention import attends, measure_attention
 from .data import StudyData, load_data, prepare_data

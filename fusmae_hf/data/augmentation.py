@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch.nn import functional
 
-from .sample_randomness import SampleRandomness
+from fusmae_hf.data.sample_randomness import SampleRandomness
 
 PARAMETERS = 6
 """Geometric parameters of a sample: transpose, flip rows, flip columns, side of the crop, its top and left edge."""

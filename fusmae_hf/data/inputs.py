@@ -4,11 +4,10 @@ from typing import Any, Literal
 
 import torch
 
+from fusmae_hf.data.augmentation import PairAugmentation
+from fusmae_hf.data.native_resolution import expand_bands
+from fusmae_hf.data.pairs import PairsInfo
 from fusmae_hf.modeling.image_processing_fusmae import FusMAEImageProcessor
-
-from .augmentation import PairAugmentation
-from .native_resolution import expand_bands
-from .pairs import PairsInfo
 
 Sensors = Literal["both", "sar", "optical"]
 

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from .strict_json import is_plain_text
+from fusmae_hf.files.strict_json import is_plain_text
 
 
 class PairError(Exception):

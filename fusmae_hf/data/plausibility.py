@@ -5,10 +5,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from fusmae_hf.data.native_resolution import NativeBands
+from fusmae_hf.data.pairs import Pair, PairsInfo
 from fusmae_hf.modeling.sensors_fusmae import BASELINE_0400_OFFSET
-
-from .native_resolution import NativeBands
-from .pairs import Pair, PairsInfo
 
 _VISIBLE_BANDS = ("B02", "B03", "B04")
 

@@ -18,14 +18,13 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
 import fusmae_hf
-from fusmae_hf.data.atomic_files import incomplete_path, write_atomically
 from fusmae_hf.data.collation import PairCollator
 from fusmae_hf.data.inputs import SENSOR_CHOICES, PairInputs, Sensors
-from fusmae_hf.data.pair_dataset import PairDataset
+from fusmae_hf.evaluation.label_fractions import split_content_hash
+from fusmae_hf.evaluation.scene_labels import label_matrix, read_scene_labels
+from fusmae_hf.files.atomic import incomplete_path, write_atomically
 from fusmae_hf.modeling.image_processing_fusmae import FusMAEImageProcessor
-
-from .label_fractions import split_content_hash
-from .scene_labels import label_matrix, read_scene_labels
+from fusmae_hf.shards.dataset import PairDataset
 
 Pooling = Literal["mean", "class", "sensors"]
 

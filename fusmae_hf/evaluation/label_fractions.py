@@ -18,8 +18,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import ArrayLike
 
-from fusmae_hf.data.atomic_files import write_atomically
-from fusmae_hf.data.dataset_info import DatasetInfo
+from fusmae_hf.files.atomic import write_atomically
+from fusmae_hf.shards.dataset_info import DatasetInfo
 
 
 @dataclasses.dataclass(frozen=True)

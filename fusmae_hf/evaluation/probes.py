@@ -27,9 +27,9 @@ except ImportError as error:
         'with `pip install -e ".[train]"` in a clone of the repository.'
     ) from error
 
-from .features import Features
-from .metrics import load_metric
-from .scene_labels import class_indices
+from fusmae_hf.evaluation.features import Features
+from fusmae_hf.evaluation.metrics import load_metric
+from fusmae_hf.evaluation.scene_labels import class_indices
 
 Task = Literal["single_label_classification", "multi_label_classification"]
 

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 import numpy as np
 import pyarrow.parquet as pq
 
-from fusmae_hf.data.pair_dataset import PairDataset
-from fusmae_hf.data.shard_files import read_row_group
+from fusmae_hf.shards.dataset import PairDataset
+from fusmae_hf.shards.shard_files import read_row_group
 
 
 def read_scene_labels(pairs: PairDataset) -> tuple[list[str], list[list[str]] | None]:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from fusmae_hf.app import build, launch
+from fusmae_hf.app.page import build, launch
 from tests.app.chromium import PICTURES, chromium, picture, reconstruct
 
 FILE = Path(__file__).resolve().parents[2] / "docs" / "images" / "app.png"

@@ -10,13 +10,14 @@ import pytest
 import torch
 import yaml
 
-from fusmae_hf import FusMAEConfig, FusMAEForPreTraining, FusMAEImageProcessor, app
-from fusmae_hf.app_pairs import read_upload, shard_samples, simulated_samples
-from fusmae_hf.app_pictures import complete, draw, summary
-from fusmae_hf.checkpoint_loading import load_checkpoint
-from fusmae_hf.cli import main
+from fusmae_hf import FusMAEConfig, FusMAEForPreTraining, FusMAEImageProcessor
+from fusmae_hf.app import page as app
+from fusmae_hf.app.pairs import read_upload, shard_samples, simulated_samples
+from fusmae_hf.app.pictures import complete, draw, summary
+from fusmae_hf.cli.main import main
 from fusmae_hf.data.pairs import Pair
-from fusmae_hf.data.simulation import SimulatedPairs, SimulationOptions
+from fusmae_hf.hub.checkpoint_loading import load_checkpoint
+from fusmae_hf.simulation.pairs import SimulatedPairs, SimulationOptions
 from tests.small_shards import SIZE, write_shards
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 import torch
 
-from fusmae_hf import FusMAEConfig, FusMAEForPreTraining, FusMAEImageProcessor, app
-from fusmae_hf.data.simulation import SimulatedPairs
+from fusmae_hf import FusMAEConfig, FusMAEForPreTraining, FusMAEImageProcessor
+from fusmae_hf.app import page as app
+from fusmae_hf.simulation.pairs import SimulatedPairs
 from tests.app.chromium import NAMES, PICTURES, chromium, executable, picture, reconstruct
 
 pytest.importorskip("gradio", reason="the demo needs gradio: pip install -e '.[app]'")

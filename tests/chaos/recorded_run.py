@@ -14,7 +14,7 @@ from pathlib import Path
 from transformers import TrainerCallback
 
 from fusmae_hf.training import run_pretrain
-from fusmae_hf.training.trainer import FusMAETrainer
+from fusmae_hf.training.pretraining.trainer import FusMAETrainer
 from tests.training.spoiling import spoil
 
 

@@ -10,13 +10,13 @@ import torch
 from safetensors.numpy import load_file, save_file
 
 from fusmae_hf import FusMAEConfig, FusMAEForPreTraining, FusMAEImageProcessor, FusMAEModel, load_pairs
-from fusmae_hf.data.loading import PairDataset
-from fusmae_hf.data.preparation import prepare
-from fusmae_hf.data.simulation import SimulatedPairs, SimulationOptions
 from fusmae_hf.evaluation import features as features_module
+from fusmae_hf.evaluation.band_features import BandStatistics
 from fusmae_hf.evaluation.features import Features, extract_features, weights_hash
 from fusmae_hf.evaluation.scene_labels import class_indices, label_matrix, read_scene_labels
-from fusmae_hf.training.band_features import BandStatistics
+from fusmae_hf.prepare.preparation import prepare
+from fusmae_hf.shards.loading import PairDataset
+from fusmae_hf.simulation.pairs import SimulatedPairs, SimulationOptions
 from tests.small_shards import INFO, edit_shard, make_pair, write_shards
 
 SMALL = {

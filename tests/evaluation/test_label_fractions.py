@@ -8,7 +8,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fusmae_hf.data.dataset_info import read_dataset_info
 from fusmae_hf.evaluation.label_fractions import (
     LabelFraction,
     draw_label_fraction,
@@ -16,6 +15,7 @@ from fusmae_hf.evaluation.label_fractions import (
     split_content_hash,
     write_label_fraction,
 )
+from fusmae_hf.shards.dataset_info import read_dataset_info
 from tests.small_shards import make_pair, write_shards
 
 FREQUENCIES = np.array([0.5, 0.3, 0.1, 0.05, 0.01])

@@ -3,7 +3,7 @@
 import datasets
 import pytest
 
-from fusmae_hf.data import storage_retries
+from fusmae_hf.files import retries as storage_retries
 
 
 @pytest.fixture(autouse=True)

@@ -12,14 +12,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fusmae_hf.data.dataset_info import FILE_NAME, read_dataset_info
-from fusmae_hf.data.decoding import DamagedShardError
-from fusmae_hf.data.loading import load_pairs
-from fusmae_hf.data.parquet_pages import check_decoded_size
-from fusmae_hf.data.shard_files import open_shard, read_footer
 from fusmae_hf.evaluation.scene_labels import read_scene_labels
-from fusmae_hf.training.finetuning_labels import label_maps
-from fusmae_hf.verification import verify_shards
+from fusmae_hf.prepare.verification import verify_shards
+from fusmae_hf.shards.dataset_info import FILE_NAME, read_dataset_info
+from fusmae_hf.shards.decoding import DamagedShardError
+from fusmae_hf.shards.loading import load_pairs
+from fusmae_hf.shards.parquet_pages import check_decoded_size
+from fusmae_hf.shards.shard_files import open_shard, read_footer
+from fusmae_hf.training.finetuning.labels import label_maps
 from tests.small_shards import INFO, edit_shard, make_pair, write_shards
 
 from .test_dataset_info import ANY_JSON

@@ -10,13 +10,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 
-from fusmae_hf.data.dataset_info import read_dataset_info
-from fusmae_hf.data.file_names import file_stem
-from fusmae_hf.dataset_card import dataset_card
-from fusmae_hf.evaluation_plots import plot_confusion
-from fusmae_hf.inspection import contact_sheet
-from fusmae_hf.plain_markdown import code, inline
-from fusmae_hf.training.score_tables import class_table
+from fusmae_hf.files.names import file_stem
+from fusmae_hf.files.plain_markdown import code, inline
+from fusmae_hf.hub.dataset_card import dataset_card
+from fusmae_hf.plots.scores import plot_confusion
+from fusmae_hf.prepare.inspection import contact_sheet
+from fusmae_hf.shards.dataset_info import read_dataset_info
+from fusmae_hf.training.finetuning.score_tables import class_table
 from tests.small_shards import INFO, make_pair, write_shards
 
 HOSTILE = [

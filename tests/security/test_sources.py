@@ -16,9 +16,9 @@ FORBIDDEN_CALLS = {"os.system", "os.popen", "pandas.read_pickle", "yaml.load", "
 
 ALLOWED = {
     # Catches `pickle.UnpicklingError`, with which torch refuses what `weights_only=True` forbids.
-    "training/checkpoints.py": {"pickle"},
+    "fusmae_hf/hub/checkpoints.py": {"pickle"},
     # Sends our own readers and pairs between processes that we started, through pipes that nobody else holds.
-    "fusmae_hf/data/preparation_tasks.py": {"multiprocessing.reduction"},
+    "fusmae_hf/prepare/work.py": {"multiprocessing.reduction"},
 }
 
 

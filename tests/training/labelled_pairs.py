@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from fusmae_hf.data.pairs import Pair, PairsInfo
-from fusmae_hf.data.shards import write_dataset_info, write_shard
+from fusmae_hf.shards.writing import write_dataset_info, write_shard
 
 CLASSES = ("dark", "grey", "bright")
 SIZE = 16

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 
-from fusmae_hf.training.nonfinite import NonFiniteError
+from fusmae_hf.training.loop.nonfinite import NonFiniteError
 
 
 def spoil(trainer, *batches, by="sar_loss"):

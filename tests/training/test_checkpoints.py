@@ -17,15 +17,15 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import EarlyStoppingCallback, Trainer, TrainerCallback
 
-from fusmae_hf.data import streamed_reading
-from fusmae_hf.data.loading import PairDataset, load_pairs
-from fusmae_hf.data.preparation import prepare
-from fusmae_hf.data.simulation import SimulatedPairs, SimulationOptions
-from fusmae_hf.training import checkpoints
+from fusmae_hf.hub import checkpoints
+from fusmae_hf.hub.checkpoints import CheckpointNotWrittenError, problem_of, settle, surplus
+from fusmae_hf.prepare.preparation import prepare
+from fusmae_hf.shards import streamed as streamed_reading
+from fusmae_hf.shards.loading import PairDataset, load_pairs
+from fusmae_hf.simulation.pairs import SimulatedPairs, SimulationOptions
 from fusmae_hf.training.arguments import PretrainingArguments
-from fusmae_hf.training.checkpoints import CheckpointNotWrittenError, problem_of, settle, surplus
+from fusmae_hf.training.loop.records import checkpoint_to_resume
 from fusmae_hf.training.run_pretrain import main
-from fusmae_hf.training.runs import checkpoint_to_resume
 
 from .conftest import QUICK, SMALL
 
@@ -377,7 +377,7 @@ def test_resuming_with_what_would_see_other_pairs_is_refused(command, other_shar
 
 
 def test_a_subset_of_other_pairs_is_another_run(tmp_path, make_tuner, labelled):
-    from fusmae_hf.training.finetuning_labels import PairSubset
+    from fusmae_hf.training.finetuning.labels import PairSubset
 
     pairs = load_pairs(labelled("single_label_classification"))
     settings = {"save_strategy": "epoch", "num_train_epochs": 1}

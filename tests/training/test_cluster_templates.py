@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from fusmae_hf.training.arguments import DataArguments, ModelArguments, PretrainingArguments, parse_arguments
-from fusmae_hf.training.preemption import EXIT_CODE
+from fusmae_hf.training.loop.signals import EXIT_CODE
 
 
 @pytest.fixture

@@ -11,12 +11,12 @@ import torch
 from safetensors.torch import load_file
 from transformers import TrainerCallback
 
-from fusmae_hf.data.loading import load_pairs
-from fusmae_hf.data.shards import write_dataset_info, write_shard
-from fusmae_hf.data.simulation import SimulatedPairs, SimulationOptions
+from fusmae_hf.shards.loading import load_pairs
+from fusmae_hf.shards.writing import write_dataset_info, write_shard
+from fusmae_hf.simulation.pairs import SimulatedPairs, SimulationOptions
 from fusmae_hf.training.arguments import PretrainingArguments
-from fusmae_hf.training.guarded_trainer import GuardedTrainer
-from fusmae_hf.training.nonfinite import MicroBatch, NonFiniteError, input_faults
+from fusmae_hf.training.loop.guarded_trainer import GuardedTrainer
+from fusmae_hf.training.loop.nonfinite import MicroBatch, NonFiniteError, input_faults
 from fusmae_hf.training.run_pretrain import main
 
 from .conftest import SMALL

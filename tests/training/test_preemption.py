@@ -16,9 +16,9 @@ import torch
 from safetensors.torch import load_file
 from transformers import TrainerCallback
 
-from fusmae_hf.data.loading import load_pairs
+from fusmae_hf.shards.loading import load_pairs
 from fusmae_hf.training import run_finetune, run_pretrain
-from fusmae_hf.training.preemption import (
+from fusmae_hf.training.loop.signals import (
     EXIT_CODE,
     ORPHANED,
     Preempted,
@@ -389,7 +389,7 @@ STUCK_WORKER = """
 import os, sys, time
 from pathlib import Path
 from torch.utils.data import DataLoader, Dataset
-from fusmae_hf.training.preemption import UnpreemptedWorker
+from fusmae_hf.training.loop.signals import UnpreemptedWorker
 
 class Stuck(Dataset):
     def __len__(self):

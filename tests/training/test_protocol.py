@@ -6,10 +6,10 @@ from dataclasses import replace
 
 import pytest
 
-from fusmae_hf.cli import main
+from fusmae_hf.cli.main import main
 from fusmae_hf.evaluation import probes
-from fusmae_hf.training import protocol as protocols
 from fusmae_hf.training import run_finetune, run_probe
+from fusmae_hf.training.protocol import experiment as protocols
 
 from .conftest import QUICK as QUICK_RUN
 from .labelled_pairs import INFOS, write_labelled

@@ -14,19 +14,19 @@ from PIL import Image
 from transformers import AutoImageProcessor, AutoModelForImageClassification, AutoModelForSemanticSegmentation
 
 from fusmae_hf import FusMAEForImageClassification
-from fusmae_hf.data.loading import load_pairs
 from fusmae_hf.evaluation.classification_scores import average_precision
-from fusmae_hf.evaluation_plots import plot_confusion, plot_scores_by_class
+from fusmae_hf.plots.scores import plot_confusion, plot_scores_by_class
+from fusmae_hf.shards.loading import load_pairs
 from fusmae_hf.training.arguments import PairArguments, parse_arguments
-from fusmae_hf.training.finetuning_arguments import FineTuningArguments, FineTuningModelArguments, TaskArguments
-from fusmae_hf.training.finetuning_labels import (
+from fusmae_hf.training.finetuning.arguments import FineTuningArguments, FineTuningModelArguments, TaskArguments
+from fusmae_hf.training.finetuning.labels import (
     PairSubset,
     balanced_weights,
     class_counts,
     quantity_scale,
     read_columns,
 )
-from fusmae_hf.training.finetuning_tasks import TASKS, FineTuningTask
+from fusmae_hf.training.finetuning.tasks import TASKS, FineTuningTask
 from fusmae_hf.training.run_finetune import main
 
 from .conftest import QUICK

@@ -12,9 +12,10 @@ from transformers import AutoImageProcessor, AutoModel
 
 import fusmae_hf
 from fusmae_hf import FusMAEConfig, FusMAEImageProcessor
-from fusmae_hf.cli import main as run_fusmae
-from fusmae_hf.data.loading import load_pairs
-from fusmae_hf.hub import results_table
+from fusmae_hf.cli.main import main as run_fusmae
+from fusmae_hf.hub.model_card import results_table
+from fusmae_hf.plots.model import plot_losses
+from fusmae_hf.shards.loading import load_pairs
 from fusmae_hf.training.arguments import (
     DataArguments,
     ModelArguments,
@@ -22,9 +23,8 @@ from fusmae_hf.training.arguments import (
     PretrainingArguments,
     parse_arguments,
 )
+from fusmae_hf.training.loop.records import fresh_processor
 from fusmae_hf.training.run_pretrain import main
-from fusmae_hf.training.runs import fresh_processor
-from fusmae_hf.visualization import plot_losses
 
 from .conftest import SMALL
 
@@ -140,7 +140,7 @@ def test_a_mistake_ends_with_a_message(tmp_path, shards, arguments, message):
 @pytest.mark.slow
 def test_an_archive_is_prepared_first(tmp_path, config, capsys):
     pytest.importorskip("rasterio")
-    from fusmae_hf.data.readers.bigearthnet import example_pairs_root
+    from fusmae_hf.readers.bigearthnet import example_pairs_root
 
     archive = example_pairs_root(tmp_path / "archive")
     output = tmp_path / "run"

@@ -5,9 +5,9 @@ import torch
 from torch.utils.data import DataLoader
 
 from fusmae_hf.flops import pretraining_flops
-from fusmae_hf.training import speed
-from fusmae_hf.training.pair_trainer import PairTrainer
-from fusmae_hf.training.speed import SpeedCallback, matrix_peak, peak_memory
+from fusmae_hf.training.loop import speed
+from fusmae_hf.training.loop.pair_trainer import PairTrainer
+from fusmae_hf.training.loop.speed import SpeedCallback, matrix_peak, peak_memory
 
 PEAK = 1e9
 CPU = torch.device("cpu")

@@ -1,0 +1,1 @@
+"""The command `fusmae`, one file a command."""

@@ -1,0 +1,40 @@
+"""The sub-command `fusmae app`: the demo page."""
+
+import argparse
+from typing import Any
+
+# What the command needs is imported when it runs, so that `fusmae --help` is quick.
+
+
+def add_app(commands: Any, parents: list[argparse.ArgumentParser]) -> None:
+    """Add `fusmae app`."""
+    command = commands.add_parser(
+        "app",
+        help="serve a page on which a checkpoint reconstructs pairs",
+        description="Serve a page on which a pretraining checkpoint reconstructs what is hidden of a pair:\n"
+        "a simulated one, one of a folder of shards, or an uploaded one.\n"
+        'Needs the extra `app`: `pip install -e ".[app]"` in a clone of the repository.',
+        epilog="examples:\n"
+        "  fusmae app --checkpoint outputs/pretrain\n"
+        "  fusmae app --checkpoint outputs/pretrain --shards shards/reben --split validation",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        parents=parents,
+    )
+    command.add_argument(
+        "--checkpoint", required=True, metavar="CHECKPOINT", help="pretraining checkpoint: a folder or a Hub id"
+    )
+    command.add_argument("--shards", metavar="SHARDS", help="choose samples from these shards, not simulated ones")
+    command.add_argument("--split", metavar="SPLIT", help="split of the shards (default test)")
+    command.add_argument("--host", default="127.0.0.1", help="address to listen on (default 127.0.0.1)")
+    command.add_argument("--port", type=int, metavar="N", help="port (default: the first free one from 7860 on)")
+    command.set_defaults(run=_app)
+
+
+def _app(arguments: argparse.Namespace) -> int:
+    from fusmae_hf.app.page import build, launch
+
+    if arguments.split and not arguments.shards:
+        raise ValueError("--split is for the shards of --shards: simulated pairs have none.")
+    page = build(arguments.checkpoint, arguments.shards, arguments.split or "test")
+    launch(page, arguments.host, arguments.port)
+    return 0

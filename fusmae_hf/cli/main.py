@@ -1,0 +1,96 @@
+"""The console script `fusmae`: preparing archives of Sentinel-1/2 pairs, and looking into what was prepared."""
+
+import argparse
+import sys
+import textwrap
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+from tqdm import tqdm
+
+from fusmae_hf import __version__
+from fusmae_hf.cli.app import add_app
+from fusmae_hf.cli.doctor import add_doctor
+from fusmae_hf.cli.prepare import add_merge, add_prepare
+from fusmae_hf.cli.shards import add_inspect, add_push, add_stats, add_verify
+from fusmae_hf.cli.show import add_show
+from fusmae_hf.data.pairs import PairError
+from fusmae_hf.training.protocol.command import add_protocol, split_handed_on
+
+USER_ERRORS = (PairError, ValueError, OSError, ImportError)
+"""What a wrong argument or a damaged file raises: shown as one paragraph. Anything else is a bug and shows in full."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run `fusmae`.
+
+    Args:
+        argv: arguments without the name of the program; those of the process by default.
+
+    Returns:
+        Exit code: 0, 1 where `verify` found errors, a step of `protocol` failed or `doctor` found something required
+        broken, 2 after a user's mistake, 130 after an interrupt.
+    """
+    own, handed_on = split_handed_on(sys.argv[1:] if argv is None else argv)
+    arguments = build_parser().parse_args(own)
+    if handed_on:
+        arguments.finetune_arguments = handed_on
+    with warnings.catch_warnings():
+        warnings.showwarning = _show_warning
+        try:
+            return arguments.run(arguments) or 0
+        except KeyboardInterrupt:
+            if arguments.debug:
+                raise
+            _say(getattr(arguments, "interrupted", "Interrupted."))
+            return 130
+        except USER_ERRORS as error:
+            if arguments.debug:
+                raise
+            _say(f"Error: {_message(error)}")
+            return 2
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser of all sub-commands; each sets `run` to the function that does the work."""
+    parser = argparse.ArgumentParser(
+        prog="fusmae",
+        description="Prepare, check, measure and share pairs of Sentinel-1 and Sentinel-2 patches for Fus-MAE, and "
+        "measure its checkpoints.",
+    )
+    parser.add_argument("--version", action="version", version=f"fusmae {__version__}")
+    debugging = argparse.ArgumentParser(add_help=False)
+    debugging.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    for add in (
+        add_prepare,
+        add_merge,
+        add_inspect,
+        add_stats,
+        add_verify,
+        add_push,
+        add_show,
+        add_protocol,
+        add_doctor,
+        add_app,
+    ):
+        add(commands, [debugging])
+    return parser
+
+
+def _message(error: BaseException) -> str:
+    """The text of an error; for those of the operating system what happened to which file."""
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.filename}: {error.strerror}." if error.filename else f"{error.strerror}."
+    return str(error)
+
+
+def _say(text: str) -> None:
+    """Write a paragraph to standard error, below a progress bar if there is one."""
+    wrapped = textwrap.fill(text, width=100, break_long_words=False, break_on_hyphens=False)
+    tqdm.write(wrapped, file=sys.stderr)
+
+
+def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
+    _say(f"Warning: {message}")

@@ -1,0 +1,214 @@
+"""The sub-command `fusmae show`: one picture of a pair, of what a model makes of it, or of a run."""
+
+import argparse
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+# What the command needs is imported when it runs, so that `fusmae --help` is quick.
+
+if TYPE_CHECKING:
+    import torch
+    from matplotlib.figure import Figure
+
+    from fusmae_hf.data.pairs import Pair, PairsInfo
+
+KINDS = {
+    "rgb": "optical bands in true colour",
+    "false-colour": "near infrared as red, or the three bands of --bands",
+    "sar": "backscatter of each band in dB, and VV over VH",
+    "reconstruction": "input, masked input, reconstruction and error of both sensors",
+    "attention": "where a patch of each sensor looks in the other one (--patch)",
+    "embedding": "patch tokens as colours, by their principal components",
+    "loss": "loss curves of a pretraining run",
+}
+SIMULATED_PAIRS = 1000
+
+
+def add_show(commands: Any, parents: list[argparse.ArgumentParser]) -> None:
+    """Add `fusmae show`."""
+    kinds = "\n".join(f"  {name:<16}{meaning}" for name, meaning in KINDS.items())
+    command = commands.add_parser(
+        "show",
+        help="draw a pair, what a model makes of it, or the losses of a run",
+        description="Draw one picture of a pair, of what a checkpoint makes of it, or of a pretraining run.\n\n"
+        f"kinds of pictures (--what):\n{kinds}\n\n"
+        "reconstruction, attention and embedding need a checkpoint; a run folder brings its own.",
+        epilog="examples:\n"
+        "  fusmae show shards/reben --what false-colour --bands B11,B08,B04 --index 7\n"
+        "  fusmae show simulated --what attention --checkpoint outputs/pretrain --patch 4,5\n"
+        "  fusmae show outputs/pretrain --what reconstruction --data shards/reben --split test\n"
+        "  fusmae show outputs/pretrain --what loss --output loss.png",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        parents=parents,
+    )
+    command.add_argument(
+        "source",
+        metavar="SOURCE",
+        help="shards (a folder, a URL or <user>/<name> on the Hub), the word simulated, or the folder of a run",
+    )
+    command.add_argument("--what", choices=KINDS, help="kind of picture (default rgb; of a run folder loss)")
+    command.add_argument("--checkpoint", metavar="CHECKPOINT", help="the model: a folder or a Hub id")
+    command.add_argument(
+        "--data", metavar="SHARDS", help="for a run folder: shards to draw a pair of, or simulated (the default)"
+    )
+    command.add_argument("--split", help="split of the shards (default the first one)")
+    command.add_argument("--index", type=int, default=0, metavar="N", help="number of the pair, from 0 (default 0)")
+    command.add_argument("--bands", type=_bands, metavar="R,G,B", help="bands of --what false-colour")
+    command.add_argument(
+        "--patch", type=_patch, metavar="ROW,COLUMN", help="patch of --what attention (default that in the middle)"
+    )
+    command.add_argument("--seed", type=int, default=0, metavar="N", help="draws the mask (default 0)")
+    command.add_argument("--output", type=Path, metavar="FILE", help="the picture (default ./WHAT.png)")
+    command.set_defaults(run=_show)
+
+
+def _bands(text: str) -> tuple[str, ...]:
+    return tuple(name.strip() for name in text.split(","))
+
+
+def _patch(text: str) -> tuple[int, int]:
+    try:
+        row, column = map(int, text.split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a row and a column such as 4,5") from None
+    return row, column
+
+
+def _show(arguments: argparse.Namespace) -> int:
+    is_run = is_run_folder(Path(arguments.source))
+    what = arguments.what or ("loss" if is_run else "rgb")
+    for option, kind in (("bands", "false-colour"), ("patch", "attention")):
+        if getattr(arguments, option) and what != kind:
+            raise ValueError(f"--{option} is for --what {kind}, but --what is {what}.")
+    if arguments.data and not is_run:
+        raise ValueError(f"--data goes with the folder of a run; {arguments.source} is where pairs are read already.")
+    output = arguments.output or Path(f"{what}.png")
+    if not output.parent.is_dir():
+        raise FileNotFoundError(f"There is no folder {output.parent} to write {output.name} to.")
+    if what == "loss":
+        figure, shown = _losses(arguments.source), f"losses of {arguments.source}"
+    else:
+        data = (arguments.data or "simulated") if is_run else arguments.source
+        checkpoint = arguments.checkpoint or (arguments.source if is_run else None)
+        if what in ("reconstruction", "attention", "embedding") and not checkpoint:
+            raise ValueError(f"--what {what} needs a model: name one with --checkpoint, such as outputs/pretrain.")
+        pair, info = _read_pair(data, arguments.split, arguments.index)
+        figure = _draw(what, pair, info, checkpoint, arguments)
+        shown = f"{what} of {pair.id}, pair {arguments.index} of {data}"
+    figure.savefig(output, dpi=110)
+    print(f"{output}: {shown}")
+    return 0
+
+
+def is_run_folder(folder: Path) -> bool:
+    """Whether a folder holds a model or checkpoints of a training."""
+    return (folder / "config.json").is_file() or any(folder.glob("checkpoint-*/"))
+
+
+def _draw(
+    what: str, pair: "Pair", info: "PairsInfo", checkpoint: str | None, arguments: argparse.Namespace
+) -> "Figure":
+    from fusmae_hf.plots import model as visualization
+    from fusmae_hf.plots.pairs import FALSE_COLOUR, TRUE_COLOUR
+
+    if what in ("rgb", "false-colour"):
+        channels = TRUE_COLOUR if what == "rgb" else arguments.bands or FALSE_COLOUR
+        return visualization.plot_composite(pair, info, channels)
+    if what == "sar":
+        return visualization.plot_backscatter(pair, info)
+    assert checkpoint is not None  # for the type checker: `_show` has refused it
+    model, processor, inputs = _load(checkpoint, pair, info, decoders=what == "reconstruction")
+    if what == "embedding":
+        return visualization.plot_embedding(visualization.embedding_colours(model, inputs), pair, info)
+    rows, columns = (side // model.config.patch_size for side in inputs["pixel_values"].shape[2:])
+    if what == "attention":
+        row, column = arguments.patch or (rows // 2, columns // 2)
+        maps = visualization.cross_attention_maps(model, inputs, row, column)
+        return visualization.plot_cross_attention(maps, pair, info, row, column)
+    pictures = visualization.reconstruct_images(model, inputs | mask_noise(rows * columns, arguments.seed), processor)
+    return visualization.plot_errors(pictures, processor, visualization.pair_title(pair, info))
+
+
+def mask_noise(num_patches: int, seed: int) -> dict[str, "torch.Tensor"]:
+    """`noise` and `noise_sar` `(1, num_patches)` of a pair: the same masks for the same seed."""
+    import torch
+
+    generator = torch.Generator().manual_seed(seed)
+    return {name: torch.rand((1, num_patches), generator=generator) for name in ("noise", "noise_sar")}
+
+
+def _read_pair(data: str, split: str | None, index: int) -> tuple["Pair", "PairsInfo"]:
+    from fusmae_hf.data.pairs import Pair
+    from fusmae_hf.shards.loading import load_pairs
+    from fusmae_hf.simulation.pairs import SimulatedPairs
+
+    if data == "simulated":
+        if split:
+            raise ValueError("--split is for shards: simulated pairs are numbered through.")
+        simulated = SimulatedPairs(SIMULATED_PAIRS)
+        _require_index(index, len(simulated), "simulated pairs")
+        return simulated.read(index), simulated.info
+    pairs = load_pairs(data, split or _first_split(data), streaming=True)
+    _require_index(index, len(pairs), f"split {pairs.split!r} of {data}")
+    item = pairs[index]
+    return Pair(item["id"], item["sar"].numpy(), item["optical"].numpy(), split=pairs.split), pairs.info
+
+
+def _first_split(data: str) -> str:
+    from fusmae_hf.shards.dataset_info import read_dataset_info
+    from fusmae_hf.shards.loading import _root
+
+    return next(iter(read_dataset_info(_root(data)).splits))
+
+
+def _require_index(index: int, number: int, place: str) -> None:
+    if not 0 <= index < number:
+        raise ValueError(f"There is no pair {index} in the {place}: --index is 0 to {number - 1}.")
+
+
+def _load(checkpoint: str, pair: "Pair", info: "PairsInfo", decoders: bool) -> tuple[Any, Any, dict[str, Any]]:
+    """Model and processor of a checkpoint, and the inputs for a pair."""
+    import torch
+
+    from fusmae_hf.data.inputs import PairInputs
+    from fusmae_hf.hub.checkpoint_loading import load_checkpoint
+
+    model, processor = load_checkpoint(checkpoint, decoders=decoders)
+    batch = {"sar": torch.from_numpy(pair.sar)[None], "optical": torch.from_numpy(pair.optical)[None]}
+    return model, processor, PairInputs(processor, info)(batch)
+
+
+def _losses(source: str) -> "Figure":
+    from fusmae_hf.plots.model import plot_losses
+
+    return plot_losses(read_log_history(Path(source)), f"Reconstruction losses of {source}")
+
+
+def read_log_history(run: Path) -> list[dict[str, float]]:
+    """What the Trainer logged in a run: of `trainer_state.json` in the folder, or in its last written checkpoint.
+
+    Args:
+        run: output folder of a pretraining, or one of its checkpoints.
+
+    Raises:
+        FileNotFoundError: there is no record.
+        ValueError: a record is damaged, or it is not of a pretraining.
+    """
+    from fusmae_hf.hub.checkpoints import checkpoints_in
+
+    files = [folder / "trainer_state.json" for folder in (run, *(checkpoints_in(run) if run.is_dir() else []))]
+    file = next((file for file in files if file.is_file()), None)
+    if file is None:
+        raise FileNotFoundError(
+            f"{run} holds no record of losses: no trainer_state.json in it or in a checkpoint-* folder. "
+            "Give the output folder of a pretraining run that kept a checkpoint."
+        )
+    try:
+        history = json.loads(file.read_text(encoding="utf-8"))["log_history"]
+        keys = {key for entry in history for key in entry}
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{file} is damaged ({error!r}).") from error
+    if not keys & {"optical_loss", "sar_loss"}:
+        raise ValueError(f"{file} holds no reconstruction losses: it is not of a pretraining run, or logged none yet.")
+    return history

@@ -1,0 +1,1 @@
+"""Cards, checkpoints and pushing to the Hub."""

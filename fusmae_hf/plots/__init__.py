@@ -1,0 +1,1 @@
+"""Pictures of pairs, of what a model does, and of scores."""

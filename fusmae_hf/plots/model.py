@@ -1,0 +1,456 @@
+"""Pictures of pairs and of what a model does: composites, reconstructions, attention, embeddings, loss curves."""
+
+import re
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from fusmae_hf.data.pairs import Pair, PairsInfo
+from fusmae_hf.evaluation.interpolation import visible_pixels
+from fusmae_hf.files.strict_json import plain_text
+from fusmae_hf.modeling.modeling_fusmae import unpatchify
+from fusmae_hf.plots.pairs import FALSE_COLOUR, TRUE_COLOUR, composite, composite_title, draw_sar, new_figure
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+    from matplotlib.lines import Line2D
+
+    from fusmae_hf.modeling.image_processing_fusmae import FusMAEImageProcessor
+    from fusmae_hf.modeling.modeling_fusmae import FusMAEForPreTraining, FusMAEPreTrainedModel
+
+_HELD_OUT = re.compile(
+    r"eval_(?:(?P<source>.+?)_)??(?P<key>optical_loss|sar_loss|loss)(?:_(?P<kind>visible_mean|interpolation))?"
+)
+
+HIDDEN_GREY = 0.55
+"""Brightness of masked patches in pictures."""
+
+
+def plot_composite(pair: Pair, info: PairsInfo, channels: Sequence[str] = TRUE_COLOUR) -> "Figure":
+    """One optical patch with three bands as red, green and blue, from their 2nd to their 98th percentile.
+
+    Args:
+        pair: what to draw.
+        info: band names of its dataset.
+        channels: names of the bands for red, green and blue. True colour has one stretch for all three, which keeps
+            the hues; anything else one for each band.
+
+    Raises:
+        ImportError: matplotlib is not installed; names the pip command.
+        ValueError: `channels` are not three bands of the dataset.
+    """
+    missing = [name for name in channels if name not in info.optical_bands]
+    if missing or len(channels) != 3:
+        raise ValueError(
+            f"A composite takes three optical bands, but {', '.join(channels)} were asked for; "
+            f"{info.name} has {', '.join(info.optical_bands)}."
+        )
+    figure = new_figure(4.4, 4.7)
+    axis = figure.subplots()
+    axis.imshow(composite(pair.optical, info.optical_bands, channels))
+    axis.set_axis_off()
+    axis.set_title(f"{composite_title(info.optical_bands, channels)}\n({', '.join(channels)})", fontsize=9)
+    figure.suptitle(pair_title(pair, info), fontsize=9)
+    return figure
+
+
+def plot_backscatter(pair: Pair, info: PairsInfo) -> "Figure":
+    """Each SAR band in dB, and VV over VH, which is their difference in dB.
+
+    Linear power is converted to dB; raw values are drawn as they are, without a ratio.
+
+    Args:
+        pair: what to draw.
+        info: band names and units of its dataset.
+
+    Raises:
+        ImportError: matplotlib is not installed; names the pip command.
+    """
+    sar, units = pair.sar.astype(np.float32), info.sar_units
+    if units == "linear":
+        sar, units = 10 * np.log10(np.where(sar > 0, sar, np.nan)), "db"
+    panels = dict(zip(info.sar_bands, sar, strict=True))
+    if units == "db" and {"VV", "VH"} <= panels.keys():
+        panels["VV / VH"] = panels["VV"] - panels["VH"]
+    figure = new_figure(3.6 * len(panels), 3.7)
+    for axis, (name, values) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True):
+        draw_sar(axis, values, name, units)
+        axis.set_axis_off()
+    figure.suptitle(pair_title(pair, info), fontsize=9)
+    return figure
+
+
+def pair_title(pair: Pair, info: PairsInfo) -> str:
+    """Name of a pair and of its dataset, for the title of a picture; says where the imagery is simulated."""
+    return f"{plain_text(pair.id)} ({'simulated imagery' if info.simulated else info.name})"
+
+
+@torch.no_grad()
+def cross_attention_maps(
+    model: "FusMAEPreTrainedModel", inputs: dict[str, torch.Tensor], row: int, column: int
+) -> dict[str, np.ndarray]:
+    """Where a patch of each sensor looks in the other one, in the early fusion; the mean over the heads.
+
+    Args:
+        model: any Fus-MAE model; attention is eager for this call and as it was afterwards.
+        inputs: of one pair, both sensors, without `noise`.
+        row, column: the patch, counted from the top left corner.
+
+    Returns:
+        `"optical"`: weights of the optical patches for the SAR patch, and `"sar"`: those of the SAR patches for the
+        optical patch; `(rows, columns)` each, with a sum of 1.
+
+    Raises:
+        ValueError: the model has no early fusion, a sensor is missing, or there is no such patch.
+    """
+    if model.config.early_fusion != "cross_attention":
+        raise ValueError(f"The model has no cross-attention: its early fusion is {model.config.early_fusion!r}.")
+    if inputs.get("pixel_values") is None or inputs.get("pixel_values_sar") is None:
+        raise ValueError("Cross-attention is between the sensors: `pixel_values` and `pixel_values_sar` are needed.")
+    rows, columns = (side // model.config.patch_size for side in inputs["pixel_values"].shape[2:])
+    if not (0 <= row < rows and 0 <= column < columns):
+        raise ValueError(f"There is no patch {row},{column}: rows are 0 to {rows - 1}, columns 0 to {columns - 1}.")
+    before = model.config._attn_implementation
+    training = model.training
+    model.set_attn_implementation("eager")
+    try:
+        of_optical, of_sar = model.eval().base_model(**inputs, output_attentions=True).cross_attentions
+    finally:
+        model.set_attn_implementation(before)
+        model.train(training)
+    weights = {"optical": of_sar, "sar": of_optical}
+    number = row * columns + column
+    return {
+        name: maps[0, :, number].float().mean(dim=0).reshape(rows, columns).cpu().numpy()
+        for name, maps in weights.items()
+    }
+
+
+def plot_cross_attention(maps: dict[str, np.ndarray], pair: Pair, info: PairsInfo, row: int, column: int) -> "Figure":
+    """Attention from the SAR patch to the optical image, and below it from the optical patch to the SAR image.
+
+    Args:
+        maps: what `cross_attention_maps` returns for this pair and patch; NaN where a patch was hidden.
+        pair: what the model saw.
+        info: band names and units of its dataset.
+        row, column: the patch, framed on the left.
+
+    Returns:
+        A figure; weights are in multiples of those of a patch that looks everywhere alike.
+
+    Raises:
+        ImportError: matplotlib is not installed; names the pip command.
+    """
+    figure = new_figure(10.4, 7)
+    from matplotlib.patches import Rectangle
+
+    axes = figure.subplots(2, 3)
+    for (queried, name), of_row in zip((("optical", "SAR"), ("sar", "optical")), axes, strict=True):
+        weights = maps[queried] * maps[queried].size
+        side = pair.optical.shape[1] // len(weights)
+        for axis, sensor in zip(of_row, ("sar" if queried == "optical" else "optical", queried), strict=False):
+            if sensor == "optical":
+                axis.imshow(composite(pair.optical, info.optical_bands, TRUE_COLOUR))
+                axis.set_title(composite_title(info.optical_bands, TRUE_COLOUR), fontsize=9)
+            else:
+                draw_sar(axis, pair.sar[0], info.sar_bands[0], info.sar_units)
+        corner = (column * side - 0.5, row * side - 0.5)
+        of_row[0].add_patch(Rectangle(corner, side, side, fill=False, color="yellow", linewidth=1.8))
+        of_row[0].set_title(f"{name} patch, row {row}, column {column}", fontsize=9)
+        height, width = pair.optical.shape[1:]
+        seen = bool(np.isfinite(weights).any())
+        extent = (-0.5, width - 0.5, height - 0.5, -0.5)
+        drawn = of_row[2].imshow(weights, cmap="viridis", vmin=0, vmax=None if seen else 1, extent=extent)
+        if not seen:
+            of_row[2].text(0.5, 0.5, "hidden entirely", ha="center", transform=of_row[2].transAxes, fontsize=9)
+        figure.colorbar(drawn, ax=of_row[2], shrink=0.8, label="times the mean")
+        of_row[2].set_title(f"attention to {'optical' if queried == 'optical' else 'SAR'} patches", fontsize=9)
+        for axis in of_row:
+            axis.set_axis_off()
+    figure.suptitle(pair_title(pair, info), fontsize=10)
+    return figure
+
+
+@torch.no_grad()
+def embedding_colours(
+    model: "FusMAEPreTrainedModel", inputs: dict[str, torch.Tensor]
+) -> dict[str, tuple[np.ndarray, float]]:
+    """Patch tokens of one pair as colours: their first three principal components as red, green and blue.
+
+    Args:
+        model: any Fus-MAE model.
+        inputs: of one pair, without `noise`.
+
+    Returns:
+        By sensor: `(rows, columns, 3)` in [0, 1], each component stretched from its 2nd to its 98th percentile, black
+        where a patch holds no data; and the share of the variance in the three. Colours of sensors do not compare.
+    """
+    training = model.training
+    outputs = model.eval().base_model(**inputs)
+    model.train(training)
+    colours = {}
+    for sensor, suffix in (("optical", ""), ("sar", "_sar")):
+        if outputs[f"{sensor}_hidden_state"] is None:
+            continue
+        tokens = outputs[f"{sensor}_hidden_state"][0].double().cpu().numpy()
+        present = tokens.any(axis=1)
+        components, share = _principal_components(tokens[present])
+        low, high = np.percentile(components, (2, 98), axis=0) if len(components) else (0.0, 1.0)
+        picture = np.zeros((len(tokens), 3))
+        picture[present] = np.clip((components - low) / np.maximum(high - low, 1e-12), 0, 1)
+        rows = inputs[f"pixel_values{suffix}"].shape[2] // model.config.patch_size
+        colours[sensor] = picture.reshape(rows, -1, 3), share
+    return colours
+
+
+def _principal_components(tokens: np.ndarray) -> tuple[np.ndarray, float]:
+    """Scores `(tokens, 3)` on the first three components, each turned so that its largest is positive; their share
+    of the variance. Zero where there are fewer components."""
+    left, sizes, _ = np.linalg.svd(tokens - tokens.mean(axis=0, keepdims=True), full_matrices=False)
+    scores = np.zeros((len(tokens), 3))
+    scores[:, : min(3, len(sizes))] = (left * sizes)[:, :3]
+    largest = np.abs(scores).argmax(axis=0)
+    scores *= np.where(scores[largest, range(3)] < 0, -1, 1)
+    return scores, float((sizes[:3] ** 2).sum() / max((sizes**2).sum(), 1e-30))
+
+
+def plot_embedding(colours: dict[str, tuple[np.ndarray, float]], pair: Pair, info: PairsInfo) -> "Figure":
+    """Each sensor of a pair with the colours of its patch tokens beside it.
+
+    Args:
+        colours: what `embedding_colours` returns for this pair.
+        pair: what the model saw.
+        info: band names and units of its dataset.
+
+    Raises:
+        ImportError: matplotlib is not installed; names the pip command.
+    """
+    figure = new_figure(7.4, 3.5 * len(colours) + 0.4)
+    for of_row, (sensor, (picture, share)) in zip(
+        figure.subplots(len(colours), 2, squeeze=False), colours.items(), strict=True
+    ):
+        if sensor == "optical":
+            of_row[0].imshow(composite(pair.optical, info.optical_bands, TRUE_COLOUR))
+            of_row[0].set_title(composite_title(info.optical_bands, TRUE_COLOUR), fontsize=9)
+        else:
+            draw_sar(of_row[0], pair.sar[0], info.sar_bands[0], info.sar_units)
+        of_row[1].imshow(picture, interpolation="nearest")
+        name = "optical" if sensor == "optical" else "SAR"
+        of_row[1].set_title(f"{name} tokens\n3 components: {share:.0%} of the variance", fontsize=9)
+        for axis in of_row:
+            axis.set_axis_off()
+    figure.suptitle(pair_title(pair, info), fontsize=10)
+    return figure
+
+
+@torch.no_grad()
+def reconstruct_images(
+    model: "FusMAEForPreTraining", inputs: dict[str, torch.Tensor], processor: "FusMAEImageProcessor"
+) -> dict[str, dict[str, np.ndarray]]:
+    """What a model sees of a batch and what it makes of it, in physical units.
+
+    A model with `norm_pix_loss` predicts patches without brightness and contrast; those of the visible patches stand
+    in, as in `FusMAEForPreTraining.reconstruct`.
+
+    Args:
+        model: pretraining model.
+        inputs: its inputs, with `noise` and `noise_sar`.
+        processor: whose normalisation to undo.
+
+    Returns:
+        By sensor (`"optical"` in digital numbers, `"sar"` in dB): `original`, `reconstruction` with visible patches
+        kept, both `(batch_size, bands, height, width)`, and `visible` `(batch_size, height, width)` bool.
+    """
+    training = model.training
+    model.eval()
+    outputs = model(**inputs)
+    model.train(training)
+    pictures = {}
+    for sensor, suffix in (("optical", ""), ("sar", "_sar")):
+        images = inputs.get(f"pixel_values{suffix}")
+        if images is None:
+            continue
+        size = model.config.patch_size
+        height, width = images.shape[2:]
+        visible = visible_pixels(outputs[f"mask{suffix}"], height, width, size)
+        logits = outputs[f"logits{suffix}"].float()
+        if model.config.norm_pix_loss:
+            valid = inputs.get(f"pixel_mask{suffix}")
+            logits = model._assume_levels(logits, images, visible if valid is None else visible & valid)
+        predicted = unpatchify(logits, size, height, width)
+        kept = torch.where(visible[:, None], images, predicted)
+        pictures[sensor] = {
+            "original": processor.denormalize(images, sensor).cpu().numpy(),
+            "reconstruction": processor.denormalize(kept, sensor).cpu().numpy(),
+            "visible": visible.cpu().numpy(),
+        }
+    return pictures
+
+
+def plot_reconstructions(
+    pictures: dict[str, dict[str, np.ndarray]], processor: "FusMAEImageProcessor", title: str, ids: Sequence[str] = ()
+) -> "Figure":
+    """Input, masked input and reconstruction of each pair, in true and false colour and each SAR band.
+
+    Args:
+        pictures: what `reconstruct_images` returns.
+        processor: its band names.
+        title: written above; say what the data is.
+        ids: name of each pair.
+
+    Returns:
+        A matplotlib figure with one row a pair. All pictures of a view share one stretch, that of the input.
+
+    Raises:
+        ImportError: matplotlib is not installed; names the pip command.
+    """
+    views = _views(pictures, processor)
+    number = len(next(iter(pictures.values()))["original"])
+    figure = new_figure(1.75 * 3 * len(views), 1.95 * number + 0.5)
+    axes = figure.subplots(number, 3 * len(views), squeeze=False)
+    for pair in range(number):
+        for column, (name, sensor, indices) in enumerate(views):
+            shown, masked = _stretched(pictures[sensor], pair, name, indices)
+            for axis, image, label in zip(
+                axes[pair, 3 * column :],
+                (shown[0], masked, shown[1]),
+                ("input", "masked", "reconstruction"),
+                strict=False,
+            ):
+                _draw(axis, image)
+                if pair == 0:
+                    axis.set_title(f"{name}\n{label}", fontsize=8)
+        if ids:
+            axes[pair, 0].set_ylabel(ids[pair][-26:], fontsize=6)
+    figure.suptitle(title, fontsize=10)
+    return figure
+
+
+def plot_errors(
+    pictures: dict[str, dict[str, np.ndarray]], processor: "FusMAEImageProcessor", title: str, pair: int = 0
+) -> "Figure":
+    """Input, masked input, reconstruction and error of one pair, a row for each view of `plot_reconstructions`.
+
+    The error is reconstruction minus input, in dB for SAR; of composites its magnitude, the mean over their three
+    bands, in digital numbers. Visible patches have none and stay empty.
+
+    Args:
+        pictures: what `reconstruct_images` returns.
+        processor: its band names.
+        title: written above; say what the data is.
+        pair: which pair of the batch.
+
+    Raises:
+        ImportError: matplotlib is not installed; names the pip command.
+    """
+    views = _views(pictures, processor)
+    figure = new_figure(10, 2.35 * len(views) + 0.5)
+    for row, (name, sensor, indices) in zip(figure.subplots(len(views), 4, squeeze=False), views, strict=True):
+        images = pictures[sensor]
+        shown, masked = _stretched(images, pair, name, indices)
+        for axis, image in zip(row, (shown[0], masked, shown[1]), strict=False):
+            _draw(axis, image)
+        error = images["reconstruction"][pair][indices] - images["original"][pair][indices]
+        error = (error if len(error) == 1 else np.abs(error)).mean(axis=0)
+        hidden = ~images["visible"][pair]
+        largest = max(np.percentile(np.abs(error[hidden]), 98), 1e-6) if hidden.any() else 1.0
+        low, colours = (-largest, "RdBu_r") if len(indices) == 1 else (0.0, "magma")
+        drawn = row[3].imshow(np.where(hidden, error, np.nan), cmap=colours, vmin=low, vmax=largest)
+        units = "digital numbers" if sensor == "optical" else "dB"
+        figure.colorbar(drawn, ax=row[3], shrink=0.85, label=units)
+        row[3].set_facecolor(str(HIDDEN_GREY))
+        row[3].set(xticks=[], yticks=[])
+        row[0].set_ylabel(name, fontsize=9)
+        if name == views[0][0]:
+            for axis, label in zip(row, ("input", "masked", "reconstruction", "error"), strict=True):
+                axis.set_title(label, fontsize=9)
+    figure.suptitle(title, fontsize=10)
+    return figure
+
+
+def _stretched(
+    images: dict[str, np.ndarray], pair: int, view: str, indices: list[int]
+) -> tuple[list[np.ndarray], np.ndarray]:
+    """Input and reconstruction in the stretch of the input, `(channels, height, width)` in [0, 1]; masked input."""
+    original, reconstruction = (images[key][pair][indices] for key in ("original", "reconstruction"))
+    low = np.percentile(original, 2, axis=(1, 2), keepdims=True)
+    high = np.percentile(original, 98, axis=(1, 2), keepdims=True)
+    if view == "true colour":  # one stretch for the three bands keeps the hues
+        low, high = low.min(), high.max()
+    shown = [np.clip((x - low) / np.maximum(high - low, 1e-6), 0, 1) for x in (original, reconstruction)]
+    return shown, np.where(images["visible"][pair], shown[0], HIDDEN_GREY)
+
+
+def _draw(axis: "Axes", image: np.ndarray) -> None:
+    axis.imshow(image.transpose(1, 2, 0) if len(image) == 3 else image[0], cmap="gray", vmin=0, vmax=1)
+    axis.set(xticks=[], yticks=[])
+
+
+def _views(pictures: dict[str, Any], processor: "FusMAEImageProcessor") -> list[tuple[str, str, list[int]]]:
+    """Name, sensor and band indices of each view that the bands allow."""
+    views = []
+    if "optical" in pictures:
+        bands = processor.optical_bands
+        for name, channels in (("true colour", TRUE_COLOUR), ("false colour", FALSE_COLOUR)):
+            if set(channels) <= set(bands):
+                views.append((name, "optical", [bands.index(channel) for channel in channels]))
+        if not views:
+            views.append((f"optical {bands[0]}", "optical", [0]))
+    if "sar" in pictures:
+        views += [(f"SAR {band}", "sar", [index]) for index, band in enumerate(processor.sar_bands)]
+    return views
+
+
+def plot_losses(log_history: Sequence[dict[str, float]], title: str) -> "Figure":
+    """Losses of training and of held-out pairs against the step, a panel for each sensor and one for their sum.
+
+    Args:
+        log_history: `trainer.state.log_history`.
+        title: written above.
+
+    Raises:
+        ImportError: matplotlib is not installed; names the pip command.
+    """
+    panels = {"loss": "both sensors", "optical_loss": "optical", "sar_loss": "SAR"}
+    figure = new_figure(4.2 * len(panels), 4.4)
+    colours: dict[str, str] = {}
+    shown: dict[str, Line2D] = {}
+    for axis, (key, name) in zip(figure.subplots(1, len(panels)), panels.items(), strict=True):
+        for label, points in _curves(log_history, key).items():
+            source, _, kind = label.partition(", ")
+            steps, values = zip(*points, strict=True)
+            (line,) = axis.plot(
+                steps,
+                values,
+                label=label,
+                color=colours.setdefault(source, f"C{len(colours)}"),
+                linestyle={"": "-", "mean of the visible": ":", "interpolated": "--"}[kind],
+                linewidth=1.2 if not kind else 0.9,
+                marker="o" if not kind and source != "training" else None,
+                markersize=3,
+            )
+            shown.setdefault(label, line)
+        axis.set_title(name, fontsize=9)
+        axis.set_xlabel("step")
+        axis.set_ylabel("mean squared error (normalised units)", fontsize=8)
+        axis.grid(alpha=0.3)
+    figure.legend(list(shown.values()), list(shown), loc="outside lower center", ncols=3, fontsize=7)
+    figure.suptitle(title, fontsize=10)
+    return figure
+
+
+def _curves(log_history: Sequence[dict[str, float]], key: str) -> dict[str, list[tuple[float, float]]]:
+    """(step, value) of every logged series of the loss `key`, by the name to show."""
+    curves: dict[str, list[tuple[float, float]]] = {}
+    for entry in log_history:
+        for logged, value in entry.items():
+            if logged == key:
+                curves.setdefault("training", []).append((entry["step"], value))
+            elif (match := _HELD_OUT.fullmatch(logged)) and match["key"] == key:
+                kind = {None: "", "visible_mean": ", mean of the visible", "interpolation": ", interpolated"}
+                label = f"held out {match['source'] or ''}".strip() + kind[match["kind"]]
+                curves.setdefault(label, []).append((entry["step"], value))
+    return curves

@@ -1,0 +1,1 @@
+"""From an archive to shards: planning, working, resuming; and looking at what was made."""

@@ -1,0 +1,290 @@
+"""Preparing a dataset: reading every pair once and writing shards, with each pair that is left out accounted for."""
+
+import dataclasses
+import time
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from contextlib import closing
+from pathlib import Path
+from typing import Any, Literal
+
+from tqdm.auto import tqdm
+
+from fusmae_hf.data.checks import check_pair
+from fusmae_hf.data.pairs import Pair, PairError, PairReader
+from fusmae_hf.data.plausibility import check_plausible
+from fusmae_hf.files.atomic import sweep_incomplete
+from fusmae_hf.prepare.plan import PlannedFile, PlanSummary, PreparationPlan, plan_preparation
+from fusmae_hf.prepare.state import (
+    FinishedFile,
+    describe_missing,
+    finish,
+    finished_files,
+    open_folder,
+    record_path,
+    remove_state,
+    write_summary,
+)
+from fusmae_hf.prepare.work import WritingOptions, read_pair, write_files
+from fusmae_hf.shards import left_out as left_out_file
+from fusmae_hf.shards.dataset_info import FILE_NAME as DATASET_INFO
+from fusmae_hf.shards.dataset_info import DatasetInfo, read_dataset_info
+from fusmae_hf.shards.left_out import LeftOut, read_left_out
+from fusmae_hf.shards.writing import row_checksum
+
+__all__ = ["PreparationReport", "check_plausible", "prepare"]
+
+PLAUSIBILITY_PAIRS = 32
+"""Number of pairs whose values are looked at before anything is written."""
+
+HOPELESS_AFTER = 20
+"""So many failures before the first success mean that the archive, not a pair, is at fault."""
+
+RECOGNISED_BY = 4
+"""Number of pairs whose pixels are compared with those of an earlier run that is gone on with."""
+
+
+@dataclasses.dataclass(frozen=True)
+class PreparationReport:
+    """What `prepare` did; prints as a short summary.
+
+    Attributes:
+        folder: where the shards are.
+        dataset: content of `dataset_info.json`; None where other parts are not finished yet.
+        left_out: the pairs left out, as far as their files are finished.
+        num_pairs: number of pairs written by this run.
+        files_written: number of files written by this run.
+        files_kept: number of files that an earlier run had finished.
+        missing: what other parts have to do, in words; empty where nothing is missing.
+        seconds: how long it took.
+    """
+
+    folder: Path
+    dataset: DatasetInfo | None
+    left_out: tuple[LeftOut, ...]
+    num_pairs: int
+    files_written: int
+    files_kept: int
+    missing: str
+    seconds: float
+
+    def __str__(self) -> str:
+        lines = [] if self.dataset is None else describe_dataset(self.dataset)
+        if self.files_written:
+            rate = f"{self.num_pairs / self.seconds:,.0f} pairs/s"
+            kept = f"; {self.files_kept:,} files were finished before" if self.files_kept else ""
+            lines.append(f"Wrote {self.num_pairs:,} pairs in {self.seconds:,.1f} s ({rate}){kept}")
+        else:
+            lines.append(
+                f"Nothing to do: {self.folder} is complete." if self.dataset else "Nothing to do in this part."
+            )
+        if self.missing:
+            lines.append(self.missing)
+        return "\n".join(lines + self._left_out())
+
+    def _left_out(self) -> list[str]:
+        if not self.left_out:
+            return []
+        where = self.folder / left_out_file.FILE_NAME
+        all_of_them = f" (all of them, with the reason, in {where})" if self.dataset else ""
+        examples = {pair.kind: pair for pair in reversed(self.left_out)}
+        kinds = Counter(pair.kind for pair in self.left_out).most_common()
+        lines = [f"Left out: {len(self.left_out):,}{all_of_them}"]
+        lines += [f"  {count:>9,}  {kind}, such as {examples[kind].id}" for kind, count in kinds[:5]]
+        return lines + [f"  and {len(kinds) - 5:,} more reasons"] * (len(kinds) > 5)
+
+
+def prepare(
+    reader: PairReader,
+    out: str | Path,
+    *,
+    limit: int | None = None,
+    rows_per_shard: int = 1024,
+    row_group_rows: int = 32,
+    max_no_data: float = 1.0,
+    on_error: Literal["skip", "stop"] = "skip",
+    hold_out: float = 0.0,
+    seed: int = 0,
+    keep_order: bool = False,
+    num_proc: int = 1,
+    part: tuple[int, int] = (1, 1),
+    overwrite: bool = False,
+    progress: bool = True,
+    reader_options: Mapping[str, Any] | None = None,
+) -> PreparationReport:
+    """Write all pairs of a dataset as shards, each split apart, and `dataset_info.json` last.
+
+    Pairs are written in a random order (the same one for the same seed), so that neighbouring patches do not share a
+    row group and with it a batch when the shards are streamed. The first pairs are looked at before anything is
+    written: see [`check_plausible`].
+
+    Whatever interrupts it, call it again with the same arguments: files that are finished are kept, the others are
+    written. The result is the same to the byte, however often it was interrupted and by however many processes and
+    parts it was written. A file that was damaged later is written again too, once it is deleted.
+
+    Args:
+        reader: the dataset. Pairs without a split go to `train`, but see `hold_out`. Where it has `read_native`, that
+            is used: it gives `NativeBands`, so that coarse bands need not be expanded and packed again.
+        out: folder for the shards; made if need be.
+        limit: write at most so many pairs, drawn over the whole dataset (the first ones with `keep_order`).
+        rows_per_shard: most pairs in a file. A file is what one process writes at a time.
+        row_group_rows: pairs in a row group, the unit that streaming reads.
+        max_no_data: leave out pairs that have a larger share of pixels without data in either sensor.
+        on_error: what to do with a pair that cannot be read or must not be stored: `"skip"` leaves it out and notes
+            the reason in `left_out.csv`, `"stop"` raises.
+        hold_out: share of the pairs without a split that goes to `validation`, drawn at random (the same way for the
+            same seed) and at least one; the others go to `train`. Neighbouring patches may fall on both sides: where a
+            dataset has official splits, those are the fair ones.
+        seed: of the order, and of what `limit` and `hold_out` draw.
+        keep_order: write pairs in the order of the reader.
+        num_proc: number of worker processes; 1 (or 0) writes in this process. Starting them takes some seconds, since
+            the package is imported once more, and a script must then call this under `if __name__ == "__main__":`.
+        part: `(i, n)` with i from 1 to n: write only every n-th file, so that n machines share the work. Parts may
+            write into the same folder, which is complete when the last one is, or into folders of their own, which
+            `merge_parts` brings together.
+        overwrite: delete the shards that are in `out` first. Other files are left alone.
+        progress: show a progress bar where the output is a terminal.
+        reader_options: with which arguments the reader was made, to be noted in `dataset_info.json`.
+
+    Returns:
+        A report that prints as a short summary.
+
+    Raises:
+        FileExistsError: `out` holds something else, or was begun with other arguments, and `overwrite` is not set.
+        PairError: a pair failed and `on_error` is `"stop"`; the first 20 pairs failed and none succeeded; or 64 in a
+            row could not be read.
+        ChildProcessError: a worker process ended without a word. Finished files stay.
+        ValueError: no pair could be written, an argument is out of range, or the values contradict the declared units.
+        OSError: the disk is full, or a file cannot be written. Finished files stay, without `dataset_info.json`.
+    """
+    started, folder = time.monotonic(), Path(out)
+    if on_error not in ("skip", "stop"):
+        raise ValueError(f"on_error is {on_error!r}, but must be 'skip' or 'stop'.")
+    if not 1 <= part[0] <= part[1]:
+        raise ValueError(f"part is {part[0]}/{part[1]}, but must be one of 1/{part[1]} to {part[1]}/{part[1]}.")
+    if overwrite and part[1] > 1:
+        raise ValueError("A part must not overwrite: it would delete what the others wrote. Delete the folder first.")
+    plan = plan_preparation(
+        reader,
+        limit=limit,
+        hold_out=hold_out,
+        seed=seed,
+        keep_order=keep_order,
+        rows_per_shard=rows_per_shard,
+        row_group_rows=row_group_rows,
+        max_no_data=max_no_data,
+        reader_options=reader_options or {},
+    )
+    there = open_folder(folder, plan.summary, overwrite=overwrite)
+    kept = finished_files(folder, plan.summary) if there else {}
+    mine = [file for file in plan.files if file.number % part[1] == part[0] - 1]
+    todo = [file for file in mine if file.name not in kept]
+    if part[1] == 1:  # otherwise another part may be writing them
+        sweep_incomplete([folder / DATASET_INFO, folder / left_out_file.FILE_NAME])
+    if there and len(kept) == len(plan.files) and (folder / DATASET_INFO).is_file():
+        remove_state(folder)
+        return PreparationReport(
+            folder,
+            read_dataset_info(folder),
+            tuple(read_left_out(folder)),
+            num_pairs=0,
+            files_written=0,
+            files_kept=len(kept),
+            missing="",
+            seconds=time.monotonic() - started,
+        )
+    if todo or there is None:
+        there = _begin(reader, plan, folder, there, on_error)
+    written = _write(
+        reader,
+        todo,
+        WritingOptions(
+            folder, there.fingerprint, f"{part[0]}/{part[1]}", row_group_rows, max_no_data, keep_order, on_error
+        ),
+        num_proc,
+        tqdm(
+            total=sum(len(file.indices) for file in mine),
+            initial=sum(len(file.indices) for file in mine if file.name in kept),
+            unit=" pairs",
+            disable=None if progress else True,
+        ),
+    )
+    dataset, left_out = finish(folder, there, plan.left_out)
+    finished = {} if dataset else finished_files(folder, there)
+    missing = [] if dataset else [file.name for file in plan.files if file.name not in finished]
+    return PreparationReport(
+        folder,
+        dataset,
+        tuple(left_out),
+        num_pairs=sum(file.shard.rows for file in written if file.shard),
+        files_written=len(written),
+        files_kept=len(mine) - len(todo),
+        missing=describe_missing(there, missing, finished.values()) if missing else "",
+        seconds=max(time.monotonic() - started, 1e-3),
+    )
+
+
+def _begin(
+    reader: PairReader, plan: PreparationPlan, folder: Path, there: PlanSummary | None, on_error: str
+) -> PlanSummary:
+    """Look at the first pairs; then write the plan, or see that an earlier run read the same pixels."""
+    indices = [index for file in plan.files for index in file.indices[:PLAUSIBILITY_PAIRS].tolist()]
+    pairs: list[Pair] = []
+    checksums: dict[str, int] = {}
+    failed = 0
+    for index in indices[:PLAUSIBILITY_PAIRS]:
+        if there and len(pairs) == RECOGNISED_BY:
+            break
+        try:
+            pair = read_pair(reader, index)
+            check_pair(pair, reader.info)
+            if len(pairs) < RECOGNISED_BY:
+                checksums[pair.id] = row_checksum(pair, reader.info)
+            pairs.append(pair)
+        except PairError as error:
+            if on_error == "stop":
+                raise
+            failed += 1
+            if failed == HOPELESS_AFTER and not pairs:
+                raise PairError(
+                    f"The first {HOPELESS_AFTER} pairs all failed, so nothing was written. The last: {error}"
+                ) from error
+    summary = dataclasses.replace(plan.summary, first_pairs=checksums)
+    if there is None:
+        if pairs:
+            check_plausible(pairs, reader.info)
+        write_summary(folder, summary, plan.left_out)
+    return open_folder(folder, summary, overwrite=False) or summary
+
+
+def _write(
+    reader: PairReader, files: Sequence[PlannedFile], options: WritingOptions, num_proc: int, bar: tqdm
+) -> list[FinishedFile]:
+    """Write files, with a progress bar; what is unfinished when it is interrupted is swept away."""
+    left_out = 0
+
+    def progress(pairs: int, of_them_left_out: int) -> None:
+        nonlocal left_out
+        left_out += of_them_left_out
+        if of_them_left_out:
+            bar.set_postfix_str(f"{left_out:,} left out", refresh=False)
+        bar.update(pairs)
+
+    paths = [path for file in files for path in (options.folder / file.name, record_path(options.folder, file.name))]
+    sweep_incomplete(paths)
+    try:
+        with bar, closing(write_files(reader, files, options, num_proc, progress)) as finished:
+            return list(finished)
+    finally:
+        sweep_incomplete(paths)
+
+
+def describe_dataset(dataset: DatasetInfo) -> list[str]:
+    """Pairs, shards and size of a prepared folder, in lines."""
+    shards = [shard for of_split in dataset.splits.values() for shard in of_split]
+    pairs, size = sum(shard.rows for shard in shards), sum(shard.bytes for shard in shards)
+    lines = [f"Prepared {dataset.info.name}: {pairs:,} pairs, {size / 1e6:,.1f} MB"]
+    for split, of_split in dataset.splits.items():
+        files = "1 shard" if len(of_split) == 1 else f"{len(of_split):,} shards"
+        lines.append(f"  {split:<11}{dataset.rows(split):>9,} pairs in {files}")
+    return lines

@@ -1,0 +1,171 @@
+"""What both ways of reading prepared pairs share: items, batches, and going on around damage."""
+
+import warnings
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from operator import index as as_integer
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset
+
+from fusmae_hf.shards.dataset_info import DatasetInfo, ShardRecord
+from fusmae_hf.shards.decoding import BatchMemory, DamagedShardError, ShardRows, decode_pairs
+from fusmae_hf.data.pairs import PairsInfo
+from fusmae_hf.shards.order import PairSampler
+from fusmae_hf.shards.shard_files import bad_footers
+
+Index = int | tuple[int, int]
+"""A row, taken as of epoch 0, or `(epoch, row)`."""
+
+OnBadFiles = Literal["error", "warn", "skip"]
+"""What to do with a file or a row that cannot be read: see `load_pairs`."""
+
+Located = tuple[ShardRows, int] | DamagedShardError
+"""Where a row is, or why it cannot be read."""
+
+SUBSTITUTES_TRIED = 10_000
+"""So many rows are tried in place of a damaged one before the dataset counts as lost."""
+
+
+class PairDataset(Dataset[dict[str, Any]], ABC):
+    """Pairs of one split of a prepared folder. Open it with `load_pairs`.
+
+    Items are dictionaries of `optical` and `sar` (tensors `(bands, height, width)` in the raw dtype and units), `id`,
+    `row` and `epoch`, and `labels` and `label_map` where the dataset has them. `__getitems__` gives the whole batch at
+    once: the same with a leading batch dimension, `id` and `labels` as lists. Unless `on_bad_files` is `"error"`, it
+    also has `replaced` (batch,) bool: a damaged row stood there, and the pair is another one.
+
+    Attributes:
+        root: folder or URL.
+        dataset_info: what the folder holds.
+        split: name of the split.
+        on_bad_files: what to do with files and rows that cannot be read.
+        bad_files: files that were left out when the split was opened, with the reason.
+        epoch: read by the samplers when an iteration starts.
+        packed: set it to leave optical bands in their own resolution, see `decode_pairs`.
+    """
+
+    def __init__(self, root: str, dataset_info: DatasetInfo, split: str, on_bad_files: OnBadFiles = "error"):
+        self.root, self.dataset_info, self.split, self.epoch, self.packed = root, dataset_info, split, 0, False
+        self._memory = BatchMemory()
+        self.on_bad_files, self.bad_files = on_bad_files, dict[str, str]()
+        self._shards: tuple[ShardRecord, ...] = dataset_info.shards(split)
+        if on_bad_files != "error":
+            self._leave_out(bad_footers(root, self._shards))
+        self._shard_ends = np.cumsum([shard.rows for shard in self._shards])
+
+    @property
+    def info(self) -> PairsInfo:
+        """Bands, units and classes of the pairs."""
+        return self.dataset_info.info
+
+    def __len__(self) -> int:
+        return int(self._shard_ends[-1])
+
+    def set_epoch(self, epoch: int) -> None:
+        """Set the epoch whose order the next iteration takes. Call it in the main process."""
+        self.epoch = epoch
+
+    def __getitem__(self, index: Index) -> dict[str, Any]:
+        batch = self.__getitems__([index])
+        return {key: values if key == "optical_shape" else values[0] for key, values in batch.items()}
+
+    def __getitems__(self, indices: Sequence[Index]) -> dict[str, Any]:
+        pairs = [index if isinstance(index, tuple) else (0, as_integer(index)) for index in indices]
+        epochs, rows = np.array(pairs, dtype=np.int64).T
+        if rows.min() < 0 or rows.max() >= len(self):
+            raise IndexError(
+                f"rows are 0 to {len(self) - 1} in split {self.split!r}, but {rows.tolist()} were asked for"
+            )
+        located = self._locate(epochs, rows)
+        try:
+            batch = self._decode(located)
+        except DamagedShardError:
+            if self.on_bad_files == "error":
+                raise
+            batch, rows, replaced = self._decode_around_damage(located, epochs, rows)
+        else:
+            replaced = np.zeros(len(rows), dtype=bool)
+        if self.on_bad_files != "error":
+            batch["replaced"] = torch.from_numpy(replaced)
+        return batch | {"row": torch.from_numpy(rows.copy()), "epoch": torch.from_numpy(epochs.copy())}
+
+    def _decode(self, located: Sequence[Located]) -> dict[str, Any]:
+        rows = []
+        for at in located:
+            if isinstance(at, DamagedShardError):
+                raise at
+            rows.append(at)
+        return decode_pairs(rows, self.info.optical_factors, packed=self.packed, memory=self._memory)
+
+    def _decode_around_damage(
+        self, located: list[Located], epochs: np.ndarray, rows: np.ndarray
+    ) -> tuple[dict[str, Any], np.ndarray, np.ndarray]:
+        """The batch with each damaged row replaced by the next sound one, so that its size stays; and which those are.
+
+        Which row that is does not depend on the batch, so neither do masks and resumed runs.
+        """
+        rows, replaced = rows.copy(), np.zeros(len(rows), dtype=bool)
+        for position, epoch in enumerate(epochs):
+            at, error = located[position], None
+            for tried in range(min(SUBSTITUTES_TRIED, len(self))):
+                row = (rows[position] + tried) % len(self)
+                at = at if not tried else self._locate(epoch[None], row[None])[0]
+                try:
+                    self._decode([at])
+                    break
+                except DamagedShardError as failure:
+                    error = error or failure
+            else:
+                raise DamagedShardError(f"{tried + 1:,} rows in turn cannot be read. The first: {error}") from error
+            if error:
+                self._report(error)
+            located[position], rows[position], replaced[position] = at, row, error is not None
+        return self._decode(located), rows, replaced
+
+    def _leave_out(self, bad_files: dict[str, str]) -> None:
+        """Go on without these files."""
+        self._shards = tuple(shard for shard in self._shards if shard.name not in bad_files)
+        self.bad_files |= bad_files
+        if not self._shards:
+            raise DamagedShardError(
+                f"No file of split {self.split!r} of {self.root} can be read. The first: "
+                f"{next(iter(bad_files.values()))}"
+            )
+        for reason in bad_files.values():
+            self._report(f"Left out: {reason}")
+
+    def _report(self, problem: object) -> None:
+        if self.on_bad_files == "warn":
+            warnings.warn(str(problem), stacklevel=3)
+
+    @abstractmethod
+    def sampler(
+        self,
+        batch_size: int,
+        *,
+        seed: int = 0,
+        shuffle: bool = True,
+        num_processes: int = 1,
+        num_lanes: int = 1,
+        accumulation: int = 1,
+    ) -> PairSampler:
+        """The order in which to read: pass it to a `DataLoader` with the same `batch_size`, before its workers start.
+
+        Args:
+            batch_size: pairs in a batch of one process.
+            seed: non-negative integer.
+            shuffle: False for evaluation: stored order, nothing left out.
+            num_processes: training processes.
+            num_lanes: for streaming, a multiple of processes x workers; local reading has no lanes, so any will do.
+            accumulation: batches of each process in one optimiser step.
+
+        Raises:
+            ValueError: there are too few pairs for one batch, or `num_lanes` is no multiple of `num_processes`.
+        """
+
+    @abstractmethod
+    def _locate(self, epochs: np.ndarray, rows: np.ndarray) -> list[Located]:
+        """Where each row is, in the order asked for; for rows in a file that cannot be read, the error."""

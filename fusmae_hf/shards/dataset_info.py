@@ -1,0 +1,274 @@
+"""`dataset_info.json`: what a prepared folder holds, down to the row groups, so that no footer is needed to plan."""
+
+import dataclasses
+import json
+import os
+import re
+import reprlib
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import fsspec
+import pyarrow.parquet as pq
+
+from fusmae_hf.files.atomic import write_atomically
+from fusmae_hf.shards.left_out import LeftOut, count_reasons, write_left_out
+from fusmae_hf.data.pairs import PairsInfo
+from fusmae_hf.files.strict_json import is_count, parse_json, plain_text
+
+FORMAT_VERSION = 2
+"""Version of the shard format; raised when older code can no longer read what is written."""
+
+FILE_NAME = "dataset_info.json"
+MOST_BYTES = 64 * 2**20
+"""Size up to which the file is read: a thousand times that of the half million pairs of BigEarthNet."""
+
+MOST_ROWS_PER_GROUP = 1_000_000
+"""Rows of a row group that are believed. They are mixed in memory before any is read."""
+
+_SHARD_NAME = re.compile(r"data/(?P<split>\w{1,100})-[0-9]{5,9}-of-[0-9]{5,9}\.parquet")
+
+
+@dataclasses.dataclass(frozen=True)
+class ShardRecord:
+    """One parquet file of a prepared folder.
+
+    Attributes:
+        name: path below the folder, `data/<split>-00000-of-00003.parquet`.
+        rows: number of pairs.
+        row_group_rows: number of pairs in each row group, in file order.
+        bytes: size of the file.
+        content_hash: xxh3 of 128 bits over the checksums of the rows, in order, as hexadecimal digits. A checksum
+            covers id and pixels.
+        no_data_pixels: by sensor (`"sar"`, `"optical"`), the pixels without data: non-finite in any band, or, for the
+            optical sensor, zero in all bands.
+    """
+
+    name: str
+    rows: int
+    row_group_rows: tuple[int, ...]
+    bytes: int
+    content_hash: str
+    no_data_pixels: dict[str, int]
+
+    def __post_init__(self) -> None:
+        self.split_of(self.name)
+        for name, kind in (("rows", "a count"), ("bytes", "a count")):
+            if not is_count(getattr(self, name)):
+                raise ValueError(f"{self.name}: {name} is {getattr(self, name)!r}, but must be {kind}")
+        if not all(type(rows) is int and rows <= MOST_ROWS_PER_GROUP for rows in self.row_group_rows):
+            raise ValueError(
+                f"{self.name}: row_group_rows must be whole numbers of at most {MOST_ROWS_PER_GROUP:,}, not "
+                f"{reprlib.repr(list(self.row_group_rows))}"
+            )
+        if not (isinstance(self.content_hash, str) and re.fullmatch("[0-9a-f]{1,64}", self.content_hash)):
+            raise ValueError(f"{self.name}: content_hash must be hexadecimal digits, not {self.content_hash!r:.100}")
+        counts = self.no_data_pixels
+        if not (
+            isinstance(counts, dict) and counts.keys() == {"sar", "optical"} and all(map(is_count, counts.values()))
+        ):
+            raise ValueError(
+                f"{self.name}: no_data_pixels must count pixels of 'sar' and 'optical', not {reprlib.repr(counts)}"
+            )
+        if not self.row_group_rows or min(self.row_group_rows) < 1 or sum(self.row_group_rows) != self.rows:
+            raise ValueError(f"{self.name}: row groups {list(self.row_group_rows)} do not add up to {self.rows} rows")
+
+    @property
+    def split(self) -> str:
+        """Split to which the shard belongs, from its name."""
+        return self.split_of(self.name)
+
+    @staticmethod
+    def split_of(name: str) -> str:
+        """Split in the name of a shard.
+
+        Raises:
+            ValueError: the name is not of the form `data/<split>-00000-of-00001.parquet`.
+        """
+        if not isinstance(name, str) or not (match := _SHARD_NAME.fullmatch(name)):
+            raise ValueError(f"shard name {reprlib.repr(name)} is not of the form data/<split>-00000-of-00001.parquet")
+        return match["split"]
+
+
+@dataclasses.dataclass(frozen=True)
+class DatasetInfo:
+    """Content of `dataset_info.json`.
+
+    Attributes:
+        info: bands, units, classes, source and licence, which hold for all pairs.
+        splits: the shards of each split, in row order.
+        left_out_reasons: number of pairs that preparing left out, by kind of reason; `left_out.csv` beside it has
+            every one with its own reason (`read_left_out`).
+        preparation: how the folder was made, to make it again: the arguments, the fingerprint of what they led to,
+            and the version of this package. Empty where shards were written by other means than `prepare`.
+        format_version: version of the shard format.
+    """
+
+    info: PairsInfo
+    splits: dict[str, tuple[ShardRecord, ...]]
+    left_out_reasons: dict[str, int] = dataclasses.field(default_factory=dict)
+    preparation: dict[str, Any] = dataclasses.field(default_factory=dict)
+    format_version: int = FORMAT_VERSION
+
+    @property
+    def num_left_out(self) -> int:
+        """Number of pairs that preparing left out."""
+        return sum(self.left_out_reasons.values())
+
+    def rows(self, split: str) -> int:
+        """Number of pairs in a split."""
+        return sum(shard.rows for shard in self.shards(split))
+
+    def no_data_pixels(self, split: str) -> dict[str, int]:
+        """Number of pixels without data in a split, by sensor."""
+        shards = self.shards(split)
+        return {sensor: sum(shard.no_data_pixels[sensor] for shard in shards) for sensor in ("sar", "optical")}
+
+    def shards(self, split: str) -> tuple[ShardRecord, ...]:
+        """Shards of a split, in row order.
+
+        Raises:
+            ValueError: there is no such split; the message names those that exist.
+        """
+        if split not in self.splits:
+            raise ValueError(f"There is no split {split!r} in {self.info.name}; there are {sorted(self.splits)}.")
+        return self.splits[split]
+
+    def to_json(self) -> dict[str, Any]:
+        """The content of the file. Totals for each split are repeated there for those who read it by eye."""
+        return {
+            "format_version": self.format_version,
+            "info": dataclasses.asdict(self.info),
+            "splits": {
+                split: {
+                    "rows": self.rows(split),
+                    "no_data_pixels": self.no_data_pixels(split),
+                    "shards": [dataclasses.asdict(shard) for shard in shards],
+                }
+                for split, shards in self.splits.items()
+            },
+            "left_out": {"pairs": self.num_left_out, "reasons": self.left_out_reasons},
+            "preparation": self.preparation,
+        }
+
+    @classmethod
+    def from_json(cls, content: dict[str, Any]) -> "DatasetInfo":
+        """Check and take over the content of the file; `ValueError`, `TypeError` or `KeyError` where it is wrong."""
+        if content["format_version"] != FORMAT_VERSION:
+            raise ValueError(
+                f"format version {content['format_version']!r} is not {FORMAT_VERSION}, which is read here"
+            )
+        splits = {}
+        for split, described in content["splits"].items():
+            shards = tuple(
+                ShardRecord(**{**shard, "row_group_rows": tuple(shard["row_group_rows"])})
+                for shard in described["shards"]
+            )
+            if not shards or {shard.split for shard in shards} != {split}:
+                raise ValueError(f"split {split!r} lists {reprlib.repr([shard.name for shard in shards])}")
+            if len({shard.name for shard in shards}) < len(shards):
+                raise ValueError(f"split {split!r} lists a file twice")
+            splits[split] = shards
+        if not splits:
+            raise ValueError("it lists no split")
+        reasons = content["left_out"]["reasons"]
+        if not all(map(is_count, reasons.values())):
+            raise ValueError("the numbers of pairs left out are no counts")
+        left_out_reasons = {plain_text(reason, 500): count for reason, count in reasons.items()}
+        return cls(pairs_info_from_json(content["info"]), splits, left_out_reasons, dict(content["preparation"]))
+
+
+def pairs_info_from_json(content: dict[str, Any]) -> PairsInfo:
+    """`PairsInfo` from its JSON form, where tuples are lists."""
+    fields: dict[str, Any] = {
+        key: tuple(value) if isinstance(value, list) else value for key, value in content.items()
+    }
+    return PairsInfo(**fields)
+
+
+def write_dataset_info(
+    folder: str | os.PathLike[str],
+    info: PairsInfo,
+    shards: Iterable[ShardRecord],
+    left_out: Sequence[LeftOut] = (),
+    *,
+    preparation: Mapping[str, Any] | None = None,
+) -> DatasetInfo:
+    """Write `dataset_info.json`, atomically, and `left_out.csv` before it; the last step of preparing a folder.
+
+    Args:
+        folder: the prepared folder, which already holds the shards.
+        info: what holds for all pairs.
+        shards: what `write_shard` returned, for all splits.
+        left_out: pairs that were left out.
+        preparation: how the folder was made. Whoever gives it vouches that no pair is in two splits; otherwise the
+            ids of all shards are read to see.
+
+    Raises:
+        ValueError: no shard was given; an id is in two splits; or the columns of two shards differ.
+        OSError: a file cannot be written; nothing half-written is left behind.
+    """
+    splits: dict[str, tuple[ShardRecord, ...]] = {}
+    for shard in shards:
+        splits[shard.split] = (*splits.get(shard.split, ()), shard)
+    if not splits:
+        raise ValueError(f"There is no shard to describe in {folder}: every pair was left out, or none was found.")
+    if preparation is None:
+        _check_consistent(Path(folder), splits)
+    described = DatasetInfo(info, splits, count_reasons(left_out), dict(preparation or {}))
+    write_left_out(folder, left_out)
+    write_atomically(Path(folder, FILE_NAME), json.dumps(described.to_json(), indent=1).encode())
+    return described
+
+
+def _check_consistent(folder: Path, splits: dict[str, tuple[ShardRecord, ...]]) -> None:
+    """Check what no split knows of the others: that no pair is in two of them, and that all have the same columns."""
+    split_of: dict[str, str] = {}
+    schema = None
+    for shard in chain.from_iterable(splits.values()):
+        with pq.ParquetFile(folder / shard.name) as file:
+            schema = schema or file.schema_arrow
+            if not file.schema_arrow.equals(schema):
+                raise ValueError(
+                    f"{folder / shard.name} has the columns {file.schema_arrow.to_string()}, but those before it "
+                    f"{schema.to_string()}. Give extra columns the same type in every split and prepare again."
+                )
+            ids = file.read(["id"]).column("id").to_pylist()
+        twice = next((id for id in ids if id in split_of), None)
+        if twice is not None:
+            raise ValueError(
+                f"{twice} is in the split {split_of[twice]!r} and again in {folder / shard.name}: a pair may be in "
+                "one split only. Correct the splits and prepare again."
+            )
+        split_of |= dict.fromkeys(ids, shard.split)
+
+
+def read_dataset_info(folder_or_url: str | os.PathLike[str]) -> DatasetInfo:
+    """Read `dataset_info.json` of a prepared folder.
+
+    Args:
+        folder_or_url: a folder, or a URL that fsspec knows, such as `hf://datasets/<user>/<name>`.
+
+    Raises:
+        FileNotFoundError: there is none.
+        ValueError: it is damaged, or of a newer format version.
+    """
+    path = f"{os.fspath(folder_or_url).rstrip('/')}/{FILE_NAME}"
+    try:
+        with fsspec.open(path, "rb") as file:
+            content = file.read(MOST_BYTES + 1)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(
+            f"There is no {path}. `fusmae prepare` writes it as its last step, so either this is not a folder of "
+            "shards or preparing it did not finish: run `fusmae prepare` (again)."
+        ) from error
+    try:
+        if len(content) > MOST_BYTES:
+            raise ValueError(f"it is longer than {MOST_BYTES:,} bytes")
+        return DatasetInfo.from_json(parse_json(content))
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise ValueError(
+            f"{path} cannot be used: {type(error).__name__}: {error}. Prepare the folder again with `fusmae prepare`."
+        ) from error

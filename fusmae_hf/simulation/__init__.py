@@ -1,0 +1,1 @@
+"""Simulated pairs: land cover, what the two sensors see of it, and pairs with labels."""

@@ -1,0 +1,1 @@
+"""Fine-tuning and probing: tasks, labels, models, scores."""

@@ -1,0 +1,1 @@
+"""Runs with several shares of labels and seeds, and their table."""
