@@ -8,8 +8,8 @@ gradient. What a kernel or gradient checkpointing computes again to save memory 
 backward pass as 2.5 times the forward pass, since such kernels compute the attention weights again.
 """
 
-from fusmae_hf.data.inputs import Sensors
 from fusmae_hf.modeling.configuration_fusmae import FusMAEConfig
+from fusmae_hf.vocabulary import Sensors
 
 
 def _attention(queries: int, keys: int, width: int, context_width: int) -> int:

@@ -20,7 +20,6 @@ import torch
 from transformers import PreTrainedModel, set_seed
 
 from fusmae_hf import FusMAEConfig, FusMAEImageProcessor
-from fusmae_hf.data.inputs import Sensors
 from fusmae_hf.evaluation.band_features import BandStatistics
 from fusmae_hf.evaluation.features import Features, Pooling, extract_features, weights_hash
 from fusmae_hf.evaluation.scene_labels import class_indices
@@ -44,6 +43,7 @@ from fusmae_hf.training.finetuning.tasks import FineTuningTask
 from fusmae_hf.training.loop.output_folder import require_writable
 from fusmae_hf.training.loop.records import content_of, data_record, explained, fresh_processor
 from fusmae_hf.training.sources import open_splits
+from fusmae_hf.vocabulary import Sensors
 
 if TYPE_CHECKING:
     from fusmae_hf.evaluation.probes import ProbeResult, Task

@@ -10,7 +10,7 @@ from PIL import Image
 
 from fusmae_hf.app.pairs import Samples, read_upload, shard_samples, simulated_samples
 from fusmae_hf.app.pictures import complete, draw, summary
-from fusmae_hf.cli.main import USER_ERRORS
+from fusmae_hf.errors import USER_ERRORS
 from fusmae_hf.hub.checkpoint_loading import load_checkpoint
 from fusmae_hf.modeling.image_processing_fusmae import FusMAEImageProcessor
 from fusmae_hf.modeling.modeling_fusmae import FusMAEForPreTraining

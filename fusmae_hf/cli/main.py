@@ -5,6 +5,7 @@ import sys
 import textwrap
 import warnings
 from collections.abc import Sequence
+from importlib.metadata import entry_points
 from typing import Any
 
 from tqdm import tqdm
@@ -15,11 +16,10 @@ from fusmae_hf.cli.doctor import add_doctor
 from fusmae_hf.cli.prepare import add_merge, add_prepare
 from fusmae_hf.cli.shards import add_inspect, add_push, add_stats, add_verify
 from fusmae_hf.cli.show import add_show
-from fusmae_hf.data.pairs import PairError
-from fusmae_hf.training.protocol.command import add_protocol, split_handed_on
+from fusmae_hf.errors import USER_ERRORS
 
-USER_ERRORS = (PairError, ValueError, OSError, ImportError)
-"""What a wrong argument or a damaged file raises: shown as one paragraph. Anything else is a bug and shows in full."""
+ENTRY_POINTS = "fusmae_hf.commands"
+"""Group of entry points, each a function that adds a command: `add(commands, parents)` as those below."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -32,10 +32,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         Exit code: 0, 1 where `verify` found errors, a step of `protocol` failed or `doctor` found something required
         broken, 2 after a user's mistake, 130 after an interrupt.
     """
-    own, handed_on = split_handed_on(sys.argv[1:] if argv is None else argv)
-    arguments = build_parser().parse_args(own)
-    if handed_on:
-        arguments.finetune_arguments = handed_on
+    arguments = _parse(list(sys.argv[1:] if argv is None else argv))
     with warnings.catch_warnings():
         warnings.showwarning = _show_warning
         try:
@@ -53,7 +50,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """The parser of all sub-commands; each sets `run` to the function that does the work."""
+    """The parser of all sub-commands; each sets `run` to the function that does the work.
+
+    Commands of the training programs are found by their entry point: this package does not import them.
+    """
     parser = argparse.ArgumentParser(
         prog="fusmae",
         description="Prepare, check, measure and share pairs of Sentinel-1 and Sentinel-2 patches for Fus-MAE, and "
@@ -71,12 +71,25 @@ def build_parser() -> argparse.ArgumentParser:
         add_verify,
         add_push,
         add_show,
-        add_protocol,
+        *(entry.load() for entry in sorted(entry_points(group=ENTRY_POINTS), key=lambda entry: entry.name)),
         add_doctor,
         add_app,
     ):
         add(commands, [debugging])
     return parser
+
+
+def _parse(argv: list[str]) -> argparse.Namespace:
+    """Parsed arguments; of a command with a `handed_on`, those after `--` go there, for another program."""
+    parser = build_parser()
+    commands = next(action for action in parser._actions if isinstance(action, argparse._SubParsersAction))
+    command = commands.choices.get(argv[0]) if argv else None
+    if command is None or command.get_default("handed_on") is None or "--" not in argv:
+        return parser.parse_args(argv)
+    place = argv.index("--")
+    arguments = parser.parse_args(argv[:place])
+    arguments.handed_on = argv[place + 1 :]
+    return arguments
 
 
 def _message(error: BaseException) -> str:

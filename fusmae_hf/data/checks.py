@@ -6,7 +6,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from fusmae_hf.data.native_resolution import NativeBands
-from fusmae_hf.data.pairs import Pair, PairError, PairsInfo
+from fusmae_hf.data.pairs import Pair, PairsInfo
+from fusmae_hf.errors import PairError
 
 PIXEL_DTYPES = tuple(
     np.dtype(name).name for name in ("u1", "i1", "u2", "i2", "u4", "i4", "u8", "i8", "f2", "f4", "f8")

@@ -1,6 +1,6 @@
 """From a batch of raw pairs to the inputs of a model, on the device where the batch lies."""
 
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
@@ -8,11 +8,7 @@ from fusmae_hf.data.augmentation import PairAugmentation
 from fusmae_hf.data.native_resolution import expand_bands
 from fusmae_hf.data.pairs import PairsInfo
 from fusmae_hf.modeling.image_processing_fusmae import FusMAEImageProcessor
-
-Sensors = Literal["both", "sar", "optical"]
-
-SENSOR_CHOICES: tuple[Sensors, ...] = ("both", "sar", "optical")
-"""Which sensors a model is shown."""
+from fusmae_hf.vocabulary import SENSOR_CHOICES, Sensors
 
 
 class PairInputs:

@@ -9,10 +9,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from fusmae_hf.files.strict_json import is_plain_text
-
-
-class PairError(Exception):
-    """A pair that cannot be read or must not be stored; the message names the file and says what is wrong with it."""
+from fusmae_hf.vocabulary import OPTICAL_UNITS, SAR_UNITS
 
 
 @dataclass
@@ -94,7 +91,7 @@ class PairsInfo:
     simulated: bool = False
 
     def __post_init__(self) -> None:
-        units = {"sar_units": ("db", "linear", "raw"), "optical_units": ("dn", "reflectance", "raw")}
+        units = {"sar_units": SAR_UNITS, "optical_units": OPTICAL_UNITS}
         offset, factors, extra = self.optical_offset, self.optical_factors, self.extra_columns
         required = {
             "name": ("a word of plain text", is_plain_text(self.name) and self.name != ""),

@@ -19,12 +19,13 @@ from transformers import PreTrainedModel
 
 import fusmae_hf
 from fusmae_hf.data.collation import PairCollator
-from fusmae_hf.data.inputs import SENSOR_CHOICES, PairInputs, Sensors
+from fusmae_hf.data.inputs import PairInputs
 from fusmae_hf.evaluation.label_fractions import split_content_hash
 from fusmae_hf.evaluation.scene_labels import label_matrix, read_scene_labels
 from fusmae_hf.files.atomic import incomplete_path, write_atomically
 from fusmae_hf.modeling.image_processing_fusmae import FusMAEImageProcessor
 from fusmae_hf.shards.dataset import PairDataset
+from fusmae_hf.vocabulary import SENSOR_CHOICES, Sensors
 
 Pooling = Literal["mean", "class", "sensors"]
 

@@ -17,8 +17,7 @@ import numpy as np
 from fusmae_hf.data.pairs import PairReader, PairsInfo
 from fusmae_hf.shards.dataset_info import FORMAT_VERSION, ShardRecord, pairs_info_from_json
 from fusmae_hf.shards.left_out import LeftOut
-
-SPLITS = ("train", "validation", "test")
+from fusmae_hf.vocabulary import SPLITS
 
 
 @dataclasses.dataclass(frozen=True)

@@ -15,6 +15,7 @@ from fusmae_hf.modeling.sensors_fusmae import BASELINE_0400_OFFSET
 from fusmae_hf.prepare.band_moments import BandValues, add_optical, optical_without_data, split_bands
 from fusmae_hf.shards.decoding import RowsInMemory, decode_pairs
 from fusmae_hf.shards.writing import ShardRecord, pair_checksum, stored_size
+from fusmae_hf.vocabulary import IMAGES
 
 DB_RANGE = (-100.0, 60.0)
 """Backscatter in dB outside of this comes from no radar: noise floors are some -40 dB, corner reflectors +40 dB."""
@@ -71,7 +72,7 @@ class RowVerification:
             if not id:
                 found.problems.append(("ids", "error", f"row {row} of a row group has no id.", ""))
                 continue
-            kind = tuple(rows.declared(name, row) for name in ("sar", "optical", "label_map"))
+            kind = tuple(rows.declared(name, row) for name in IMAGES)
             wrong = self._wrong_arrays(rows, row, kind)
             found.problems += [("arrays", "error", message, id) for message in wrong]
             if wrong:
@@ -93,7 +94,7 @@ class RowVerification:
         """What a row declares that cannot be, or that its bytes are not."""
         messages, info = [], self.info
         bands = {"sar": len(info.sar_bands), "optical": len(info.optical_bands)}
-        for name, declared in zip(("sar", "optical", "label_map"), kind, strict=True):
+        for name, declared in zip(IMAGES, kind, strict=True):
             if declared is None:
                 if name != "label_map":
                     messages.append(f"has no {name} pixels.")
@@ -112,7 +113,7 @@ class RowVerification:
 
     @staticmethod
     def _intact(rows: RowsInMemory, row: int, id: str, kind: Sequence[Any], checksum: int) -> bool:
-        names = ("sar", "optical", "label_map")
+        names = IMAGES
         stored = [rows.raw(name, row) for name, declared in zip(names, kind, strict=True) if declared is not None]
         return pair_checksum(id, *stored) == checksum
 

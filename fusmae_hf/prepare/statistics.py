@@ -20,6 +20,7 @@ from fusmae_hf.modeling.sensors_fusmae import STATISTICS
 from fusmae_hf.prepare.band_moments import BandValues, Distribution, add_optical, add_sar, stored_scale
 from fusmae_hf.shards.decoding import RowsInMemory, decode_pairs
 from fusmae_hf.shards.loading import StreamedPairDataset, load_pairs
+from fusmae_hf.vocabulary import IMAGES
 
 PERCENTILES = (1, 25, 50, 75, 99)
 """Percentiles in tables and files."""
@@ -256,7 +257,7 @@ def read_batches(rows: Rows, most: int = DECODED_TOGETHER) -> Iterator[dict[str,
     decoded = RowsInMemory(columns, f"{pairs.root}, split {pairs.split}, row group {group}")
     alike: dict[Any, list[int]] = {}
     for row in range(number):
-        kind = tuple(decoded.declared(name, row) for name in ("sar", "optical", "label_map"))
+        kind = tuple(decoded.declared(name, row) for name in IMAGES)
         alike.setdefault(kind, []).append(row)
     for of_kind in alike.values():
         for start in range(0, len(of_kind), most):

@@ -18,7 +18,8 @@ from typing import Any, cast
 import pyarrow as pa
 import torch
 
-from fusmae_hf.data.pairs import Pair, PairError, PairReader
+from fusmae_hf.data.pairs import Pair, PairReader
+from fusmae_hf.errors import PairError
 from fusmae_hf.prepare.plan import PlannedFile
 from fusmae_hf.prepare.state import FinishedFile, write_record
 from fusmae_hf.shards.left_out import LeftOut

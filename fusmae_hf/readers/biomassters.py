@@ -16,7 +16,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.csv as pv
 
-from fusmae_hf.data.pairs import Pair, PairError, PairsInfo
+from fusmae_hf.data.pairs import Pair, PairsInfo
+from fusmae_hf.errors import PairError
 from fusmae_hf.modeling.sensors_fusmae import SAR_BANDS
 from fusmae_hf.plots.maps import plot_with_label_map
 from fusmae_hf.readers.geotiff import read_geotiff, require_rasterio, subfolders

@@ -15,7 +15,7 @@ from types import ModuleType
 
 import numpy as np
 
-from fusmae_hf.data.pairs import PairError
+from fusmae_hf.errors import PairError
 from fusmae_hf.readers.plain_tiff import PlainFile, open_plain
 
 _known_crs: dict[tuple[bytes, ...], str] = {}

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from fusmae_hf.data.pairs import PairError
+from fusmae_hf.errors import PairError
 
 IGBP_CLASSES = (
     "Evergreen Needleleaf Forests",

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from fusmae_hf.data.pairs import Pair, PairError, PairsInfo
+from fusmae_hf.data.pairs import Pair, PairsInfo
+from fusmae_hf.errors import PairError
 from fusmae_hf.plots.maps import plot_with_label_map
 from fusmae_hf.readers.geotiff import require_folders
 

@@ -14,8 +14,7 @@ import pyarrow.csv as pv
 import pyarrow.parquet as pq
 
 from fusmae_hf.readers.geotiff import require_folders
-
-SPLITS = ("train", "validation", "test")
+from fusmae_hf.vocabulary import IMAGES, SPLITS
 
 LISTING_SCHEMA = pa.schema(
     [
@@ -291,7 +290,7 @@ def _missing_files(table: pa.Table) -> list[str]:
     """For each row which of its files are missing, or an empty string: one directory scan a folder."""
     in_folder: dict[str, set[str]] = {}
     reasons = [""] * len(table)
-    for sensor in ("sar", "optical", "label_map"):
+    for sensor in IMAGES:
         for number, path in enumerate(table[sensor].to_pylist()):
             if not path:
                 continue

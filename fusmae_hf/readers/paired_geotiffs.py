@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 
-from fusmae_hf.data.pairs import Pair, PairError, PairsInfo
+from fusmae_hf.data.pairs import Pair, PairsInfo
+from fusmae_hf.errors import PairError
 from fusmae_hf.modeling.sensors_fusmae import OPTICAL_UNITS, SAR_UNITS
 from fusmae_hf.plots.maps import plot_with_label_map
 from fusmae_hf.readers.geotiff import require_rasterio
@@ -26,6 +27,7 @@ from fusmae_hf.readers.rasters import (
     require_resampling,
 )
 from fusmae_hf.readers.regridding import Grid
+from fusmae_hf.vocabulary import IMAGES
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -292,7 +294,7 @@ class PairedGeoTIFFs:
         if kept.key != key:
             kept.close()
             with ExitStack() as files:
-                kinds = [kind for kind in ("sar", "optical", "label_map") if self._table[kind][number].is_valid]
+                kinds = [kind for kind in IMAGES if self._table[kind][number].is_valid]
                 kept.rasters = {kind: self._open(files, number, kind) for kind in kinds}
                 kept.key, kept.files = key, files.pop_all()
         try:

@@ -11,7 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from fusmae_hf.data.pairs import PairError, PairsInfo
+from fusmae_hf.data.pairs import PairsInfo
+from fusmae_hf.errors import PairError
 from fusmae_hf.readers.geotiff import require_rasterio
 from fusmae_hf.readers.regridding import Grid, resample, source_window
 

@@ -13,7 +13,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from fusmae_hf.data.pairs import Pair, PairError, PairsInfo
+from fusmae_hf.data.pairs import Pair, PairsInfo
+from fusmae_hf.errors import PairError
 from fusmae_hf.modeling.sensors_fusmae import OPTICAL_BANDS, SAR_BANDS
 from fusmae_hf.plots.pairs import plot_pair
 from fusmae_hf.readers.bigearthnet_classes import CLASSES_19

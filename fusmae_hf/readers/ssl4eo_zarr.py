@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from tqdm.auto import tqdm
 
-from fusmae_hf.data.pairs import Pair, PairError, PairsInfo
+from fusmae_hf.data.pairs import Pair, PairsInfo
+from fusmae_hf.errors import PairError
 from fusmae_hf.modeling.sensors_fusmae import BASELINE_0400_OFFSET, SAR_BANDS
 from fusmae_hf.plots.pairs import plot_pair
 from fusmae_hf.readers.geotiff import Patch, require_folders, require_same_footprint

@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from fusmae_hf.data.pairs import PairError
+from fusmae_hf.errors import PairError
 
 MAX_METADATA_BYTES = 65_536
 """Larger members `.zarray` and `.zattrs` are refused."""

@@ -10,9 +10,9 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
+from fusmae_hf.data.pairs import PairsInfo
 from fusmae_hf.shards.dataset_info import DatasetInfo, ShardRecord
 from fusmae_hf.shards.decoding import BatchMemory, DamagedShardError, ShardRows, decode_pairs
-from fusmae_hf.data.pairs import PairsInfo
 from fusmae_hf.shards.order import PairSampler
 from fusmae_hf.shards.shard_files import bad_footers
 

@@ -13,10 +13,10 @@ from typing import Any
 import fsspec
 import pyarrow.parquet as pq
 
-from fusmae_hf.files.atomic import write_atomically
-from fusmae_hf.shards.left_out import LeftOut, count_reasons, write_left_out
 from fusmae_hf.data.pairs import PairsInfo
+from fusmae_hf.files.atomic import write_atomically
 from fusmae_hf.files.strict_json import is_count, parse_json, plain_text
+from fusmae_hf.shards.left_out import LeftOut, count_reasons, write_left_out
 
 FORMAT_VERSION = 2
 """Version of the shard format; raised when older code can no longer read what is written."""

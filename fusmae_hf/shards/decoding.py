@@ -14,18 +14,18 @@ import torch
 from torch.utils.data import get_worker_info
 
 from fusmae_hf.data.native_resolution import expand_bands
-from fusmae_hf.shards.writing import PIXEL_DTYPES, pair_checksum, stored_size
 from fusmae_hf.files.retries import retried
+from fusmae_hf.shards.writing import PIXEL_DTYPES, pair_checksum, stored_size
+from fusmae_hf.vocabulary import IMAGES
 
-PIXEL_COLUMNS = ("sar", "optical", "label_map")
 """Arrays of a row, in the order of its checksum."""
 
 SMALL_COLUMNS = {
     "id": pa.string(),
     "checksum": pa.uint64(),
     "labels": pa.list_(pa.string()),
-    **{f"{name}_dtype": pa.string() for name in PIXEL_COLUMNS},
-    **{f"{name}_shape": pa.list_(pa.int32(), 2 if name == "label_map" else 3) for name in PIXEL_COLUMNS},
+    **{f"{name}_dtype": pa.string() for name in IMAGES},
+    **{f"{name}_shape": pa.list_(pa.int32(), 2 if name == "label_map" else 3) for name in IMAGES},
 }
 """Columns that are needed beside the arrays, with their types."""
 
@@ -109,7 +109,7 @@ class ShardRows(ABC):
     def _kinds(self) -> dict[str, list[tuple[str, tuple[int, ...]] | None]]:
         """What `declared` gives for the rows; a single entry where it is the same for all."""
         kinds = {}
-        for name in PIXEL_COLUMNS:
+        for name in IMAGES:
             of_rows = [
                 None if missing else (dtype or "", tuple(shape or ()))
                 for missing, dtype, shape in zip(
@@ -128,10 +128,10 @@ class RowsInMemory(ShardRows):
 
     def __init__(self, rows: pa.RecordBatch, origin: str):
         super().__init__(rows, origin)
-        require_columns(rows, dict.fromkeys(PIXEL_COLUMNS, pa.large_binary()), origin)
+        require_columns(rows, dict.fromkeys(IMAGES, pa.large_binary()), origin)
         self._ends: dict[str, np.ndarray] = {}
         self._values: dict[str, pa.Buffer | None] = {}
-        for name in PIXEL_COLUMNS:
+        for name in IMAGES:
             column = rows.column(name)
             _, offsets, self._values[name] = column.buffers()
             self._ends[name] = np.frombuffer(offsets, np.int64, len(column) + 1, column.offset * 8)
@@ -269,7 +269,7 @@ def decode_pairs(
         ValueError: the rows differ in shape or dtype, or only some have a label map.
     """
     ids = [at.id(row) for at, row in rows]
-    kinds = {name: _common_kind(rows, name, optical_factors if name == "optical" else ()) for name in PIXEL_COLUMNS}
+    kinds = {name: _common_kind(rows, name, optical_factors if name == "optical" else ()) for name in IMAGES}
     memory = memory or BatchMemory()
     stacked = {name: memory.take(len(rows), kind.length) for name, kind in kinds.items() if kind}
     targets = [(name, tensor.numpy()) for name, tensor in stacked.items()]

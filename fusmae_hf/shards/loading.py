@@ -12,9 +12,9 @@ from pathlib import Path
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
+from fusmae_hf.shards.dataset import OnBadFiles, PairDataset
 from fusmae_hf.shards.dataset_info import read_dataset_info
 from fusmae_hf.shards.local import LocalPairDataset
-from fusmae_hf.shards.dataset import OnBadFiles, PairDataset
 from fusmae_hf.shards.streamed import StreamedPairDataset
 
 __all__ = ["LocalPairDataset", "OnBadFiles", "PairDataset", "StreamedPairDataset", "load_pairs"]

@@ -8,12 +8,13 @@ import datasets
 import numpy as np
 import pyarrow as pa
 
-from fusmae_hf.shards.dataset_info import DatasetInfo
-from fusmae_hf.shards.decoding import PIXEL_COLUMNS, SMALL_COLUMNS, DamagedShardError, RowsInFile, require_columns
+from fusmae_hf.files.retries import retried
 from fusmae_hf.shards.dataset import Located, OnBadFiles, PairDataset
+from fusmae_hf.shards.dataset_info import DatasetInfo
+from fusmae_hf.shards.decoding import SMALL_COLUMNS, DamagedShardError, RowsInFile, require_columns
 from fusmae_hf.shards.order import EpochSampler, PairSampler, SequentialPairSampler
 from fusmae_hf.shards.shard_files import bad_pages, check_pages, checked_footer
-from fusmae_hf.files.retries import retried
+from fusmae_hf.vocabulary import IMAGES
 
 _END_OF_STREAM = b"\xff\xff\xff\xff\0\0\0\0"
 """With this a file of Arrow's streaming format ends: no message follows."""
@@ -45,8 +46,8 @@ class MappedRows(RowsInFile):
 
     def __init__(self, rows: pa.RecordBatch, file: int, address: int, origin: str, path: str):
         places = {}
-        require_columns(rows, dict.fromkeys(PIXEL_COLUMNS, pa.large_binary()), origin)
-        for name in PIXEL_COLUMNS:
+        require_columns(rows, dict.fromkeys(IMAGES, pa.large_binary()), origin)
+        for name in IMAGES:
             column = rows.column(name)
             _, offsets, values = column.buffers()
             ends = np.frombuffer(offsets, np.int64, len(column) + 1, column.offset * 8)

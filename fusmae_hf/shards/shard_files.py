@@ -13,9 +13,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from fusmae_hf.files.retries import retried
+from fusmae_hf.files.strict_json import parse_json
 from fusmae_hf.shards.dataset_info import FILE_NAME, ShardRecord
 from fusmae_hf.shards.decoding import (
-    PIXEL_COLUMNS,
     SMALL_COLUMNS,
     DamagedShardError,
     MissingShardError,
@@ -27,8 +28,7 @@ from fusmae_hf.shards.decoding import (
 )
 from fusmae_hf.shards.parquet_pages import byte_ranges, check_decoded_size
 from fusmae_hf.shards.writing import METADATA_KEY
-from fusmae_hf.files.retries import retried
-from fusmae_hf.files.strict_json import parse_json
+from fusmae_hf.vocabulary import IMAGES
 
 
 def open_shard(root: str, shard: ShardRecord) -> Any:
@@ -127,7 +127,7 @@ def read_row_group(
                 f"{shard.row_group_rows[number]}. Delete it and prepare (or download) it again."
             )
         if names is not None:
-            known = {**SMALL_COLUMNS, **dict.fromkeys(PIXEL_COLUMNS, pa.large_binary())}
+            known = {**SMALL_COLUMNS, **dict.fromkeys(IMAGES, pa.large_binary())}
             needed = {name: known.get(name) for name in names}
             require_columns(table, needed, f"{root}/{shard.name}")
         return table
@@ -164,7 +164,7 @@ def read_rows(
         in_place = _rows_in_place(rows, origin, footers[shard.name].row_group(number), optical_factors)
         if in_place is not None:
             return in_place
-    needed = [*SMALL_COLUMNS, *PIXEL_COLUMNS]
+    needed = [*SMALL_COLUMNS, *IMAGES]
     return RowsInMemory(_one_batch(read_row_group(root, shard, number, footers, needed)), origin)
 
 
@@ -252,11 +252,11 @@ def _rows_in_place(
     look so by chance, checksums tell.
     """
     columns = {group.column(index).path_in_schema: group.column(index) for index in range(group.num_columns)}
-    if not columns.keys() >= set(PIXEL_COLUMNS) or not set(SMALL_COLUMNS) <= set(rows.schema.names):
+    if not columns.keys() >= set(IMAGES) or not set(SMALL_COLUMNS) <= set(rows.schema.names):
         return None
     file = retried(lambda: os.open(origin, os.O_RDONLY), origin, is_missing_for_now=lambda: True)
     places = {}
-    for name in PIXEL_COLUMNS:
+    for name in IMAGES:
         column = columns[name]
         lengths = declared_lengths(rows, name, optical_factors if name == "optical" else ())
         present = lengths > 0
@@ -273,7 +273,7 @@ def _rows_in_place(
         ):
             break
         places[name] = begins, lengths
-    if len(places) < len(PIXEL_COLUMNS):
+    if len(places) < len(IMAGES):
         os.close(file)
         return None
     in_place = RowsInFile(rows, origin, file, places, origin, origin)

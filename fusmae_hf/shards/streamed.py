@@ -10,9 +10,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from torch.utils.data import get_worker_info
 
+from fusmae_hf.shards.dataset import Located, OnBadFiles, PairDataset
 from fusmae_hf.shards.dataset_info import DatasetInfo
 from fusmae_hf.shards.decoding import DamagedShardError, ShardRows
-from fusmae_hf.shards.dataset import Located, OnBadFiles, PairDataset
 from fusmae_hf.shards.order import LaneSampler, PairSampler, SequentialPairSampler
 from fusmae_hf.shards.shard_files import read_row_group, read_rows
 

@@ -18,6 +18,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import xxhash
 
+from fusmae_hf.data.checks import PIXEL_DTYPES, check_pair, no_data_pixels
+from fusmae_hf.data.native_resolution import NativeBands, native_bands, native_size
+from fusmae_hf.data.pairs import Pair, PairsInfo
+from fusmae_hf.errors import PairError
 from fusmae_hf.files.atomic import explain_failed_write, flush_to_disk, incomplete_path
 from fusmae_hf.shards.dataset_info import (
     FORMAT_VERSION,
@@ -26,9 +30,7 @@ from fusmae_hf.shards.dataset_info import (
     read_dataset_info,
     write_dataset_info,
 )
-from fusmae_hf.data.native_resolution import NativeBands, native_bands, native_size
-from fusmae_hf.data.checks import PIXEL_DTYPES, check_pair, no_data_pixels
-from fusmae_hf.data.pairs import Pair, PairError, PairsInfo
+from fusmae_hf.vocabulary import IMAGES
 
 __all__ = [
     "PIXEL_DTYPES",
@@ -48,7 +50,6 @@ __all__ = [
 METADATA_KEY = b"fusmae"
 """Key of the file metadata (in the parquet footer) under which each file describes itself."""
 
-_PIXELS = ("sar", "optical", "label_map")
 _SHAPE = pa.list_(pa.int32(), 3)
 _COLUMNS = pa.schema(
     [
@@ -145,7 +146,7 @@ class ShardWriter:
         self._group_rows: list[int] = []
         self._no_data = {"sar": 0, "optical": 0}
         self._rows: list[dict[str, Any]] = []
-        self._pixels = {name: _PixelColumn() for name in _PIXELS}
+        self._pixels = {name: _PixelColumn() for name in IMAGES}
         self._writer: pq.ParquetWriter | None = None
 
     def __enter__(self) -> Self:
@@ -187,7 +188,7 @@ class ShardWriter:
                     "may."
                 )
         arrays = stored_arrays(pair, self._info)
-        stored = [self._pixels[name].append(arrays.get(name)) for name in _PIXELS]
+        stored = [self._pixels[name].append(arrays.get(name)) for name in IMAGES]
         row = _small_values(pair, self._split)
         row["checksum"] = pair_checksum(pair.id, *(pixels for pixels in stored if pixels is not None))
         self._rows.append(row)
@@ -275,7 +276,7 @@ def row_checksum(pair: Pair, info: PairsInfo) -> int:
     """Checksum that a pair will have in a shard. Raises `PairError` like `stored_arrays`."""
     arrays = stored_arrays(pair, info)
     little_endian = (
-        array.astype(array.dtype.newbyteorder("<")).tobytes() for name in _PIXELS for array in arrays.get(name, ())
+        array.astype(array.dtype.newbyteorder("<")).tobytes() for name in IMAGES for array in arrays.get(name, ())
     )
     return pair_checksum(pair.id, *little_endian)
 
@@ -299,7 +300,7 @@ def _small_values(pair: Pair, split: str) -> dict[str, Any]:
         "split": split,
         **pair.extra,
     }
-    for name in _PIXELS:
+    for name in IMAGES:
         if (pixels := getattr(pair, name)) is not None:
             row[f"{name}_dtype"], row[f"{name}_shape"] = pixels.dtype.name, pixels.shape
     return row

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fusmae_hf.data.native_resolution import NativeBands, expand_bands, native_bands, native_size
-from fusmae_hf.data.pairs import PairError
+from fusmae_hf.errors import PairError
 from fusmae_hf.shards.decoding import RowsInMemory, decode_pairs
 from fusmae_hf.shards.writing import PIXEL_DTYPES, check_pair, row_checksum, write_shard
 

@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 
 from fusmae_hf.cli.main import main
-from fusmae_hf.data.pairs import Pair, PairError, PairsInfo
+from fusmae_hf.data.pairs import Pair, PairsInfo
+from fusmae_hf.errors import PairError
 from fusmae_hf.prepare import work as preparation_tasks
 from fusmae_hf.prepare.plan import plan_preparation
 from fusmae_hf.prepare.preparation import prepare

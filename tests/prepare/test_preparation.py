@@ -7,7 +7,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from fusmae_hf.data.native_resolution import NativeBands
-from fusmae_hf.data.pairs import Pair, PairError, PairsInfo
+from fusmae_hf.data.pairs import Pair, PairsInfo
+from fusmae_hf.errors import PairError
 from fusmae_hf.prepare.plan import plan_preparation
 from fusmae_hf.prepare.preparation import HOPELESS_AFTER, check_plausible, prepare
 from fusmae_hf.prepare.work import GIVE_UP_AFTER, GIVE_UP_AT_END_AFTER

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from fusmae_hf.data.native_resolution import NativeBands
-from fusmae_hf.data.pairs import PairError
+from fusmae_hf.errors import PairError
 from fusmae_hf.modeling.sensors_fusmae import OPTICAL_BANDS
 from fusmae_hf.readers import bigearthnet
 from fusmae_hf.readers.bigearthnet import BigEarthNet, example_pairs_root, official_lists_folder

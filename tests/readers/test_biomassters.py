@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import rasterio
 
-from fusmae_hf.data.pairs import PairError
+from fusmae_hf.errors import PairError
 from fusmae_hf.readers import biomassters
 from fusmae_hf.readers.biomassters import OPTICAL_BANDS, BioMassters
 from fusmae_hf.shards.writing import check_pair

@@ -4,7 +4,7 @@ import shutil
 import numpy as np
 import pytest
 
-from fusmae_hf.data.pairs import PairError
+from fusmae_hf.errors import PairError
 from fusmae_hf.readers import dfc2020, sen12ms
 from fusmae_hf.readers.dfc2020 import DFC2020
 from fusmae_hf.readers.igbp import SIMPLIFIED_CLASSES

@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from rasterio.transform import Affine
 
-from fusmae_hf.data.pairs import PairError
+from fusmae_hf.errors import PairError
 from fusmae_hf.readers import geotiff, plain_tiff
 from fusmae_hf.readers.geotiff import Patch, acquisition_time, read_geotiff, read_pixels, require_same_footprint
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fusmae_hf.data.pairs import PairError
+from fusmae_hf.errors import PairError
 from fusmae_hf.readers.ombria import EVENTS, OMBRIA, split_of_event
 from fusmae_hf.shards.writing import check_pair
 

@@ -15,7 +15,7 @@ from rasterio.shutil import copy
 from rasterio.transform import from_origin
 from rasterio.warp import transform
 
-from fusmae_hf.data.pairs import PairError
+from fusmae_hf.errors import PairError
 from fusmae_hf.readers.paired_geotiffs import PairedGeoTIFFs
 from fusmae_hf.shards.writing import check_pair
 

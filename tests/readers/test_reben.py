@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from fusmae_hf.data.native_resolution import NativeBands
-from fusmae_hf.data.pairs import PairError
+from fusmae_hf.errors import PairError
 from fusmae_hf.readers import geotiff
 from fusmae_hf.readers.bigearthnet_classes import CLASSES_19
 from fusmae_hf.readers.bigearthnet_patches import OPTICAL_FACTORS

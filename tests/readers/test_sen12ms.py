@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fusmae_hf.data.pairs import PairError
+from fusmae_hf.errors import PairError
 from fusmae_hf.readers import geotiff, igbp, sen12ms
 from fusmae_hf.readers.igbp import IGBP_CLASSES, IGBP_COLOURS, SIMPLIFIED_CLASSES, SIMPLIFIED_COLOURS
 from fusmae_hf.readers.sen12ms import SEN12MS

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import rasterio
 
-from fusmae_hf.data.pairs import PairError
+from fusmae_hf.errors import PairError
 from fusmae_hf.readers import sen1floods11
 from fusmae_hf.readers.sen1floods11 import Sen1Floods11
 from fusmae_hf.shards.writing import check_pair

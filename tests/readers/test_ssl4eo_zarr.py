@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fusmae_hf.data.pairs import PairError
+from fusmae_hf.errors import PairError
 from fusmae_hf.modeling.sensors_fusmae import OPTICAL_BANDS, OPTICAL_BANDS_L1C
 from fusmae_hf.readers import ssl4eo_zarr, zarr_zip
 from fusmae_hf.readers.ssl4eo_zarr import SSL4EOS12Zarr

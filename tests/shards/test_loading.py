@@ -17,13 +17,13 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from torch.utils.data import BatchSampler, DataLoader
 
-from fusmae_hf.shards import streamed as streamed_reading
 from fusmae_hf.data.collation import PairCollator
+from fusmae_hf.shards import streamed as streamed_reading
 from fusmae_hf.shards.decoding import RowsInFile, RowsInMemory
 from fusmae_hf.shards.loading import StreamedPairDataset, load_pairs
 from fusmae_hf.shards.order import EpochSampler, LaneSampler, SequentialPairSampler
 from fusmae_hf.shards.writing import write_dataset_info
-from tests.shards.conftest import write_split
+from tests.conftest import write_split
 
 BOTH_WAYS = pytest.mark.parametrize("streaming", [False, True], ids=["local", "streaming"])
 

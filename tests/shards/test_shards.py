@@ -16,9 +16,10 @@ import xxhash
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fusmae_hf.data.pairs import Pair, PairsInfo
+from fusmae_hf.errors import PairError
 from fusmae_hf.shards.decoding import RowsInMemory, decode_pairs
 from fusmae_hf.shards.left_out import LeftOut, read_left_out
-from fusmae_hf.data.pairs import Pair, PairError, PairsInfo
 from fusmae_hf.shards.writing import (
     PIXEL_DTYPES,
     ShardWriter,

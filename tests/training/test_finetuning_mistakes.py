@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from fusmae_hf import FusMAEForImageClassification
-from fusmae_hf.training.finetuning.tasks import TASKS
+from fusmae_hf.vocabulary import TASKS
 
 from .labelled_pairs import write_labelled
 

@@ -12,8 +12,8 @@ from fusmae_hf.training.finetuning.collation import FineTuningCollator
 from fusmae_hf.training.finetuning.labels import PairSubset
 from fusmae_hf.training.finetuning.models import add_lora, freeze_encoder, output_layer, rescale_output
 from fusmae_hf.training.finetuning.results import evaluate_sensors
-from fusmae_hf.training.finetuning.tasks import TASKS
 from fusmae_hf.training.finetuning.trainer import parameter_groups
+from fusmae_hf.vocabulary import TASKS
 
 from .labelled_pairs import write_labelled
 

@@ -26,8 +26,9 @@ from fusmae_hf.training.finetuning.labels import (
     quantity_scale,
     read_columns,
 )
-from fusmae_hf.training.finetuning.tasks import TASKS, FineTuningTask
+from fusmae_hf.training.finetuning.tasks import FineTuningTask
 from fusmae_hf.training.run_finetune import main
+from fusmae_hf.vocabulary import TASKS
 
 from .conftest import QUICK
 from .labelled_pairs import CLASSES, INFO, INFOS, write_labelled

@@ -20,7 +20,8 @@ from fusmae_hf.training import run_probe
 from fusmae_hf.training.finetuning.metrics import TaskMetrics, headline
 from fusmae_hf.training.finetuning.probe_arguments import ProbeArguments
 from fusmae_hf.training.finetuning.score_intervals import _scores, score_intervals
-from fusmae_hf.training.finetuning.tasks import TASKS, FineTuningTask
+from fusmae_hf.training.finetuning.tasks import FineTuningTask
+from fusmae_hf.vocabulary import TASKS
 
 from .labelled_pairs import CLASSES, write_labelled
 

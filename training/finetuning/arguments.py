@@ -3,8 +3,8 @@
 from dataclasses import dataclass, field
 from typing import cast
 
-from fusmae_hf.data.inputs import SENSOR_CHOICES, Sensors
 from fusmae_hf.training.arguments import CheckpointArguments, RunArguments
+from fusmae_hf.vocabulary import SENSOR_CHOICES, Sensors
 
 
 @dataclass

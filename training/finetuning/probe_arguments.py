@@ -4,8 +4,8 @@ import os
 from dataclasses import dataclass, field
 from typing import cast
 
-from fusmae_hf.data.inputs import SENSOR_CHOICES, Sensors
 from fusmae_hf.evaluation.features import Pooling
+from fusmae_hf.vocabulary import SENSOR_CHOICES, Sensors
 
 PROBES = ("linear", "knn")
 POOLINGS = ("mean", "class", "sensors")

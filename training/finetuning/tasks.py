@@ -10,8 +10,8 @@ from transformers import PreTrainedModel
 
 from fusmae_hf import FusMAEForImageClassification, FusMAEForSemanticSegmentation
 from fusmae_hf.data.pairs import PairsInfo
+from fusmae_hf.vocabulary import TASKS
 
-TASKS = ("single_label_classification", "multi_label_classification", "semantic_segmentation", "regression")
 """Names of the tasks. Regression is of a quantity for each pixel, or, with a target column, for each scene."""
 
 _BEST = {

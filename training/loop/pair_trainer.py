@@ -13,7 +13,7 @@ from transformers import PreTrainedModel, TrainingArguments
 from fusmae_hf import FusMAEImageProcessor
 from fusmae_hf.data.augmentation import PairAugmentation
 from fusmae_hf.data.collation import PairCollator
-from fusmae_hf.data.inputs import PairInputs, Sensors
+from fusmae_hf.data.inputs import PairInputs
 from fusmae_hf.shards.loading import PairDataset
 from fusmae_hf.shards.order import PairSampler
 from fusmae_hf.training.loop.guarded_trainer import GuardedTrainer
@@ -21,6 +21,7 @@ from fusmae_hf.training.loop.pair_order import OrderRecord, check_order
 from fusmae_hf.training.loop.processes import as_before_sharding, check_same_everywhere, fsdp_on_any_device
 from fusmae_hf.training.loop.records import content_of
 from fusmae_hf.training.loop.speed import SpeedCallback
+from fusmae_hf.vocabulary import Sensors
 
 # Arguments that decide how many steps there are, when processes meet, and what each learns.
 _DECISIVE = (

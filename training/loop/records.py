@@ -17,7 +17,8 @@ from huggingface_hub.errors import StrictDataclassError
 from transformers import TrainingArguments
 
 from fusmae_hf import FusMAEConfig, FusMAEImageProcessor, __version__
-from fusmae_hf.data.pairs import PairError, PairsInfo
+from fusmae_hf.data.pairs import PairsInfo
+from fusmae_hf.errors import PairError
 from fusmae_hf.hub.checkpoints import MANIFEST, checkpoints_in, problem_of, settle
 from fusmae_hf.shards.loading import PairDataset
 from fusmae_hf.training.arguments import SourceArguments

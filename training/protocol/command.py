@@ -2,7 +2,6 @@
 
 import argparse
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -89,18 +88,9 @@ def add_protocol(commands: Any, parents: list[argparse.ArgumentParser]) -> None:
     )
     command.set_defaults(
         run=_protocol,
-        finetune_arguments=(),
+        handed_on=(),
         interrupted="Interrupted. Finished steps are kept: run the same command again to go on.",
     )
-
-
-def split_handed_on(argv: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Arguments of `fusmae protocol`, and those after `--`, which go to another program."""
-    argv = list(argv)
-    if argv[:1] != ["protocol"] or "--" not in argv:
-        return argv, []
-    place = argv.index("--")
-    return argv[:place], argv[place + 1 :]
 
 
 def _names(text: str) -> tuple[str, ...]:

@@ -15,7 +15,6 @@ from typing import Any
 import yaml
 
 from fusmae_hf import FusMAEConfig
-from fusmae_hf.data.inputs import SENSOR_CHOICES
 from fusmae_hf.shards.loading import PairDataset
 from fusmae_hf.training.arguments import SourceArguments
 from fusmae_hf.training.finetuning.labels import check_labels
@@ -24,6 +23,7 @@ from fusmae_hf.training.loop.records import content_of
 from fusmae_hf.training.protocol.steps import Step, run_step, settings_hash
 from fusmae_hf.training.protocol.table import write_protocol
 from fusmae_hf.training.sources import open_splits
+from fusmae_hf.vocabulary import SENSOR_CHOICES
 
 METHODS = ("linear", "knn", "finetune")
 CONFIGS = Path(__file__).parents[1] / "configs"
@@ -82,7 +82,7 @@ class ProtocolArguments:
         compare_scratch: measure the same model from scratch, too.
         bootstrap: resamples of the test pairs for intervals.
         simulated_pairs: number of pairs of the protocol `simulated`.
-        finetune_arguments: handed on to `run_finetune.py`.
+        handed_on: handed on to `run_finetune.py`.
 
     Raises:
         ValueError: something is out of range, unknown or missing.
@@ -101,7 +101,7 @@ class ProtocolArguments:
     compare_scratch: bool = False
     bootstrap: int = 0
     simulated_pairs: int = 768
-    finetune_arguments: Sequence[str] = ()
+    handed_on: Sequence[str] = ()
 
     def __post_init__(self) -> None:
         for name, choices in (("sensors", SENSOR_CHOICES), ("methods", METHODS)):
@@ -215,7 +215,7 @@ def _step(
         "bootstrap": str(arguments.bootstrap),
         **_start(arguments, start, train),
     }
-    config, handed_on = CONFIGS / protocol.config, list(arguments.finetune_arguments)
+    config, handed_on = CONFIGS / protocol.config, list(arguments.handed_on)
     if method == "finetune":
         launch = ["accelerate", "launch", "-m", "fusmae_hf.training.run_finetune", str(config)]
         batch = yaml.safe_load(config.read_text())["per_device_train_batch_size"]
@@ -293,5 +293,5 @@ def describe(protocol: Protocol, arguments: ProtocolArguments, splits: dict[str,
         "sensors": list(arguments.sensors),
         "bootstrap": arguments.bootstrap,
         "finetune_config": {"file": protocol.config, **yaml.safe_load((CONFIGS / protocol.config).read_text())},
-        "finetune_arguments": list(arguments.finetune_arguments),
+        "finetune_arguments": list(arguments.handed_on),
     }
