@@ -1,6 +1,6 @@
-"""Pictures of pairs: composites of the optical bands, backscatter in grey."""
+"""Pictures of pairs: composites of the optical bands, backscatter in grey, label maps in their classes' colours."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,6 +17,27 @@ TRUE_COLOUR = ("B04", "B03", "B02")
 
 FALSE_COLOUR = ("B08", "B04", "B03")
 """Near infrared as red: vegetation is bright red, water black."""
+
+CLASS_COLOURS = {
+    "Evergreen Needleleaf Forests": "#05450a", "Evergreen Broadleaf Forests": "#086a10",
+    "Deciduous Needleleaf Forests": "#54a708", "Deciduous Broadleaf Forests": "#78d203",
+    "Mixed Forests": "#009900", "Closed Shrublands": "#c6b044", "Open Shrublands": "#dcd159",
+    "Woody Savannas": "#dade48", "Savannas": "#fbff13", "Grasslands": "#b6ff05", "Permanent Wetlands": "#27ff87",
+    "Croplands": "#c24f44", "Urban and Built-up Lands": "#a5a5a5",
+    "Cropland/Natural Vegetation Mosaics": "#ff6d4c", "Permanent Snow and Ice": "#69fff8", "Barren": "#f9ffa4",
+    "Water Bodies": "#1c0dff", "Forest": "#009900", "Shrubland": "#c6b044", "Savanna": "#fbff13",
+    "Grassland": "#b6ff05", "Wetlands": "#27ff87", "Urban/Built-up": "#a5a5a5", "Snow/Ice": "#69fff8",
+    "Water": "#1c0dff", "Not Water": "#d8c79c", "flooded": "#2166ac", "not flooded": "#d8c79c",
+    "water": "#419bdf", "trees": "#397d49", "flooded vegetation": "#7a87c6", "crops": "#e49635",
+    "built area": "#c4281b", "bare ground": "#a59b8f", "snow or ice": "#a8ebff", "clouds": "#616161",
+    "rangeland": "#e3e2c3",
+    "urban fabric": "#c8362f", "road": "#4d4d4d", "ploughed soil": "#8c5a2b", "smooth seedbed": "#d8a86a",
+    "cereals": "#b8d432", "flowering rapeseed": "#f4e61e", "pasture": "#7fc97f", "dry grassland": "#e0d79c",
+    "coniferous forest": "#14532d", "broad-leaved forest": "#2e8b57", "flooded forest": "#20b2aa",
+    "moor and shrub": "#9a6fa8", "marsh": "#6f8fd0", "sand": "#fff0b3", "clear water": "#08306b",
+    "turbid water": "#4292c6",
+}  # fmt: skip
+"""Colours of classes by name: of MODIS land cover, of Esri Land Cover, and of the simulator. Others are chosen."""
 
 
 def new_figure(width: float, height: float) -> "Figure":
@@ -115,26 +136,68 @@ def draw_sar(axes: "Axes", backscatter: np.ndarray, band: str, units: str) -> No
     axes.set_title(band, fontsize=9)
 
 
-def plot_pair(pair: Pair, info: PairsInfo) -> "Figure":
-    """Draw one pair: the optical patch in true colour, then each SAR band.
+def plot_pair(
+    pair: Pair, info: PairsInfo, *, channels: Sequence[str] = TRUE_COLOUR, colours: Mapping[str, str] = CLASS_COLOURS
+) -> "Figure":
+    """Draw one pair: a composite of the optical bands, each SAR band and, if there is one, the label map.
+
+    Classes have a legend, quantities a colour bar.
 
     Args:
         pair: what to draw.
-        info: band names and units of its dataset.
+        info: band names, units and map classes of its dataset: `info` of its reader.
+        channels: names of the bands for red, green and blue.
+        colours: colours of map classes by name; others are chosen here. Pixels without a class are black.
 
     Returns:
         A matplotlib figure; write it with `figure.savefig("pair.png")`.
 
     Raises:
-        ImportError: matplotlib is not installed.
+        ImportError: matplotlib is not installed; names the pip command.
     """
-    figure = new_figure(3.4 * (1 + len(info.sar_bands)), 3.6)
-    axes = figure.subplots(1, 1 + len(info.sar_bands))
-    axes[0].imshow(composite(pair.optical, info.optical_bands, TRUE_COLOUR))
-    axes[0].set_title(composite_title(info.optical_bands, TRUE_COLOUR), fontsize=9)
-    for axis, band, backscatter in zip(axes[1:], info.sar_bands, pair.sar, strict=True):
+    panels = 1 + len(info.sar_bands) + (pair.label_map is not None)
+    figure = new_figure(3.4 * panels + 1.5 * (pair.label_map is not None), 3.6)
+    axes = figure.subplots(1, panels)
+    axes[0].imshow(composite(pair.optical, info.optical_bands, channels))
+    axes[0].set_title(composite_title(info.optical_bands, channels), fontsize=9)
+    for axis, band, backscatter in zip(axes[1:], info.sar_bands, pair.sar, strict=False):
         draw_sar(axis, backscatter, band, info.sar_units)
+    if pair.label_map is not None:
+        axes[-1].set_title("label map", fontsize=9)
+        if info.map_units:
+            _draw_quantity(axes[-1], pair.label_map, info.map_units)
+        else:
+            _draw_classes(axes[-1], pair.label_map, info, colours)
     for axis in axes:
         axis.set_axis_off()
-    figure.suptitle("\n".join(filter(None, [plain_text(pair.id), "; ".join(pair.labels or [])])), fontsize=8)
+    title = plain_text(pair.id) + (" (simulated imagery)" if info.simulated else "")
+    figure.suptitle("\n".join(filter(None, [title, "; ".join(pair.labels or [])])), fontsize=8)
     return figure
+
+
+def _draw_quantity(axes: "Axes", label_map: np.ndarray, units: str) -> None:
+    """Draw values from zero (or the smallest, if below) to their 98th percentile, with a scale."""
+    finite = label_map[np.isfinite(label_map)]
+    low, high = (min(0.0, float(finite.min())), float(np.percentile(finite, 98))) if finite.size else (0.0, 1.0)
+    image = axes.imshow(label_map, cmap="viridis", vmin=low, vmax=max(high, low + 1e-6))
+    axes.figure.colorbar(image, ax=axes, shrink=0.8, label=units)
+
+
+def _draw_classes(axes: "Axes", label_map: np.ndarray, info: PairsInfo, colours: Mapping[str, str]) -> None:
+    """Draw the classes that occur, each in its colour, with a legend."""
+    from matplotlib import colormaps
+    from matplotlib.colors import to_rgb
+    from matplotlib.patches import Patch as Swatch
+
+    picture = np.zeros((*label_map.shape, 3))
+    swatches = []
+    for value in np.unique(label_map).tolist():
+        if value == info.map_no_data:
+            swatches.append(Swatch(color="black", label="no data"))
+            continue
+        name = info.map_class_names[value] if 0 <= value < len(info.map_class_names) else str(value)
+        colour = to_rgb(colours.get(name, colormaps["tab20"](value % 20)))
+        picture[label_map == value] = colour
+        swatches.append(Swatch(color=colour, label=name))
+    axes.imshow(picture, interpolation="nearest")
+    axes.legend(handles=swatches, loc="center left", bbox_to_anchor=(1.0, 0.5), fontsize=7, frameon=False)

@@ -18,7 +18,6 @@ class LandCoverClass:
         sar_texture: standard deviation of the speckle-free backscatter within the class, in dB.
         dormancy: share of the signal that turns into `DORMANT_SPECTRUM` in the depth of winter.
         snow_cover: share of the ground that snow hides from the optical sensor (C-band radar sees through dry snow).
-        colour: colour in pictures of label maps.
         sar_only_from: classes of the same spectrum, texture and season, told apart by SAR alone.
         optical_only_from: classes of the same backscatter and texture, told apart by the optical sensor alone.
     """
@@ -30,7 +29,6 @@ class LandCoverClass:
     sar_texture: float
     dormancy: float
     snow_cover: float
-    colour: str
     sar_only_from: tuple[str, ...] = ()
     optical_only_from: tuple[str, ...] = ()
 
@@ -45,65 +43,65 @@ _WATER_BACKSCATTER = (-21.5, -29.0)
 LAND_COVER = (
     LandCoverClass(
         "urban fabric", (640, 780, 930, 1020, 1280, 1640, 1850, 2000, 2060, 2100, 2000, 1700), (-4.8, -12.6),
-        0.28, 3.5, 0.0, 0.5, "#c8362f",
+        0.28, 3.5, 0.0, 0.5,
     ),
     LandCoverClass(
         "road", (520, 620, 750, 810, 960, 1220, 1370, 1440, 1480, 1480, 1560, 1380), (-13.5, -21.5),
-        0.06, 0.8, 0.0, 0.7, "#4d4d4d",
+        0.06, 0.8, 0.0, 0.7,
     ),
     LandCoverClass(
-        "ploughed soil", _SOIL, (-9.0, -17.0), 0.14, 0.8, 0.0, 1.0, "#8c5a2b", sar_only_from=("smooth seedbed",),
+        "ploughed soil", _SOIL, (-9.0, -17.0), 0.14, 0.8, 0.0, 1.0, sar_only_from=("smooth seedbed",),
     ),
     LandCoverClass(
-        "smooth seedbed", _SOIL, (-16.0, -25.0), 0.14, 0.8, 0.0, 1.0, "#d8a86a", sar_only_from=("ploughed soil",),
+        "smooth seedbed", _SOIL, (-16.0, -25.0), 0.14, 0.8, 0.0, 1.0, sar_only_from=("ploughed soil",),
     ),
     LandCoverClass(
         "cereals", (170, 250, 580, 330, 1080, 3200, 3950, 4150, 4330, 4300, 1950, 980), _CROP_BACKSCATTER,
-        0.10, 0.9, 0.6, 1.0, "#b8d432", optical_only_from=("flowering rapeseed",),
+        0.10, 0.9, 0.6, 1.0, optical_only_from=("flowering rapeseed",),
     ),
     LandCoverClass(
         "flowering rapeseed", (220, 300, 1080, 960, 1600, 2900, 3400, 3600, 3750, 3750, 2050, 1080),
-        _CROP_BACKSCATTER, 0.10, 0.9, 0.6, 1.0, "#f4e61e", optical_only_from=("cereals",),
+        _CROP_BACKSCATTER, 0.10, 0.9, 0.6, 1.0, optical_only_from=("cereals",),
     ),
     LandCoverClass(
         "pasture", (175, 260, 600, 370, 1080, 2900, 3450, 3620, 3780, 3760, 2200, 1150), _GRASS_BACKSCATTER,
-        0.10, 0.8, 0.4, 1.0, "#7fc97f", optical_only_from=("dry grassland",),
+        0.10, 0.8, 0.4, 1.0, optical_only_from=("dry grassland",),
     ),
     LandCoverClass(
         "dry grassland", (260, 370, 640, 800, 1220, 1950, 2180, 2330, 2480, 2520, 2950, 1980), _GRASS_BACKSCATTER,
-        0.10, 0.8, 0.2, 1.0, "#e0d79c", optical_only_from=("pasture",),
+        0.10, 0.8, 0.2, 1.0, optical_only_from=("pasture",),
     ),
     LandCoverClass(
         "coniferous forest", (72, 145, 285, 170, 500, 1640, 2010, 2150, 2220, 2230, 1030, 490), _CANOPY_BACKSCATTER,
-        0.12, 0.6, 0.05, 0.15, "#14532d", optical_only_from=("broad-leaved forest",),
+        0.12, 0.6, 0.05, 0.15, optical_only_from=("broad-leaved forest",),
     ),
     LandCoverClass(
-        "broad-leaved forest", _BROAD_LEAVED, _CANOPY_BACKSCATTER, 0.12, 0.6, 0.7, 0.25, "#2e8b57",
+        "broad-leaved forest", _BROAD_LEAVED, _CANOPY_BACKSCATTER, 0.12, 0.6, 0.7, 0.25,
         sar_only_from=("flooded forest",), optical_only_from=("coniferous forest",),
     ),
     LandCoverClass(
-        "flooded forest", _BROAD_LEAVED, (-5.0, -12.6), 0.12, 0.6, 0.7, 0.25, "#20b2aa",
+        "flooded forest", _BROAD_LEAVED, (-5.0, -12.6), 0.12, 0.6, 0.7, 0.25,
         sar_only_from=("broad-leaved forest",),
     ),
     LandCoverClass(
         "moor and shrub", (130, 190, 360, 410, 700, 1320, 1540, 1680, 1780, 1780, 1750, 1080), (-11.5, -17.2),
-        0.14, 0.9, 0.3, 0.8, "#9a6fa8",
+        0.14, 0.9, 0.3, 0.8,
     ),
     LandCoverClass(
         "marsh", (210, 280, 480, 500, 820, 1480, 1690, 1790, 1880, 1890, 1280, 720), (-14.6, -20.0),
-        0.14, 1.2, 0.4, 0.8, "#6f8fd0",
+        0.14, 1.2, 0.4, 0.8,
     ),
     LandCoverClass(
         "sand", (1150, 1480, 1980, 2380, 2620, 2780, 2890, 3020, 3120, 3150, 3700, 3300), (-18.0, -26.5),
-        0.08, 0.8, 0.0, 0.8, "#fff0b3",
+        0.08, 0.8, 0.0, 0.8,
     ),
     LandCoverClass(
         "clear water", (170, 160, 150, 85, 75, 80, 75, 65, 60, 65, 30, 22), _WATER_BACKSCATTER,
-        0.04, 0.0, 0.0, 0.0, "#08306b", optical_only_from=("turbid water",),
+        0.04, 0.0, 0.0, 0.0, optical_only_from=("turbid water",),
     ),
     LandCoverClass(
         "turbid water", (340, 460, 740, 560, 470, 350, 330, 280, 250, 230, 85, 55), _WATER_BACKSCATTER,
-        0.04, 0.0, 0.0, 0.0, "#4292c6", optical_only_from=("clear water",),
+        0.04, 0.0, 0.0, 0.0, optical_only_from=("clear water",),
     ),
 )  # fmt: skip
 """The classes by index of the label map, set by hand after the look of Europe; none is measured.

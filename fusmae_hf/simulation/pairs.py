@@ -8,18 +8,13 @@ of each band. SAR: backscatter of the classes with texture, slopes towards the r
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from fusmae_hf.data.pairs import Pair, PairsInfo
 from fusmae_hf.modeling.sensors_fusmae import OPTICAL_BANDS, SAR_BANDS
-from fusmae_hf.plots.pairs import FALSE_COLOUR, TRUE_COLOUR, composite, draw_sar, new_figure
 from fusmae_hf.simulation.land_cover import CLASS_NAMES, LAND_COVER, LANDSCAPES, draw_ground
 from fusmae_hf.simulation.sensors import SEASONS, Place, add_clouds, at_band_resolution, backscatter_of, reflectance_of
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 MARGIN = 12
 """Px of land drawn around each patch, so that a shifted sensor and coarse bands see land beyond the edge."""
@@ -239,40 +234,3 @@ def _swath_edge(rng: np.random.Generator, size: int) -> np.ndarray:
     position = np.arange(size)
     across = position[:, None] * np.sin(angle) + position[None, :] * np.cos(angle)
     return across > np.quantile(across, 1 - share)
-
-
-def plot(pair: Pair) -> "Figure":
-    """Draw a simulated pair: true colour, false colour (near infrared), VV, VH and the label map with its classes.
-
-    Args:
-        pair: a pair made by `SimulatedPairs.read`.
-
-    Returns:
-        A matplotlib figure; write it with `figure.savefig("pair.png")`.
-
-    Raises:
-        ImportError: matplotlib is not installed; names the pip command.
-        ValueError: the pair has no label map.
-    """
-    if pair.label_map is None:
-        raise ValueError(f"{pair.id} has no label map; this plot is for pairs made by `SimulatedPairs.read`.")
-    figure = new_figure(19, 3.8)
-    from matplotlib.colors import ListedColormap
-    from matplotlib.patches import Patch
-
-    axes = figure.subplots(1, 5)
-    for axis, title, channels in zip(axes, ("true colour", "false colour"), (TRUE_COLOUR, FALSE_COLOUR), strict=False):
-        axis.imshow(composite(pair.optical, OPTICAL_BANDS, channels))
-        axis.set_title(f"optical, {title}", fontsize=9)
-    for axis, band, backscatter in zip(axes[2:4], SAR_BANDS, pair.sar, strict=True):
-        draw_sar(axis, backscatter, band, "db")
-    colours = ListedColormap([cover.colour for cover in LAND_COVER])
-    axes[4].imshow(pair.label_map, cmap=colours, vmin=-0.5, vmax=len(LAND_COVER) - 0.5, interpolation="nearest")
-    axes[4].set_title("land cover", fontsize=9)
-    present = [LAND_COVER[index] for index in np.unique(pair.label_map)]
-    handles = [Patch(color=cover.colour, label=cover.name) for cover in present]
-    axes[4].legend(handles=handles, loc="center left", bbox_to_anchor=(1.0, 0.5), fontsize=7, frameon=False)
-    for axis in axes:
-        axis.set_axis_off()
-    figure.suptitle(f"{pair.id} (simulated): {pair.extra['landscape']}, {pair.extra['season']}", fontsize=10)
-    return figure

@@ -1,4 +1,3 @@
-import builtins
 from dataclasses import replace
 
 import numpy as np
@@ -9,8 +8,9 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from fusmae_hf.modeling.sensors_fusmae import OPTICAL_BANDS, OPTICAL_RESOLUTION, SAR_BANDS, STATISTICS
+from fusmae_hf.plots.pairs import CLASS_COLOURS, plot_pair
 from fusmae_hf.simulation.land_cover import CLASS_NAMES, LAND_COVER, LANDSCAPES, WATER_CLASSES
-from fusmae_hf.simulation.pairs import SimulatedPairs, SimulationOptions, plot
+from fusmae_hf.simulation.pairs import SimulatedPairs, SimulationOptions
 from fusmae_hf.simulation.sensors import SEASONS
 
 CLEAR = SimulationOptions(cloud_probability=0.0)
@@ -354,20 +354,10 @@ def test_a_pair_that_does_not_exist_is_an_index_error(index):
         SimulatedPairs(4).read(index)
 
 
-def test_plot_shows_both_sensors_and_the_land_cover_and_says_simulated():
+def test_the_picture_shows_every_class_in_its_colour_and_says_simulated():
     pytest.importorskip("matplotlib")
-    figure = plot(SimulatedPairs(1, options=SimulationOptions(nodata_probability=1.0)).read(0))
-    titles = [axis.get_title() for axis in figure.axes]
-    assert {"optical, true colour", "optical, false colour", "VV", "VH", "land cover"} <= set(titles)
+    pairs = SimulatedPairs(1, options=SimulationOptions(nodata_probability=1.0))
+    figure = plot_pair(pairs.read(0), pairs.info)
+    assert {"true colour", "VV", "VH", "label map"} <= {axis.get_title() for axis in figure.axes}
     assert "simulated" in figure.get_suptitle()
-
-
-def test_plot_without_matplotlib_names_the_pip_command(monkeypatch):
-    def without_matplotlib(name, *arguments, real_import=builtins.__import__, **keywords):
-        if name.startswith("matplotlib"):
-            raise ImportError(name)
-        return real_import(name, *arguments, **keywords)
-
-    monkeypatch.setattr(builtins, "__import__", without_matplotlib)
-    with pytest.raises(ImportError, match=r'pip install -e "\.\[train\]"'):
-        plot(SimulatedPairs(1, options=SimulationOptions(image_size=8)).read(0))
+    assert set(CLASS_NAMES) <= CLASS_COLOURS.keys()
