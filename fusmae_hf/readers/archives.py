@@ -1,12 +1,13 @@
-"""The datasets that `fusmae prepare` knows, as a table: for each its reader, its layout and its options.
+"""The datasets that `fusmae prepare` and `open_archive` know, as a table: for each its reader, layout and options.
 
 To add a dataset, add an entry to `ARCHIVES`; nothing else needs to know it.
 """
 
 import importlib
+import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+import weakref
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from fusmae_hf.data.pairs import PairReader
 
 @dataclass(frozen=True)
 class Archive:
-    """A dataset that can be prepared.
+    """A dataset that can be opened and prepared.
 
     Attributes:
         command: its name after `fusmae prepare`.
@@ -28,8 +29,7 @@ class Archive:
             `ArgumentParser.add_argument` takes for them. Only those that the user gives, or that have a `default`
             here, are passed on.
         shared: options of `fusmae prepare` itself that the reader takes too.
-        fixed: further keywords of the reader and their values.
-        unpack: function of a folder that fills it with the archive, as `module:function`, where there is no ROOT.
+        fixed: further keywords of the reader and their values, unless others are given.
     """
 
     command: str
@@ -40,31 +40,78 @@ class Archive:
     options: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     shared: tuple[str, ...] = ()
     fixed: Mapping[str, Any] = field(default_factory=dict)
-    unpack: str = ""
 
-    def reader_class(self) -> Any:
-        """The class of the reader."""
-        return _imported(self.reader)
+    def imported_reader(self) -> Any:
+        """The class (or function) of the reader."""
+        module, name = self.reader.split(":")
+        return getattr(importlib.import_module(module), name)
 
-    @contextmanager
-    def open(self, root: Path | None, options: Mapping[str, Any]) -> Iterator[PairReader]:
-        """Open the dataset.
-
-        Args:
-            root: folder of the archive; None where there is none to give.
-            options: keywords of the reader.
+    def open(self, root: str | Path | None, options: Mapping[str, Any]) -> PairReader:
+        """Open the dataset in `root`, None where it has none, with these keywords of its reader.
 
         Raises:
             FileNotFoundError, ValueError, ImportError: whatever the reader raises.
         """
-        keywords = {**self.fixed, **options}
-        if self.unpack:
-            with tempfile.TemporaryDirectory() as folder:
-                yield self.reader_class()(_imported(self.unpack)(folder), **keywords)
-        elif root is None:
-            yield self.reader_class()(**keywords)
-        else:
-            yield self.reader_class()(root, **keywords)
+        places = () if root is None else (root,)
+        defaults = {name: option["default"] for name, option in self.options.items() if "default" in option}
+        return self.imported_reader()(*places, **{**defaults, **self.fixed, **options})
+
+
+def open_archive(name: str, root: str | Path | None = None, **options: Any) -> PairReader:
+    """Open a dataset on disk by the name that `fusmae prepare` has for it.
+
+    Args:
+        name: such as `"reben"`; `fusmae prepare --help` lists all.
+        root: folder of the dataset, laid out as `fusmae prepare NAME --help` says; None for `simulated` and `example`.
+        **options: keywords of its reader, which are the options of `fusmae prepare NAME` (`--max-cloud` is
+            `max_cloud`).
+
+    Returns:
+        The reader: `ids`, `info`, `summary`; `read(index)` gives a `Pair`.
+
+    Raises:
+        FileNotFoundError: a folder or file is missing; says where it was searched.
+        ValueError: there is no dataset of that name, `root` is missing or not wanted, an option has a wrong value, or
+            no pair is complete.
+        ImportError: a package that reads the files is missing; names the pip command.
+    """
+    archive = next((archive for archive in ARCHIVES if archive.command == name), None)
+    if archive is None:
+        raise ValueError(f"There is no dataset {name!r}; known: {', '.join(known.command for known in ARCHIVES)}.")
+    if (root is None) == bool(archive.layout):
+        needed = (
+            f"needs root, its folder: {archive.layout}" if archive.layout else f"has no root, but {root} was given."
+        )
+        raise ValueError(f"The dataset {name!r} {needed}")
+    return archive.open(root, options)
+
+
+def example_pairs(folder: str | Path | None = None) -> PairReader:
+    """The six real pairs of BigEarthNet v1 that the PyPI package bigearthnet-common carries.
+
+    Args:
+        folder: where to unpack them, or where they were unpacked before. By default a temporary folder, which goes
+            with the reader.
+
+    Returns:
+        The reader: `read(0)` to `read(5)` give pairs of VV and VH in dB and 12 bands of Level-2A, of 120x120 px.
+
+    Raises:
+        FileNotFoundError: the package is not installed; names the pip command.
+        ImportError: rasterio is not installed; names the pip command.
+    """
+    from fusmae_hf.readers.bigearthnet import BigEarthNet, example_pairs_root
+
+    root = Path(folder or tempfile.mkdtemp(prefix="bigearthnet-six-"))
+    try:
+        reader = BigEarthNet(example_pairs_root(root), splits="official", keep_unlisted=True)
+    except BaseException:
+        if folder is None:
+            shutil.rmtree(root)
+        raise
+    if folder is None:
+        weakref.finalize(reader, shutil.rmtree, root, ignore_errors=True)
+    return reader
 
 
 def names(text: str) -> list[str]:
@@ -316,17 +363,10 @@ ARCHIVES = (
     ),
     Archive(
         command="example",
-        reader="fusmae_hf.readers.bigearthnet:BigEarthNet",
+        reader="fusmae_hf.readers.archives:example_pairs",
         summary="The six real pairs of BigEarthNet v1 that the PyPI package bigearthnet-common carries. Install it "
         "with `pip install --no-deps bigearthnet-common==2.8.0`.",
         example="fusmae prepare example shards/",
-        fixed={"splits": "official", "keep_unlisted": True},
-        unpack="fusmae_hf.readers.bigearthnet:example_pairs_root",
     ),
 )
 """All datasets that can be prepared, in the order in which they are listed."""
-
-
-def _imported(location: str) -> Any:
-    module, name = location.split(":")
-    return getattr(importlib.import_module(module), name)

@@ -10,22 +10,18 @@ import bz2
 import importlib.util
 import json
 import tarfile
-from collections.abc import Collection, Iterator
+from collections.abc import Collection
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from tqdm.auto import tqdm
 
 from fusmae_hf.data.pairs import Pair, PairsInfo
 from fusmae_hf.errors import PairError
 from fusmae_hf.modeling.sensors_fusmae import OPTICAL_BANDS, SAR_BANDS
-from fusmae_hf.plots.pairs import plot_pair
-from fusmae_hf.readers.bigearthnet_classes import CLASSES_19, classes_19
-from fusmae_hf.readers.bigearthnet_patches import OPTICAL_FACTORS, expanded, read_patches
-from fusmae_hf.readers.geotiff import require_folders, require_rasterio, subfolders
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+from fusmae_hf.readers.bigearthnet_patches import CLASSES_19, OPTICAL_FACTORS, NativePairs, classes_19, read_patches
+from fusmae_hf.readers.geotiff import require_rasterio
+from fusmae_hf.readers.listed_pairs import put_into_split, require_folders, subfolders
 
 OPTICAL_FOLDER = "BigEarthNet-v1.0"
 SAR_FOLDER = "BigEarthNet-S1-v1.0"
@@ -84,7 +80,7 @@ def example_pairs_root(folder: str | Path) -> Path:
     return folder
 
 
-class BigEarthNet:
+class BigEarthNet(NativePairs):
     """Pairs of BigEarthNet-MM v1, read from the two official folders.
 
     A pair is named after its Sentinel-2 patch. The partner is the Sentinel-1 patch whose
@@ -121,7 +117,7 @@ class BigEarthNet:
         progress: bool = False,
     ):
         require_rasterio()
-        self.root = Path(root)
+        super().__init__(root)
         self._optical, self._sar = require_folders(self.root, [OPTICAL_FOLDER, SAR_FOLDER], "BigEarthNet v1")
         self.info = PairsInfo(
             name="bigearthnet",
@@ -136,11 +132,9 @@ class BigEarthNet:
             extra_columns={"sar_patch": "string", "clc_labels": "string"},
         )
         lists = official_lists_folder() if splits == "official" else Path(splits) if splits is not None else None
-        self._left_out: list[tuple[str, str]] = []
         split_of, listed_partner = _read_splits(lists) if lists else ({}, {})
         unwanted = _read_unwanted(lists, leave_out)
         partner = self._pair_up(listed_partner, progress)
-        self.ids: list[str] = []
         for patch in sorted(partner):
             if patch in unwanted:
                 self._left_out.append((patch, unwanted[patch]))
@@ -148,14 +142,9 @@ class BigEarthNet:
                 self._left_out.append((patch, f"in none of the split lists in {lists}"))
             else:
                 self.ids.append(patch)
-        if not self.ids:
-            reasons = "; ".join(f"{name}: {reason}" for name, reason in self._left_out[:3])
-            raise ValueError(
-                f"BigEarthNet v1: no pair to read in {self.root}. {len(self._left_out)} patches were left out"
-                f"{f', for example {reasons}' if reasons else ''}. Check that both folders were unpacked completely."
-            )
+        self._require_pairs("BigEarthNet v1", "", "both folders unpacked completely")
         self._partner = [partner[patch] for patch in self.ids]
-        self._split = [split_of.get(patch) for patch in self.ids]
+        self._splits = [split_of.get(patch) for patch in self.ids]
         listed = f" of the {len(split_of):,} pairs that the split lists name" if split_of else " pairs"
         self.summary = f"Found {len(self.ids):,}{listed} in {self.root}."
 
@@ -180,30 +169,7 @@ class BigEarthNet:
             self._left_out.append((patch, f"no patch in {self._sar} names it as its Sentinel-2 partner"))
         return partner
 
-    def __len__(self) -> int:
-        return len(self.ids)
-
-    def split_of(self, index: int) -> str | None:
-        """`"train"`, `"validation"`, `"test"`, or None without split lists."""
-        return self._split[index]
-
-    def left_out(self) -> Iterator[tuple[str, str]]:
-        """Patches that are on disk but not among the pairs, with the reason."""
-        return iter(self._left_out)
-
-    def read(self, index: int) -> Pair:
-        """Read one pair with all bands on the 10 m grid, the pixels of the coarser ones repeated.
-
-        Returns:
-            `sar` (2, 120, 120) float32 dB, `optical` (12, 120, 120) uint16 digital numbers, labels, place and times.
-
-        Raises:
-            PairError: a file is missing or unreadable, has a wrong size or dtype, or the two patches are no partners.
-        """
-        return expanded(self.read_native(index))
-
-    def read_native(self, index: int) -> Pair:
-        """As `read`, but `optical` is `NativeBands`: each band in its own resolution, as files and shards hold it."""
+    def _read(self, index: int) -> Pair:
         optical_folder, sar_folder = self._optical / self.ids[index], self._sar / self._partner[index]
         sar_metadata = _read_metadata(sar_folder)
         named = _partner_in_metadata(sar_folder, sar_metadata)
@@ -214,27 +180,16 @@ class BigEarthNet:
             )
         optical_metadata = _read_metadata(optical_folder)
         original = [str(label) for label in optical_metadata.get("labels") or []]
+        pair = read_patches(self.ids[index], sar_folder, optical_folder)
         try:
-            labels = classes_19(original)
+            pair.labels = classes_19(original)
         except ValueError as error:
             raise PairError(f"{optical_folder}: {error}") from error
-        pixels = read_patches(sar_folder, optical_folder)
-        return Pair(
-            id=self.ids[index],
-            sar=pixels.sar,
-            optical=pixels.optical,  # type: ignore[arg-type]
-            labels=labels,
-            split=self._split[index],
-            crs=pixels.crs,
-            transform=pixels.transform,
-            sar_time=_utc(sar_metadata.get("acquisition_time")),
-            optical_time=_utc(optical_metadata.get("acquisition_date")),
-            extra={"sar_patch": sar_folder.name, "clc_labels": "; ".join(original)},
-        )
-
-    def plot(self, pair: Pair) -> "Figure":
-        """Draw a pair: true colour with percentile stretch, VV and VH in dB. Needs matplotlib."""
-        return plot_pair(pair, self.info)
+        pair.split = self._splits[index]
+        pair.sar_time = _utc(sar_metadata.get("acquisition_time"))
+        pair.optical_time = _utc(optical_metadata.get("acquisition_date"))
+        pair.extra = {"sar_patch": sar_folder.name, "clc_labels": "; ".join(original)}
+        return pair
 
 
 _METADATA_TYPES: dict[str, type] = {
@@ -296,8 +251,7 @@ def _read_splits(folder: Path) -> tuple[dict[str, str], dict[str, str]]:
         for patch, *rest in _read_list(folder, names) or []:
             if not patch.startswith("S2"):
                 continue  # a header line
-            if split_of.setdefault(patch, split) != split:
-                raise ValueError(f"{folder}: {patch} is listed for both {split_of[patch]} and {split}.")
+            put_into_split(split_of, patch, split, folder)
             if rest and rest[0]:
                 partner[patch] = rest[0]
     if not split_of:

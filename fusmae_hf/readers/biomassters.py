@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import numpy as np
 import pyarrow as pa
@@ -19,11 +19,8 @@ import pyarrow.csv as pv
 from fusmae_hf.data.pairs import Pair, PairsInfo
 from fusmae_hf.errors import PairError
 from fusmae_hf.modeling.sensors_fusmae import SAR_BANDS
-from fusmae_hf.plots.maps import plot_with_label_map
-from fusmae_hf.readers.geotiff import read_geotiff, require_rasterio, subfolders
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+from fusmae_hf.readers.geotiff import read_geotiff, require_rasterio
+from fusmae_hf.readers.listed_pairs import ListedPairs, require_one_of, subfolders
 
 OPTICAL_BANDS = ("B02", "B03", "B04", "B05", "B06", "B07", "B08", "B8A", "B11", "B12")
 """The spectral bands of a Sentinel-2 file in its order; an eleventh one holds the cloud probability."""
@@ -46,7 +43,7 @@ _IMAGE = re.compile(r"(?P<chip>[A-Za-z0-9]+)_(?P<sensor>S1|S2)_(?P<month>0\d|1[0
 _BIOMASS = re.compile(r"(?P<chip>[A-Za-z0-9]+)_agbm\.tif")
 
 
-class BioMassters:
+class BioMassters(ListedPairs):
     """Pairs of BioMassters that are on disk: one for each chip and month of which both sensors have a file.
 
     A pair is named after chip and month, such as `0060c0a5_07`; month 00 is September, 11 is August. `sar` is float32
@@ -83,11 +80,10 @@ class BioMassters:
         self, root: str | Path, *, orbit: Literal["ascending", "descending"] = "ascending", max_cloud: float = 1.0
     ):
         require_rasterio()
-        if orbit not in _FIRST_BAND:
-            raise ValueError(f"orbit is {orbit!r}, but must be 'ascending' or 'descending'.")
+        super().__init__(root)
+        require_one_of("orbit", orbit, _FIRST_BAND)
         if not 0 <= max_cloud <= 1:
             raise ValueError(f"max_cloud is {max_cloud}, but must be a share between 0 and 1.")
-        self.root = Path(root)
         self.orbit, self.max_cloud = orbit, max_cloud
         self.info = PairsInfo(
             name="biomassters",
@@ -101,7 +97,6 @@ class BioMassters:
         )
         listed = _listed_files(self.root)
         pairs: list[tuple[str, str | None, Path, Path | None]] = []
-        self._left_out: list[tuple[str, str]] = []
         for split, images, maps in _parts(self.root):
             for name, reason, biomass in _find_pairs(images, maps, listed):
                 if reason:
@@ -112,12 +107,9 @@ class BioMassters:
         repeated = [name for (name, *_), (other, *_) in pairwise(pairs) if name == other]
         if repeated:
             raise ValueError(f"BioMassters: {repeated[0]} is in both the training and the test folder of {self.root}.")
-        if not pairs:
-            raise ValueError(
-                f"BioMassters: no complete pair in {self.root}, {len(self._left_out):,} were left out. Expected "
-                "train_features/<chip>_S1_<month>.tif and <chip>_S2_<month>.tif as in the official archive."
-            )
-        self.ids: list[str] = [name for name, *_ in pairs]
+        self.ids = [name for name, *_ in pairs]
+        self._splits = [split for _, split, *_ in pairs]
+        self._require_pairs("BioMassters", "", "train_features/<chip>_S1_<month>.tif and <chip>_S2_<month>.tif")
         self._pairs = pairs
         self.num_listed = None if listed is None else len(_both_sensors(listed))
         of_listed = "" if self.num_listed is None else f" of the {self.num_listed:,} listed"
@@ -126,29 +118,7 @@ class BioMassters:
             f"{self.root}."
         )
 
-    def __len__(self) -> int:
-        return len(self.ids)
-
-    def split_of(self, index: int) -> str | None:
-        """`"train"` or `"test"`, the folder of the pair, or None where each chip has its own."""
-        return self._pairs[index][1]
-
-    def left_out(self) -> Iterator[tuple[str, str]]:
-        """Months of which one sensor is on disk, and pairs without a biomass map, with the reason."""
-        return iter(self._left_out)
-
-    def read(self, index: int) -> Pair:
-        """Read one pair.
-
-        Returns:
-            `sar` (2, 256, 256) float32 dB with NaN where there is none, `optical` (10, 256, 256) uint16 digital
-            numbers, `label_map` (256, 256) float32 t/ha or None. `extra["cloud_share"]` is None where no pixel has a
-            cloud probability.
-
-        Raises:
-            PairError: a file is missing or unreadable, has a wrong size, dtype or number of bands, holds an
-                impossible cloud probability, or too many pixels are cloudy.
-        """
+    def _read(self, index: int) -> Pair:
         name, split, folder, biomass = self._pairs[index]
         chip, month = name.split("_")
         size = (CHIP_PIXELS, CHIP_PIXELS)
@@ -172,10 +142,6 @@ class BioMassters:
             split=split,
             extra={"chip": chip, "month": int(month), "orbit": self.orbit, "cloud_share": cloud_share},
         )
-
-    def plot(self, pair: Pair) -> "Figure":
-        """Draw a pair: true colour, VV and VH in dB, and biomass if it has any. Needs matplotlib."""
-        return plot_with_label_map(pair, self.info)
 
 
 def _parts(root: Path) -> Sequence[tuple[str | None, Path, Path]]:

@@ -8,28 +8,21 @@ GRSS Data Fusion Contest", IEEE JSTARS 2021. Data: https://doi.org/10.21227/rha7
 import os
 import re
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
-
-import numpy as np
+from typing import Literal
 
 from fusmae_hf.data.pairs import Pair, PairsInfo
 from fusmae_hf.modeling.sensors_fusmae import OPTICAL_BANDS_L1C, SAR_BANDS
-from fusmae_hf.plots.maps import plot_with_label_map
-from fusmae_hf.readers.geotiff import read_geotiff, require_folders, require_rasterio, require_same_footprint
-from fusmae_hf.readers.igbp import (
+from fusmae_hf.readers.geotiff import require_rasterio
+from fusmae_hf.readers.listed_pairs import ListedPairs, require_folders, require_one_of
+from fusmae_hf.readers.sen12ms import (
     NO_CLASS,
     SIMPLIFIED_CLASSES,
-    SIMPLIFIED_COLOURS,
     SIMPLIFIED_OF_DFC,
     SIMPLIFIED_OF_IGBP,
     class_indices,
+    read_patches,
 )
-from fusmae_hf.readers.sen12ms import MAP_DTYPES, PATCH_SIZE, read_patches
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 SPLIT_FOLDERS = {"validation": ("ROIs0000_validation", "validation"), "test": ("ROIs0000_test", "0")}
 """Folder of each split, and how the names of the folders in it end: `s1_validation`, but `s1_0`."""
@@ -40,7 +33,7 @@ _MAPS = {"dfc": (1, SIMPLIFIED_OF_DFC), "lc": (4, SIMPLIFIED_OF_IGBP)}
 """Number of bands of a label file, and index of the class of each code in its first one."""
 
 
-class DFC2020:
+class DFC2020(ListedPairs):
     """Pairs of DFC2020 that are on disk.
 
     A pair is named as its files are, less the kind: `ROIs0000_test_0_p7` is `ROIs0000_test_s1_0_p7.tif`, and the same
@@ -65,9 +58,8 @@ class DFC2020:
 
     def __init__(self, root: str | Path, *, label_map: Literal["dfc", "lc"] = "dfc"):
         require_rasterio()
-        if label_map not in _MAPS:
-            raise ValueError(f"label_map is {label_map!r}, but must be 'dfc' or 'lc'.")
-        self.root = Path(root)
+        super().__init__(root)
+        require_one_of("label_map", label_map, _MAPS)
         self._map_kind = label_map
         self.info = PairsInfo(
             name="dfc2020",
@@ -78,9 +70,7 @@ class DFC2020:
             map_class_names=SIMPLIFIED_CLASSES,
             map_no_data=NO_CLASS,
         )
-        self.ids: list[str] = []
         self._splits: list[str] = []
-        self._left_out: list[tuple[str, str]] = []
         self._with_map: set[str] = set()
         present = [split for split, (folder, _) in SPLIT_FOLDERS.items() if (self.root / folder).is_dir()]
         if not present:
@@ -95,12 +85,7 @@ class DFC2020:
             self.ids += pairs
             self._splits += [split] * len(pairs)
             self._with_map |= self._names(split, label_map).intersection(pairs)
-        if not self.ids:
-            raise ValueError(
-                f"DFC2020: no pair to read in {self.root}, {len(self._left_out):,} patches of one sensor alone were "
-                "found. Expected ROIs0000_test/s1_0/ROIs0000_test_s1_0_p<patch>.tif, and the same for s2, as in the "
-                "official archive."
-            )
+        self._require_pairs("DFC2020", "", "ROIs0000_test/s1_0/ROIs0000_test_s1_0_p<patch>.tif, and the same for s2")
         counts = Counter(self._splits)
         found = " and ".join(f"{counts[split]:,} of the {NUM_PAIRS[split]:,} {split} pairs" for split in present)
         self.summary = f"Found {found} in {self.root}, {len(self._with_map):,} of them with a {label_map} label map."
@@ -113,51 +98,16 @@ class DFC2020:
         matches = map(pattern.fullmatch, os.listdir(above) if above.is_dir() else ())
         return {f"{folder}_{match[1]}" for match in matches if match}
 
-    def __len__(self) -> int:
-        return len(self.ids)
-
-    def split_of(self, index: int) -> str | None:
-        """`"validation"` or `"test"`: the folder of the pair. Nothing of DFC2020 is for training."""
-        return self._splits[index]
-
-    def left_out(self) -> Iterator[tuple[str, str]]:
-        """Patches of one sensor whose partner is missing, with the reason."""
-        return iter(self._left_out)
-
-    def read(self, index: int) -> Pair:
-        """Read one pair.
-
-        Returns:
-            `sar` (2, 256, 256) float dB, `optical` (13, 256, 256) uint16 digital numbers, `label_map` (256, 256) uint8
-            or None, and place. The files carry no acquisition time.
-
-        Raises:
-            PairError: a file is missing or unreadable, has a wrong size, dtype or code, or the patches lie apart.
-        """
-        name = self.ids[index]
-        sar_path, optical_path = self._path(index, "s1"), self._path(index, "s2")
-        sar, optical = read_patches(sar_path, optical_path)
-        label_map: np.ndarray | None = None
-        if name in self._with_map:
-            path, (count, index_of) = self._path(index, self._map_kind), _MAPS[self._map_kind]
-            codes = read_geotiff(path, count=count, size=PATCH_SIZE, dtype=MAP_DTYPES)
-            require_same_footprint(path, codes, optical_path, optical)
-            label_map = class_indices(codes.values[0], index_of, path)
-        return Pair(
-            id=name,
-            sar=sar.values,
-            optical=optical.values,
-            label_map=label_map,
-            split=self._splits[index],
-            crs=optical.crs,
-            transform=optical.transform,
-        )
+    def _read(self, index: int) -> Pair:
+        name, (map_bands, index_of) = self.ids[index], _MAPS[self._map_kind]
+        sar, optical, land_cover = (self._path(index, kind) for kind in ("s1", "s2", self._map_kind))
+        pair = read_patches(name, sar, optical, land_cover if name in self._with_map else None, map_bands)
+        if pair.label_map is not None:
+            pair.label_map = class_indices(pair.label_map, index_of, land_cover)
+        pair.split = self._splits[index]
+        return pair
 
     def _path(self, index: int, kind: str) -> Path:
         folder, ending = SPLIT_FOLDERS[self._splits[index]]
         patch = self.ids[index].removeprefix(f"{folder}_")
         return self.root / folder / f"{kind}_{ending}" / f"{folder}_{kind}_{patch}.tif"
-
-    def plot(self, pair: Pair) -> "Figure":
-        """Draw a pair: true colour, VV and VH in dB, and its land cover if it has any. Needs matplotlib."""
-        return plot_with_label_map(pair, self.info, colours=SIMPLIFIED_COLOURS)

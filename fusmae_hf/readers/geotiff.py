@@ -1,20 +1,19 @@
-"""GeoTIFFs for the dataset readers: their pixels, their place, and the folders they lie in.
+"""GeoTIFFs for the dataset readers: their pixels and their place.
 
 `read_geotiff` and `read_pixels` take the many files of one plain kind apart themselves (`plain_tiff`) and leave every
 other file to rasterio, so that they always give what rasterio gives.
 """
 
 import os
-import re
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection
 from dataclasses import dataclass
-from datetime import datetime
 from pathlib import Path
 from types import ModuleType
 
 import numpy as np
 
+from fusmae_hf.data.pairs import Pair
 from fusmae_hf.errors import PairError
 from fusmae_hf.readers.plain_tiff import PlainFile, open_plain
 
@@ -189,38 +188,58 @@ def require_same_footprint(path: Path, patch: Patch, optical_path: Path, optical
         )
 
 
-def require_folders(root: Path, names: Sequence[str], dataset: str) -> list[Path]:
-    """The named sub-folders of `root`.
+def require_codes(path: Path, codes: np.ndarray, known: Collection[int | None], expected: str) -> None:
+    """Refuse a label map that holds other codes than the known ones.
 
     Raises:
-        FileNotFoundError: one is missing; says what was searched, what is there and what to give instead.
+        PairError: names the file, the codes, and what is expected.
     """
-    missing = [name for name in names if not (root / name).is_dir()]
-    if not missing:
-        return [root / name for name in names]
-    if not root.is_dir():
-        found = "no such folder"
-    else:
-        inside = sorted(entry.name for entry in root.iterdir())
-        found = (
-            f"the folder holds {inside[:8]}{' ...' if len(inside) > 8 else ''}" if inside else "the folder is empty"
+    unknown = sorted(set(np.unique(codes).tolist()).difference(known))
+    if unknown:
+        raise PairError(f"{path}: holds the codes {unknown[:8]}{' ...' if len(unknown) > 8 else ''}, but {expected}.")
+
+
+def read_files(
+    name: str,
+    sar: Path,
+    optical: Path,
+    label_map: Path | None = None,
+    *,
+    num_bands: int,
+    dtypes: tuple[str | tuple[str, ...], str | tuple[str, ...], str | tuple[str, ...]],
+    sides: tuple[int, ...],
+    map_bands: int = 1,
+) -> Pair:
+    """Read a pair of two files, VV and VH in the one and all optical bands in the other, and its label map.
+
+    Args:
+        name: id of the pair.
+        sar: the file of Sentinel-1.
+        optical: the file of Sentinel-2.
+        label_map: the file whose first band is the label map, if there is one.
+        num_bands: expected number of optical bands.
+        dtypes: what will do for the SAR, the optical and the label map file.
+        sides: sides in pixels that the square patches of a pair may have, the same in all its files.
+        map_bands: expected number of bands of the label map file.
+
+    Returns:
+        The pair with pixels and place.
+
+    Raises:
+        PairError: a file is missing, unreadable or not as expected, or lies elsewhere.
+    """
+    seen = read_geotiff(optical, count=num_bands, dtype=dtypes[1])
+    size = height, width = seen.values.shape[1:]
+    if size not in [(side, side) for side in sides]:
+        raise PairError(
+            f"{optical}: expected {' or '.join(f'{side}x{side}' for side in sides)} pixels, found {height}x{width}. "
+            "Replace the file by the one of the official archive."
         )
-    hint = "the folder above it" if root.name in names else f"the folder that holds {' and '.join(names)}"
-    raise FileNotFoundError(f"{dataset}: looked for {missing} in {root}, but {found}. Give {hint}.")
-
-
-def subfolders(folder: Path) -> Iterator[str]:
-    """Names of the folders in `folder`, in no order, with one directory scan (no call for each entry)."""
-    with os.scandir(folder) as entries:
-        yield from (entry.name for entry in entries if entry.is_dir())
-
-
-def acquisition_time(name: str) -> str | None:
-    """Acquisition time (UTC, ISO 8601) in a Sentinel product or patch name, or None where it holds no valid one."""
-    match = re.search(r"_(\d{8}T\d{6})_", name)
-    if match is None:
-        return None
-    try:
-        return datetime.fromisoformat(match.group(1)).isoformat() + "Z"
-    except ValueError:
-        return None
+    backscatter = read_geotiff(sar, count=2, size=size, dtype=dtypes[0])
+    require_same_footprint(sar, backscatter, optical, seen)
+    pair = Pair(name, backscatter.values, seen.values, crs=seen.crs, transform=seen.transform)
+    if label_map is not None:
+        codes = read_geotiff(label_map, count=map_bands, size=size, dtype=dtypes[2])
+        require_same_footprint(label_map, codes, optical, seen)
+        pair.label_map = codes.values[0]
+    return pair

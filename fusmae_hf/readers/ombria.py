@@ -7,20 +7,18 @@ Licence: none is stated; ask the authors before you publish anything made of the
 
 import os
 import re
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from fusmae_hf.data.pairs import Pair, PairsInfo
 from fusmae_hf.errors import PairError
-from fusmae_hf.plots.maps import plot_with_label_map
-from fusmae_hf.readers.geotiff import require_folders
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+from fusmae_hf.readers.listed_pairs import ListedPairs, require_folders, require_one_of
+from fusmae_hf.vocabulary import SPLITS
 
 SENSORS = {"sar": "S1", "optical": "S2"}
 OFFICIAL_FOLDERS = ("train", "test")
@@ -49,7 +47,7 @@ EVENTS = (
 """First and last number of each event, and its split with `splits="events"`: see `OMBRIA`."""
 
 
-class OMBRIA:
+class OMBRIA(ListedPairs):
     """Pairs of OMBRIA that are on disk.
 
     A pair is named after its official folder and number: `train_0042`. `sar` is uint8 (1, 256, 256), backscatter of
@@ -99,10 +97,10 @@ class OMBRIA:
         time: Literal["after", "before"] = "after",
         splits: Literal["official", "events"] = "official",
     ):
-        for name, value, known in (("time", time, ("after", "before")), ("splits", splits, ("official", "events"))):
-            if value not in known:
-                raise ValueError(f"{name} is {value!r}, but must be one of {known}.")
-        self.root, self.time = Path(root), time
+        super().__init__(root)
+        require_one_of("time", time, ("after", "before"))
+        require_one_of("splits", splits, ("official", "events"))
+        self.time = time
         self.info = PairsInfo(
             name="ombria",
             source="OMBRIA, Sentinel-1 and Sentinel-2 composites as 8-bit PNG (Drakonakis et al. 2022, IEEE JSTARS)",
@@ -115,7 +113,6 @@ class OMBRIA:
             extra_columns={"number": "int64", "event": "int64"},
         )
         require_folders(self.root, ["OmbriaS1", "OmbriaS2"], "OMBRIA")
-        self._left_out: list[tuple[str, str]] = []
         pairs: list[tuple[str, str, int, str | None]] = []  # id, official folder, number, split
         for folder in self._official_folders():
             for name, number in self._complete(folder):
@@ -128,19 +125,17 @@ class OMBRIA:
                     pairs.append((name, folder, number, split))
         if splits == "events":
             self._require_one_numbering(pairs)
-        if not pairs:
-            raise ValueError(
-                f"OMBRIA: no complete pair in {self.root}, {len(self._left_out):,} were left out. Expected "
-                f"OmbriaS1/train/{time.upper()}/S1_{time}_<number>.png and MASK/S1_mask_<number>.png, and the same "
-                "for S2, as in the official archive."
-            )
         self._pairs = sorted(pairs)
-        self.ids: list[str] = [name for name, *_ in self._pairs]
-        counts = {split: [entry[3] for entry in pairs].count(split) for split in ("train", "validation", "test")}
-        self.summary = f"Found {len(pairs):,} pairs ({time} the flood) in {self.root}: " + ", ".join(
-            f"{count:,} {split}" for split, count in counts.items() if count
+        self.ids = [name for name, *_ in self._pairs]
+        self._splits = [split for *_, split in self._pairs]
+        self._require_pairs(
+            "OMBRIA",
+            "",
+            f"OmbriaS1/train/{time.upper()}/S1_{time}_<number>.png and MASK/S1_mask_<number>.png, and the same for S2",
         )
-        self.summary += "."
+        counts = Counter(self._splits)
+        found = ", ".join(f"{counts[split]:,} {split}" for split in SPLITS if counts[split])
+        self.summary = f"Found {len(pairs):,} pairs ({time} the flood) in {self.root}: {found}."
 
     def _official_folders(self) -> list[str]:
         """Those of `OFFICIAL_FOLDERS` that either sensor has."""
@@ -185,28 +180,7 @@ class OMBRIA:
                 f"{self.root}, so that a number does not say which event a tile shows. Use splits='official'."
             )
 
-    def __len__(self) -> int:
-        return len(self.ids)
-
-    def split_of(self, index: int) -> str | None:
-        """`"train"` or `"test"`, and also `"validation"` with `splits="events"`."""
-        return self._pairs[index][3]
-
-    def left_out(self) -> Iterator[tuple[str, str]]:
-        """Tiles of which a file is missing or, with `splits="events"`, the event is unknown, with the reason."""
-        return iter(self._left_out)
-
-    def read(self, index: int) -> Pair:
-        """Read one pair.
-
-        Returns:
-            `sar` (1, 256, 256) uint8, `optical` (3, 256, 256) uint8, `label_map` (256, 256) uint8. `extra["event"]` is
-            the first number of the event, None where it is unknown.
-
-        Raises:
-            PairError: a file is missing or unreadable, has a wrong size or kind of pixel, or the masks hold other
-                values than 0 and 255 or differ.
-        """
+    def _read(self, index: int) -> Pair:
         name, folder, number, split = self._pairs[index]
         digits = f"{number:04d}"
         sar = _read_png(self._path(folder, "S1", self.time, digits), "L")
@@ -225,15 +199,6 @@ class OMBRIA:
             label_map=label_map,
             split=split,
             extra={"number": number, "event": _event_of(number)},
-        )
-
-    def plot(self, pair: Pair) -> "Figure":
-        """Draw a pair: the composite of the optical bands, backscatter and the flood mask. Needs matplotlib."""
-        return plot_with_label_map(
-            pair,
-            self.info,
-            channels=self.info.optical_bands,
-            colours=("#d8c79c", "#2166ac"),
         )
 
 

@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 import pyarrow.csv as pv
 import pyarrow.parquet as pq
 
-from fusmae_hf.readers.geotiff import require_folders
+from fusmae_hf.readers.listed_pairs import require_folders
 from fusmae_hf.vocabulary import IMAGES, SPLITS
 
 LISTING_SCHEMA = pa.schema(

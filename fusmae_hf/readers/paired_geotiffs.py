@@ -7,17 +7,18 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 
 from fusmae_hf.data.pairs import Pair, PairsInfo
 from fusmae_hf.errors import PairError
 from fusmae_hf.modeling.sensors_fusmae import OPTICAL_UNITS, SAR_UNITS
-from fusmae_hf.plots.maps import plot_with_label_map
 from fusmae_hf.readers.geotiff import require_rasterio
+from fusmae_hf.readers.listed_pairs import ListedPairs, require_one_of
 from fusmae_hf.readers.pair_listing import list_by_manifest, list_by_patterns
 from fusmae_hf.readers.rasters import (
+    Grid,
     KeptFiles,
     Raster,
     open_raster,
@@ -26,11 +27,7 @@ from fusmae_hf.readers.rasters import (
     read_sar,
     require_resampling,
 )
-from fusmae_hf.readers.regridding import Grid
 from fusmae_hf.vocabulary import IMAGES
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 SKIPPED_BAND = "-"
 """Stands in a list of band names for a band of the files that is not given."""
@@ -38,7 +35,7 @@ SKIPPED_BAND = "-"
 _Resampling = Literal["bilinear", "nearest"]
 
 
-class PairedGeoTIFFs:
+class PairedGeoTIFFs(ListedPairs):
     """Pairs of a SAR and an optical GeoTIFF, found by their names or listed in a table.
 
     Nothing is guessed: bands, units and offset are given, grids that differ are an error unless you ask for
@@ -129,12 +126,12 @@ class PairedGeoTIFFs:
         license: str = "not stated",
     ):
         require_rasterio()
-        self.root = Path(root)
-        _require_one_of("sar_units", sar_units, SAR_UNITS)
-        _require_one_of("optical_units", optical_units, OPTICAL_UNITS)
-        _require_one_of("on_different_grids", on_different_grids, ("error", "warp"))
-        _require_one_of("target", target, ("optical", "sar"))
-        _require_one_of("resampling", resampling, get_args(_Resampling))
+        super().__init__(root)
+        require_one_of("sar_units", sar_units, SAR_UNITS)
+        require_one_of("optical_units", optical_units, OPTICAL_UNITS)
+        require_one_of("on_different_grids", on_different_grids, ("error", "warp"))
+        require_one_of("target", target, ("optical", "sar"))
+        require_one_of("resampling", resampling, get_args(_Resampling))
         if resolution is not None and (on_different_grids != "warp" or not 0 < resolution < math.inf):
             raise ValueError(f"resolution={resolution} must be positive, and needs on_different_grids='warp'.")
         if not 0 <= max_no_data <= 1:
@@ -182,17 +179,12 @@ class PairedGeoTIFFs:
         self._table, self._left_out = listing.table, listing.left_out
         self._kept = KeptFiles()
         self._list_windows()
-        if not self.ids:
-            reasons = "; ".join(f"{name}: {reason}" for name, reason in self._left_out[:3])
-            raise ValueError(
-                f"No pair to read in {self.root}: {len(self._left_out):,} were left out"
-                f"{f', for example {reasons}' if reasons else ''}. Check the patterns or the manifest."
-            )
+        self._require_pairs("Paired GeoTIFFs", "", "files that fit the patterns or the manifest")
 
     def _list_windows(self) -> None:
         """Name the pairs: scenes, or windows of them, which takes the header of one file a scene."""
         scenes = self._table["id"].to_pylist()
-        self.ids: list[str] = scenes
+        self.ids = scenes
         self.summary = f"Found {len(scenes):,} pairs of files in {self.root}."
         if self._patch_size is None:
             return
@@ -219,9 +211,6 @@ class PairedGeoTIFFs:
             f"{self._patch_size}x{self._patch_size} px every {self._stride} px."
         )
 
-    def __len__(self) -> int:
-        return len(self.ids)
-
     def _scene(self, index: int) -> int:
         """Row of the listing to which a pair belongs."""
         if self._patch_size is None:
@@ -232,21 +221,7 @@ class PairedGeoTIFFs:
         """Split that the manifest or the field `{split}` gives, or None."""
         return self._table["split"][self._scene(index)].as_py()
 
-    def left_out(self) -> Iterator[tuple[str, str]]:
-        """Pairs of which a file is missing and scenes smaller than a window, with the reason."""
-        return iter(self._left_out)
-
-    def read(self, index: int) -> Pair:
-        """Read one pair.
-
-        Returns:
-            `sar` and `optical` (bands, height, width) on one grid, `label_map` (height, width) or None, and what the
-            listing says.
-
-        Raises:
-            PairError: a file is missing, unreadable or has another number of bands; the grids differ or do not
-                overlap; a label map has an unknown code; or too many pixels have no data.
-        """
+    def _read(self, index: int) -> Pair:
         number = self._scene(index)
         row = self._table.slice(number, 1).to_pylist()[0]
         with self._opened(number) as rasters:
@@ -347,15 +322,6 @@ class PairedGeoTIFFs:
                 f"{row['sar']} and {row['optical']}: {missing.mean():.1%} of {missing.size:,} pixels have no data in "
                 f"SAR or optical, more than max_no_data={self._max_no_data:g}."
             )
-
-    def plot(self, pair: Pair) -> "Figure":
-        """Draw a pair: true colour where the bands allow, the SAR bands, its label map if any. Needs matplotlib."""
-        return plot_with_label_map(pair, self.info)
-
-
-def _require_one_of(keyword: str, value: str | None, known: Sequence[str]) -> None:
-    if value not in known:
-        raise ValueError(f"{keyword} is {value!r}, but must be one of {list(known)}.")
 
 
 def _band_numbers(sensor: str, names: Sequence[str]) -> list[int]:

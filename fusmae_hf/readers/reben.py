@@ -4,9 +4,7 @@ Paper: Clasen et al., "reBEN: Refined BigEarthNet Dataset for Remote Sensing Ima
 (arXiv 2407.03653). Licence: CDLA-Permissive-1.0.
 """
 
-from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
@@ -16,13 +14,9 @@ import pyarrow.parquet as pq
 from fusmae_hf.data.pairs import Pair, PairsInfo
 from fusmae_hf.errors import PairError
 from fusmae_hf.modeling.sensors_fusmae import OPTICAL_BANDS, SAR_BANDS
-from fusmae_hf.plots.pairs import plot_pair
-from fusmae_hf.readers.bigearthnet_classes import CLASSES_19
-from fusmae_hf.readers.bigearthnet_patches import OPTICAL_FACTORS, expanded, read_map, read_patches
-from fusmae_hf.readers.geotiff import acquisition_time, require_folders, require_rasterio, subfolders
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+from fusmae_hf.readers.bigearthnet_patches import CLASSES_19, OPTICAL_FACTORS, NativePairs, read_map, read_patches
+from fusmae_hf.readers.geotiff import require_rasterio
+from fusmae_hf.readers.listed_pairs import acquisition_time, require_folders, subfolders
 
 OPTICAL_FOLDER = "BigEarthNet-S2"
 SAR_FOLDER = "BigEarthNet-S1"
@@ -33,7 +27,7 @@ SNOW_CLOUD_METADATA = "metadata_for_patches_with_snow_cloud_or_shadow.parquet"
 _COLUMNS = ["patch_id", "s1_name", "labels", "split", "country"]
 
 
-class ReBEN:
+class ReBEN(NativePairs):
     """Pairs of reBEN that are on disk, out of those that its metadata list.
 
     A pair is named after its Sentinel-2 patch (`patch_id`). The partner is the `s1_name` of the same row and nothing
@@ -61,7 +55,7 @@ class ReBEN:
 
     def __init__(self, root: str | Path, *, keep_snow_and_clouds: bool = False, optical_offset: float = 0.0):
         require_rasterio()
-        self.root = Path(root)
+        super().__init__(root)
         optical_root, sar_root = require_folders(self.root, [OPTICAL_FOLDER, SAR_FOLDER], "reBEN")
         self.info = PairsInfo(
             name="reben",
@@ -85,7 +79,6 @@ class ReBEN:
 
         has_optical = pc.is_in(listed["patch_id"], pa.array(optical.keys(), pa.string()))
         has_sar = pc.is_in(listed["s1_name"], pa.array(sar.keys(), pa.string()))
-        self._left_out: list[tuple[str, str]] = []
         for row in listed.filter(pc.xor(has_optical, has_sar)).to_pylist():
             sensor, name = (
                 ("Sentinel-1", row["s1_name"]) if row["patch_id"] in optical else ("Sentinel-2", row["patch_id"])
@@ -99,77 +92,41 @@ class ReBEN:
             ]
 
         table = listed.filter(pc.and_(has_optical, has_sar)).sort_by("patch_id").combine_chunks()
-        if not table.num_rows:
-            raise ValueError(
-                f"reBEN: none of the {self.num_listed:,} pairs of {self.root / METADATA} is in {self.root} "
-                f"({len(optical):,} Sentinel-2 and {len(sar):,} Sentinel-1 patch folders were found). Expected "
-                f"{OPTICAL_FOLDER}/<tile>/<patch>/ and {SAR_FOLDER}/<scene>/<patch>/ as in the official archive."
-            )
-        self.ids: list[str] = table["patch_id"].to_pylist()
+        self.ids = table["patch_id"].to_pylist()
+        self._require_pairs(
+            "reBEN",
+            f"None of the {self.num_listed:,} pairs of {METADATA} is there: {len(optical):,} Sentinel-2 and "
+            f"{len(sar):,} Sentinel-1 patch folders were found, ",
+            f"{OPTICAL_FOLDER}/<tile>/<patch>/ and {SAR_FOLDER}/<scene>/<patch>/",
+        )
         self.summary = (
             f"Found {len(self.ids):,} of the {self.num_listed:,} pairs that {METADATA} lists in {self.root}."
         )
-        self._splits: list[str] = table["split"].to_pylist()
+        self._splits = table["split"].to_pylist()
         self._optical = [optical[name] for name in self.ids]
         self._sar = [sar[name] for name in table["s1_name"].to_pylist()]
         self._sar_names, self._labels, self._countries = table["s1_name"], table["labels"], table["country"]
         explained = set(self.ids).union(name for name, _ in self._left_out)
         self._left_out += [(name, f"not listed in {METADATA}") for name in sorted(optical.keys() - explained)]
 
-    def __len__(self) -> int:
-        return len(self.ids)
-
-    def split_of(self, index: int) -> str | None:
-        """`"train"`, `"validation"` or `"test"`, as the metadata say."""
-        return self._splits[index]
-
-    def left_out(self) -> Iterator[tuple[str, str]]:
-        """Patches of which something is on disk but which are not among the pairs, with the reason."""
-        return iter(self._left_out)
-
-    def read(self, index: int) -> Pair:
-        """Read one pair with all bands on the 10 m grid, the pixels of the coarser ones repeated.
-
-        Returns:
-            `sar` (2, 120, 120) float32 dB, `optical` (12, 120, 120) uint16 digital numbers, `label_map` (120, 120)
-            uint16 CORINE Land Cover codes or None, labels, place and times.
-
-        Raises:
-            PairError: a file is missing or unreadable, has a wrong size or dtype, or the two patches lie apart.
-        """
-        return expanded(self.read_native(index))
-
-    def read_native(self, index: int) -> Pair:
-        """As `read`, but `optical` is `NativeBands`: each band in its own resolution, as files and shards hold it."""
+    def _read(self, index: int) -> Pair:
         patch, sar_patch, country = self.ids[index], self._sar_names[index].as_py(), self._countries[index].as_py()
         labels = self._labels[index].as_py() or []
         unknown = [label for label in labels if label not in CLASSES_19]
         if unknown:
             raise PairError(f"{self.root / METADATA}: {patch} has labels {unknown}, none of the 19 classes.")
-        pixels = read_patches(Path(self._sar[index], sar_patch), Path(self._optical[index], patch))
-        return Pair(
-            id=patch,
-            sar=pixels.sar,
-            optical=pixels.optical,  # type: ignore[arg-type]
-            labels=sorted(labels, key=CLASSES_19.index),
-            label_map=self._read_map(patch),
-            split=self._splits[index],
-            crs=pixels.crs,
-            transform=pixels.transform,
-            sar_time=acquisition_time(sar_patch),
-            optical_time=acquisition_time(patch),
-            extra={"sar_patch": sar_patch, "country": country},
-        )
+        pair = read_patches(patch, Path(self._sar[index], sar_patch), Path(self._optical[index], patch))
+        pair.labels, pair.label_map = sorted(labels, key=CLASSES_19.index), self._read_map(patch)
+        pair.split = self._splits[index]
+        pair.sar_time, pair.optical_time = acquisition_time(sar_patch), acquisition_time(patch)
+        pair.extra = {"sar_patch": sar_patch, "country": country}
+        return pair
 
     def _read_map(self, patch: str) -> np.ndarray | None:
         if not self._maps:
             return None
         folder = Path(self._maps.get(patch, self.root / MAP_FOLDER / patch.rsplit("_", 2)[0]), patch)
         return read_map(folder / f"{patch}_reference_map.tif")
-
-    def plot(self, pair: Pair) -> "Figure":
-        """Draw a pair: true colour with percentile stretch, VV and VH in dB. Needs matplotlib."""
-        return plot_pair(pair, self.info)
 
 
 def _patches_on_disk(root: Path) -> dict[str, str]:

@@ -3,41 +3,23 @@
 Papers: Schmitt et al., "SEN12MS - A Curated Dataset of Georeferenced Multi-Spectral Sentinel-1/2 Imagery for Deep
 Learning and Data Fusion", ISPRS Annals 2019 (arXiv 1906.07789); Schmitt and Wu, "Remote Sensing Image Classification
 with the SEN12MS Dataset", ISPRS Annals 2021 (arXiv 2104.00704). Data: https://mediatum.ub.tum.de/1474000. Split lists:
-`splits/` of https://github.com/schmitt-muc/SEN12MS. Licence: CC-BY-4.0.
+`splits/` of https://github.com/schmitt-muc/SEN12MS. Licence: CC-BY-4.0. Names and codes of IGBP: Sulla-Menashe and
+Friedl, "User Guide to Collection 6 MODIS Land Cover (MCD12Q1 and MCD12C1) Product", 2018, table 3; the ten classes to
+which SEN12MS and DFC2020 simplify it: Robinson et al., IEEE JSTARS 2021 (see `dfc2020`).
 """
 
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import numpy as np
 
 from fusmae_hf.data.pairs import Pair, PairsInfo
 from fusmae_hf.modeling.sensors_fusmae import OPTICAL_BANDS_L1C, SAR_BANDS
-from fusmae_hf.plots.maps import plot_with_label_map
-from fusmae_hf.readers.geotiff import (
-    Patch,
-    read_geotiff,
-    require_folders,
-    require_rasterio,
-    require_same_footprint,
-    subfolders,
-)
-from fusmae_hf.readers.igbp import (
-    IGBP_CLASSES,
-    IGBP_COLOURS,
-    IGBP_OF_IGBP,
-    NO_CLASS,
-    SIMPLIFIED_CLASSES,
-    SIMPLIFIED_COLOURS,
-    SIMPLIFIED_OF_IGBP,
-    class_indices,
-)
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+from fusmae_hf.readers.geotiff import read_files, require_codes, require_rasterio
+from fusmae_hf.readers.listed_pairs import ListedPairs, put_into_split, require_folders, require_one_of, subfolders
 
 SEASONS = ("ROIs1158_spring", "ROIs1868_summer", "ROIs1970_fall", "ROIs2017_winter")
 """Folders of the archive, one a (northern) season."""
@@ -46,17 +28,67 @@ SPLIT_LISTS = {"train": "train_list.txt", "test": "test_list.txt"}
 """Official lists: 162,555 patches for training and 18,106 for the test, which leaves one of all in neither."""
 
 NUM_PAIRS = 180_662
-PATCH_SIZE = (256, 256)
-"""Height and width of a patch in pixels."""
+PATCH_PIXELS = 256
 
 MAP_DTYPES = ("uint8", "int8", "uint16", "int16", "uint32", "int32")
 """Dtypes in which a file may hold codes of classes."""
 
 _FILE = re.compile(r"(ROIs\d{4}_[a-z]+)_(s1|s2|lc)_(\d+)_(p\d+)(?:\.tif)?")
 _SENSORS = {"s1": "Sentinel-1", "s2": "Sentinel-2"}
+_KINDS = (*_SENSORS, "lc")
+
+IGBP_CLASSES = (
+    "Evergreen Needleleaf Forests",
+    "Evergreen Broadleaf Forests",
+    "Deciduous Needleleaf Forests",
+    "Deciduous Broadleaf Forests",
+    "Mixed Forests",
+    "Closed Shrublands",
+    "Open Shrublands",
+    "Woody Savannas",
+    "Savannas",
+    "Grasslands",
+    "Permanent Wetlands",
+    "Croplands",
+    "Urban and Built-up Lands",
+    "Cropland/Natural Vegetation Mosaics",
+    "Permanent Snow and Ice",
+    "Barren",
+    "Water Bodies",
+)
+"""The 17 classes of IGBP in the order of their codes, which start at 1."""
+
+SIMPLIFIED_CLASSES = (
+    "Forest",
+    "Shrubland",
+    "Savanna",
+    "Grassland",
+    "Wetlands",
+    "Croplands",
+    "Urban/Built-up",
+    "Snow/Ice",
+    "Barren",
+    "Water",
+)
+"""The ten classes of simplified IGBP and of DFC2020 in the order of their codes, which start at 1."""
+
+NO_CLASS = 255
+"""Marks pixels without a class in the maps that [`class_indices`] makes."""
+
+_SIMPLIFIED_CODES = (1, 1, 1, 1, 1, 2, 2, 3, 3, 4, 5, 6, 7, 6, 8, 9, 10)  # of the IGBP codes 1 to 17
+_UNLABELLED = {0: NO_CLASS, 255: NO_CLASS}  # 255 is "unclassified" in the MODIS product
+
+IGBP_OF_IGBP = {code: code - 1 for code in range(1, 18)} | _UNLABELLED
+"""Index into `IGBP_CLASSES` of each IGBP code."""
+
+SIMPLIFIED_OF_IGBP = {code: simple - 1 for code, simple in enumerate(_SIMPLIFIED_CODES, start=1)} | _UNLABELLED
+"""Index into `SIMPLIFIED_CLASSES` of each IGBP code."""
+
+SIMPLIFIED_OF_DFC = {code: code - 1 for code in range(1, 11)} | _UNLABELLED
+"""Index into `SIMPLIFIED_CLASSES` of each code of a DFC2020 label map."""
 
 
-class SEN12MS:
+class SEN12MS(ListedPairs):
     """Pairs of SEN12MS that are on disk, whichever seasons these are.
 
     A pair is named as its files are, less the kind: `ROIs1158_spring_1_p30` is `ROIs1158_spring_s1_1_p30.tif`, and the
@@ -94,11 +126,10 @@ class SEN12MS:
         label_map: Literal["simplified", "igbp"] = "simplified",
     ):
         require_rasterio()
+        super().__init__(root)
         if not 0 < label_threshold <= 1:
             raise ValueError(f"label_threshold is {label_threshold}, but must be a share above 0 and up to 1.")
-        if label_map not in ("simplified", "igbp"):
-            raise ValueError(f"label_map is {label_map!r}, but must be 'simplified' or 'igbp'.")
-        self.root = Path(root)
+        require_one_of("label_map", label_map, ("simplified", "igbp"))
         self._threshold = label_threshold
         self._simplify_map = label_map == "simplified"
         self.info = PairsInfo(
@@ -116,8 +147,6 @@ class SEN12MS:
         found = _patches_on_disk(self.root)
         self._has_maps = bool(found["lc"])
         split_of = {} if splits is None else _read_splits(Path(splits))
-        self.ids: list[str] = []
-        self._left_out: list[tuple[str, str]] = []
         for name in sorted(found["s1"] | found["s2"]):
             missing = [sensor for kind, sensor in _SENSORS.items() if name not in found[kind]]
             if missing:
@@ -128,13 +157,11 @@ class SEN12MS:
                 self._left_out.append((name, f"in none of the split lists in {splits}"))
             else:
                 self.ids.append(name)
-        if not self.ids:
-            reasons = "; ".join(f"{name}: {reason}" for name, reason in self._left_out[:3])
-            raise ValueError(
-                f"SEN12MS: no pair to read in {self.root} ({len(found['s1']):,} s1, {len(found['s2']):,} s2 and "
-                f"{len(found['lc']):,} lc files were found{f', for example {reasons}' if reasons else ''}). Expected "
-                "<season>/s1_<scene>/<season>_s1_<scene>_p<patch>.tif and the same for s2, as in the official archive."
-            )
+        self._require_pairs(
+            "SEN12MS",
+            f"{len(found['s1']):,} s1, {len(found['s2']):,} s2 and {len(found['lc']):,} lc files were found. ",
+            "<season>/s1_<scene>/<season>_s1_<scene>_p<patch>.tif and the same for s2",
+        )
         self._splits = [split_of.get(name) for name in self.ids]
         listed = f"that {' and '.join(SPLIT_LISTS.values())} list" if split_of else "of SEN12MS"
         self.summary = (
@@ -142,75 +169,55 @@ class SEN12MS:
             f"{'with' if self._has_maps else 'without'} land cover."
         )
 
-    def __len__(self) -> int:
-        return len(self.ids)
-
-    def split_of(self, index: int) -> str | None:
-        """`"train"` or `"test"`, or None without split lists."""
-        return self._splits[index]
-
-    def left_out(self) -> Iterator[tuple[str, str]]:
-        """Patches of which something is on disk but which are not among the pairs, with the reason."""
-        return iter(self._left_out)
-
-    def read(self, index: int) -> Pair:
-        """Read one pair.
-
-        Returns:
-            `sar` (2, 256, 256) float dB, `optical` (13, 256, 256) uint16 digital numbers, `labels` and `label_map`
-            (256, 256) uint8 or None for both, place, season and scene. The files carry no acquisition time.
-
-        Raises:
-            PairError: a file is missing or unreadable, has a wrong size, dtype or code, or the patches lie apart.
-        """
+    def _read(self, index: int) -> Pair:
         name = self.ids[index]
         season, scene, patch = name.rsplit("_", 2)
-        paths = {
-            kind: self.root / season / f"{kind}_{scene}" / f"{season}_{kind}_{scene}_{patch}.tif"
-            for kind in ("s1", "s2", "lc")
-        }
-        sar, optical = read_patches(paths["s1"], paths["s2"])
-        labels, label_map = None, None
-        if self._has_maps:
-            land_cover = read_geotiff(paths["lc"], count=4, size=PATCH_SIZE, dtype=MAP_DTYPES)
-            require_same_footprint(paths["lc"], land_cover, paths["s2"], optical)
-            igbp = land_cover.values[0]
-            label_map = simplified = class_indices(igbp, SIMPLIFIED_OF_IGBP, paths["lc"])
-            if not self._simplify_map:
-                label_map = class_indices(igbp, IGBP_OF_IGBP, paths["lc"])
-            shares = np.bincount(simplified.ravel(), minlength=len(SIMPLIFIED_CLASSES)) / simplified.size
-            labels = [SIMPLIFIED_CLASSES[i] for i in range(len(SIMPLIFIED_CLASSES)) if shares[i] >= self._threshold]
-        return Pair(
-            id=name,
-            sar=sar.values,
-            optical=optical.values,
-            labels=labels,
-            label_map=label_map,
-            split=self._splits[index],
-            crs=optical.crs,
-            transform=optical.transform,
-            extra={"season": season.split("_")[1], "scene": int(scene)},
+        sar, optical, land_cover = (
+            self.root / season / f"{kind}_{scene}" / f"{season}_{kind}_{scene}_{patch}.tif" for kind in _KINDS
         )
+        pair = read_patches(name, sar, optical, land_cover if self._has_maps else None, map_bands=4)
+        if pair.label_map is not None:
+            simplified = class_indices(pair.label_map, SIMPLIFIED_OF_IGBP, land_cover)
+            shares = np.bincount(simplified.ravel(), minlength=len(SIMPLIFIED_CLASSES)) / simplified.size
+            pair.labels = [
+                name for name, share in zip(SIMPLIFIED_CLASSES, shares, strict=False) if share >= self._threshold
+            ]
+            igbp = pair.label_map
+            pair.label_map = simplified if self._simplify_map else class_indices(igbp, IGBP_OF_IGBP, land_cover)
+        pair.split = self._splits[index]
+        pair.extra = {"season": season.partition("_")[2], "scene": int(scene)}
+        return pair
 
-    def plot(self, pair: Pair) -> "Figure":
-        """Draw a pair: true colour, VV and VH in dB, and its land cover if it has any. Needs matplotlib."""
-        return plot_with_label_map(pair, self.info, colours=SIMPLIFIED_COLOURS if self._simplify_map else IGBP_COLOURS)
+
+def read_patches(name: str, sar: Path, optical: Path, land_cover: Path | None, map_bands: int) -> Pair:
+    """Read a pair in the format of SEN12MS, which DFC2020 shares; `label_map` holds the codes of the file."""
+    dtypes = (("float32", "float64"), "uint16", MAP_DTYPES)
+    bands = len(OPTICAL_BANDS_L1C)
+    return read_files(
+        name, sar, optical, land_cover, num_bands=bands, dtypes=dtypes, sides=(PATCH_PIXELS,), map_bands=map_bands
+    )
 
 
-def read_patches(sar_path: Path, optical_path: Path) -> tuple[Patch, Patch]:
-    """Read the two patches of a pair in the format of SEN12MS, which DFC2020 shares.
+def class_indices(codes: np.ndarray, index_of: Mapping[int, int], path: Path) -> np.ndarray:
+    """Turn the codes of a label file into indices of classes, which start at 0.
+
+    Args:
+        codes: `(height, width)` integers.
+        index_of: index of each code, such as `SIMPLIFIED_OF_IGBP`; all at most 255.
+        path: the file, for the message.
 
     Returns:
-        Backscatter in dB, `(2, 256, 256)` float32 or float64, VV first; and Level-1C digital numbers,
-        `(13, 256, 256)` uint16 in the order of `sensors_fusmae.OPTICAL_BANDS_L1C`.
+        `(height, width)` uint8; `NO_CLASS` where the file holds no class (codes 0 and 255).
 
     Raises:
-        PairError: a file is missing or unreadable, has another size, band count or dtype, or the two lie apart.
+        PairError: the file holds other codes; names them.
     """
-    sar = read_geotiff(sar_path, count=len(SAR_BANDS), size=PATCH_SIZE, dtype=("float32", "float64"))
-    optical = read_geotiff(optical_path, count=len(OPTICAL_BANDS_L1C), size=PATCH_SIZE, dtype="uint16")
-    require_same_footprint(sar_path, sar, optical_path, optical)
-    return sar, optical
+    classes = sorted(code for code, index in index_of.items() if index != NO_CLASS)
+    expected = f"land cover has the codes {classes[0]} to {classes[-1]}, and 0 or 255 without a class"
+    require_codes(path, codes, index_of, f"{expected}. Is it another product? Unpack it again")
+    table = np.empty(256, dtype=np.uint8)
+    table[list(index_of)] = list(index_of.values())
+    return table[codes]
 
 
 def _patches_on_disk(root: Path) -> dict[str, set[str]]:
@@ -247,8 +254,7 @@ def _read_splits(folder: Path) -> dict[str, str]:
                     "Download the official list again."
                 )
             name = f"{match[1]}_{match[3]}_{match[4]}"
-            if split_of.setdefault(name, split) != split:
-                raise ValueError(f"{folder}: {name} is listed for both {split_of[name]} and {split}.")
+            put_into_split(split_of, name, split, folder)
         if not lines:
             raise ValueError(f"{folder / file}: the list is empty. Download the official list again.")
     return split_of

@@ -6,10 +6,10 @@ Earth Observation", IEEE GRSM 2023 (arXiv 2211.07044). Licence: CC-BY-4.0. Versi
 
 import math
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import numpy as np
 from tqdm.auto import tqdm
@@ -17,19 +17,8 @@ from tqdm.auto import tqdm
 from fusmae_hf.data.pairs import Pair, PairsInfo
 from fusmae_hf.errors import PairError
 from fusmae_hf.modeling.sensors_fusmae import OPTICAL_BANDS, OPTICAL_BANDS_L1C, OPTICAL_RESOLUTION, SAR_BANDS
-from fusmae_hf.plots.pairs import plot_pair
-from fusmae_hf.readers.geotiff import (
-    Patch,
-    acquisition_time,
-    read_geotiff,
-    require_folders,
-    require_rasterio,
-    require_same_footprint,
-    subfolders,
-)
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+from fusmae_hf.readers.geotiff import Patch, read_geotiff, require_rasterio, require_same_footprint
+from fusmae_hf.readers.listed_pairs import ListedPairs, acquisition_time, require_folders, require_one_of, subfolders
 
 SAR_FOLDER = "s1"
 
@@ -50,7 +39,7 @@ EXTRA_COLUMNS = {"location": "string", "sar_scene": "string", "optical_scene": "
 _SECONDS_A_DAY = 86_400
 
 
-class SSL4EOS12:
+class SSL4EOS12(ListedPairs):
     """Pairs of SSL4EO-S12 v1.0: scenes of one location that lie close in time.
 
     A location has up to four scenes of each sensor, in `s1/<location>/<scene>/<band>.tif` and `s2a/` (Level-2A) or
@@ -93,12 +82,10 @@ class SSL4EOS12:
         progress: bool = False,
     ):
         require_rasterio()
+        super().__init__(root)
         check_options(level, max_days_apart)
-        self.root = Path(root)
         folder, bands = LEVELS[level]
         self._sar_root, self._optical_root = require_folders(self.root, [SAR_FOLDER, folder], "SSL4EO-S12 v1.0")
-        self._left_out: list[tuple[str, str]] = []
-        self.ids: list[str] = []
         self._sar: list[str] = []  # scene; location and Sentinel-2 scene are in the id: there may be a million
         sar_locations, optical_locations = set(subfolders(self._sar_root)), set(subfolders(self._optical_root))
         locations = sorted(name for name in sar_locations | optical_locations if re.fullmatch(r"\d{7}", name))
@@ -106,13 +93,12 @@ class SSL4EOS12:
             sar = self._dated_scenes(self._sar_root, location) if location in sar_locations else {}
             optical = self._dated_scenes(self._optical_root, location) if location in optical_locations else {}
             self._pair_up(location, sar, optical, max_days_apart)
-        if not self.ids:
-            raise ValueError(
-                f"SSL4EO-S12 v1.0: no pair to read in {self.root}. {SAR_FOLDER}/ and {folder}/ hold "
-                f"{len(locations):,} locations (folders of seven digits) with {len(self._left_out):,} scenes, none of "
-                f"which has a partner within {max_days_apart:g} days. Expected {SAR_FOLDER}/<location>/<scene>/VV.tif "
-                f"and {folder}/<location>/<scene>/B2.tif as in the official archive."
-            )
+        self._require_pairs(
+            "SSL4EO-S12 v1.0",
+            f"{SAR_FOLDER}/ and {folder}/ hold {len(locations):,} locations (folders of seven digits); of their "
+            f"scenes, without a partner within {max_days_apart:g} days, ",
+            f"{SAR_FOLDER}/<location>/<scene>/VV.tif and {folder}/<location>/<scene>/B2.tif",
+        )
         self.info = PairsInfo(
             name="ssl4eo-s12-v1.0",
             source=f"SSL4EO-S12 v1.0, Sentinel-1 GRD and Sentinel-2 {level.upper()} (Wang et al. 2023, "
@@ -165,27 +151,7 @@ class SSL4EOS12:
         location, optical_scene = self.ids[index].split("_", 1)
         return self._sar_root / location / self._sar[index], self._optical_root / location / optical_scene
 
-    def __len__(self) -> int:
-        return len(self.ids)
-
-    def split_of(self, index: int) -> str | None:
-        """None: the dataset has no splits."""
-        return None
-
-    def left_out(self) -> Iterator[tuple[str, str]]:
-        """Scenes that are on disk but in no pair, as (`<location>_<scene>`, reason)."""
-        return iter(self._left_out)
-
-    def read(self, index: int) -> Pair:
-        """Read one pair.
-
-        Returns:
-            `sar` (2, 264, 264) float32 dB, `optical` (12 or 13, 264, 264) uint16 digital numbers, place and times;
-            `extra` holds the location, both scenes and the days between them.
-
-        Raises:
-            PairError: a file is missing or unreadable, has a wrong size or dtype, or the two patches lie apart.
-        """
+    def _read(self, index: int) -> Pair:
         sar_folder, optical_folder = self._folders(index)
         sar, optical = _read_sar(sar_folder), self._read_optical(optical_folder)
         require_same_footprint(sar_folder, sar, optical_folder, optical, MAX_PIXELS_APART)
@@ -216,10 +182,6 @@ class SSL4EOS12:
                 crs, transform = patch.crs, patch.transform
         return Patch(values, crs, transform)
 
-    def plot(self, pair: Pair) -> "Figure":
-        """Draw a pair: true colour with percentile stretch, VV and VH in dB. Needs matplotlib."""
-        return plot_pair(pair, self.info)
-
 
 def check_options(level: str, max_days_apart: float) -> None:
     """Check the options that the readers of both versions of SSL4EO-S12 share.
@@ -227,8 +189,7 @@ def check_options(level: str, max_days_apart: float) -> None:
     Raises:
         ValueError: names the option, what was given and what is possible.
     """
-    if level not in LEVELS:
-        raise ValueError(f"level is {level!r}, but must be one of {list(LEVELS)}.")
+    require_one_of("level", level, LEVELS)
     if not max_days_apart >= 0:
         raise ValueError(f"max_days_apart is {max_days_apart}, but must be a number of days, at least 0.")
 

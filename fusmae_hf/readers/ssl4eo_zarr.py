@@ -3,13 +3,19 @@
 Paper: Blumenstiel et al., "SSL4EO-S12 v1.1: A Multimodal, Multiseasonal Dataset for Pretraining, Updated"
 (arXiv 2503.00168); of version 1.0: Wang et al. 2023 (arXiv 2211.07044). Format: zarr version 2 in zip files, with
 times as in the CF conventions. Licence: CC-BY-4.0.
+
+What a file declares is checked before zarr unpacks it: sizes, and that no filter is run (one of them unpickles).
 """
 
 import os
 import re
+import sys
+import zipfile
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from types import ModuleType
+from typing import Any, Literal
 
 import numpy as np
 from tqdm.auto import tqdm
@@ -17,13 +23,9 @@ from tqdm.auto import tqdm
 from fusmae_hf.data.pairs import Pair, PairsInfo
 from fusmae_hf.errors import PairError
 from fusmae_hf.modeling.sensors_fusmae import BASELINE_0400_OFFSET, SAR_BANDS
-from fusmae_hf.plots.pairs import plot_pair
-from fusmae_hf.readers.geotiff import Patch, require_folders, require_same_footprint
+from fusmae_hf.readers.geotiff import Patch, require_same_footprint
+from fusmae_hf.readers.listed_pairs import ListedPairs, require_folders
 from fusmae_hf.readers.ssl4eo import EXTRA_COLUMNS, LEVELS, MAX_DAYS_APART, PATCH_PIXELS, check_options, pair_by_time
-from fusmae_hf.readers.zarr_zip import ZarrZip, decompressors
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 SPLIT_FOLDERS = {"train": "train", "val": "validation"}
 SAR_FOLDER = "S1GRD"
@@ -33,6 +35,11 @@ MAX_SAMPLES = 64
 """Locations in a file."""
 
 SEASONS = 4
+
+MAX_MEMBER_BYTES = MAX_SAMPLES * SEASONS * 13 * PATCH_PIXELS**2 * 4
+"""No member of a zip file can be larger: all pixels of all locations in one chunk."""
+
+COMPRESSORS = ("blosc", "zstd")
 
 _FILE_NAME = re.compile(r"ssl4eos12_(?:train|val)_seasonal_data_\d{6}\.zarr\.zip")
 _STRINGS = r"<U\d{1,3}"
@@ -45,7 +52,7 @@ _SINCE = re.compile(
 )
 
 
-class SSL4EOS12Zarr:
+class SSL4EOS12Zarr(ListedPairs):
     """Pairs of SSL4EO-S12 v1.1: for each location, the seasons of both sensors that lie close in time.
 
     Files are `train/<modality>/ssl4eos12_train_seasonal_data_<number>.zarr.zip` and the same with `val`. Each holds
@@ -73,7 +80,7 @@ class SSL4EOS12Zarr:
     Raises:
         FileNotFoundError: a folder is missing; says where it was searched.
         ValueError: there is no pair, or an argument is none of its values.
-        ImportError: numcodecs is missing.
+        ImportError: zarr is missing.
     """
 
     def __init__(
@@ -85,9 +92,9 @@ class SSL4EOS12Zarr:
         optical_offset: float = BASELINE_0400_OFFSET,
         progress: bool = False,
     ):
-        decompressors()  # raises where numcodecs is missing
+        require_zarr()
+        super().__init__(root)
         check_options(level, max_days_apart)
-        self.root = Path(root)
         self._optical_folder = OPTICAL_FOLDERS[level]
         self.info = PairsInfo(
             name="ssl4eo-s12-v1.1",
@@ -101,8 +108,6 @@ class SSL4EOS12Zarr:
             extra_columns=EXTRA_COLUMNS,
         )
         self._held: dict[str, _SeasonalFile] = {}
-        self._left_out: list[tuple[str, str]] = []
-        self.ids: list[str] = []
         self._files = self._list_files()
         rows: list[tuple[int, int, int, int, int]] = []
         seen: dict[str, str] = {}
@@ -113,14 +118,12 @@ class SSL4EOS12Zarr:
                 self._left_out.append((file, str(error)))
                 continue
             rows += [(number, *row) for row in self._pair_up(file, sar, optical, seen, max_days_apart)]
-        if not rows:
-            reasons = "; ".join(f"{name}: {reason}" for name, reason in self._left_out[:3])
-            raise ValueError(
-                f"SSL4EO-S12 v1.1: no pair to read in {self.root}. {len(self._files):,} files are there for both "
-                f"{SAR_FOLDER} and {self._optical_folder}{f'; left out: {reasons}' if reasons else ''}. Expected "
-                f"train/{SAR_FOLDER}/ssl4eos12_train_seasonal_data_000001.zarr.zip and the same in "
-                f"train/{self._optical_folder}/, or both in val/ with `val` in the name."
-            )
+        self._require_pairs(
+            "SSL4EO-S12 v1.1",
+            f"{len(self._files):,} files are there for both {SAR_FOLDER} and {self._optical_folder}. ",
+            f"train/{SAR_FOLDER}/ssl4eos12_train_seasonal_data_000001.zarr.zip and the same in "
+            f"train/{self._optical_folder}/, or both in val/ with `val` in the name",
+        )
         self._rows = np.array(rows, dtype=np.int32)  # file, row in both files, season in both: there may be a million
         self.summary = (
             f"Found {len(self.ids):,} pairs of scenes within {max_days_apart:g} days in "
@@ -176,9 +179,6 @@ class SSL4EOS12Zarr:
                 reason = f"no {other} scene of its location is left within {max_days:g} days"
                 self._left_out += [(f"{name}_{season}", reason) for season in range(SEASONS) if season not in used]
 
-    def __len__(self) -> int:
-        return len(self.ids)
-
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_held": {}}  # open files stay in their process
 
@@ -186,20 +186,7 @@ class SSL4EOS12Zarr:
         """`"train"` or `"validation"`."""
         return SPLIT_FOLDERS[self._files[self._rows[index, 0]].partition("/")[0]]
 
-    def left_out(self) -> Iterator[tuple[str, str]]:
-        """Files, locations and seasons that are on disk but in no pair, with the reason."""
-        return iter(self._left_out)
-
-    def read(self, index: int) -> Pair:
-        """Read one pair.
-
-        Returns:
-            `sar` (2, 264, 264) float16 dB, `optical` (12 or 13, 264, 264) int16 digital numbers, place, times and
-            split; `extra` holds the location, both scenes and the days between them.
-
-        Raises:
-            PairError: a file is missing, damaged or not as described above, or the two patches lie apart.
-        """
+    def _read(self, index: int) -> Pair:
         number, sar_row, optical_row, sar_season, optical_season = self._rows[index].tolist()
         paths = self._paths_and_bands(self._files[number])
         sar, optical = (self._open(path, bands) for path, bands in paths)
@@ -230,10 +217,6 @@ class SSL4EOS12Zarr:
             held = self._held[path.parent.name] = _SeasonalFile(path, bands)
         return held
 
-    def plot(self, pair: Pair) -> "Figure":
-        """Draw a pair: true colour with percentile stretch, VV and VH in dB. Needs matplotlib."""
-        return plot_pair(pair, self.info)
-
 
 class _SeasonalFile:
     """One `.zarr.zip` file: the small arrays are read when it is opened, pixels by `patch`.
@@ -249,17 +232,24 @@ class _SeasonalFile:
     """
 
     def __init__(self, path: Path, bands: tuple[str, ...]):
+        zarr = require_zarr()
         self.path, self.process = path, os.getpid()
-        self._zarr = ZarrZip(path, MAX_SAMPLES)
+        with self._named("the file"):
+            with zipfile.ZipFile(path) as members:
+                largest = max(members.infolist(), key=lambda member: member.file_size)
+            if largest.file_size > MAX_MEMBER_BYTES:
+                raise ValueError(f"{largest.filename} has {largest.file_size:,} bytes unpacked")
+            self._group = zarr.open_group(zarr.storage.ZipStore(path, mode="r"), mode="r", zarr_format=2)
         self._optional: dict[str, np.ndarray | None] = {}
+        self._kept: tuple[tuple[slice, ...], np.ndarray] = ((), np.empty(0))
         shape = (None, SEASONS, len(bands), PATCH_PIXELS, PATCH_PIXELS)
-        self._bands = self._zarr.describe("bands", shape, "<f[24]" if bands == SAR_BANDS else "<[iu]2")
+        self._bands = self._array("bands", shape, "<f[24]" if bands == SAR_BANDS else "<[iu]2")
         size = self._bands.shape[0]
-        names = np.char.upper(self._zarr.read(self._zarr.describe("band", (len(bands),), _STRINGS))).tolist()
+        names = [name.upper() for name in self._values(self._array("band", (len(bands),), _STRINGS)).tolist()]
         if sorted(names) != sorted(bands):
             raise PairError(f"{path}: expected the bands {list(bands)}, found {names}. Download it again.")
         self._order = [names.index(band) for band in bands]
-        self.locations: list[str] = self._zarr.read(self._zarr.describe("sample", (size,), _STRINGS)).tolist()
+        self.locations: list[str] = self._values(self._array("sample", (size,), _STRINGS)).tolist()
         if len(set(self.locations)) < size or not all(self.locations):
             raise PairError(f"{path}: `sample` does not name every location once: {self.locations}.")
         self.times = self._read_times((size, SEASONS))
@@ -270,8 +260,15 @@ class _SeasonalFile:
         return self._days[row].tolist()
 
     def patch(self, row: int, season: int) -> np.ndarray:
-        """Pixels `(bands, 264, 264)`, in the order of the bands that were asked for."""
-        return self._zarr.read(self._bands, row, season)[self._order]
+        """Pixels `(bands, 264, 264)`, in the order of the bands that were asked for. The last chunks are kept."""
+        chunk = tuple(
+            slice(index - index % size, index - index % size + size)
+            for index, size in zip((row, season), self._bands.chunks, strict=False)
+        )
+        if self._kept[0] != chunk:
+            with self._named("`bands`"):
+                self._kept = chunk, self._bands[chunk]
+        return self._kept[1][row - chunk[0].start, season - chunk[1].start][self._order]
 
     def scene(self, row: int, season: int) -> str | None:
         """Name of the scene of a season, where `file_id` holds it."""
@@ -293,11 +290,11 @@ class _SeasonalFile:
 
     def _read_times(self, shape: tuple[int, ...]) -> np.ndarray:
         """The array `time`: stored as datetime64, or as integers with units as in the CF conventions."""
-        array = self._zarr.describe("time", shape, r"<i8|<M8\[(?:ns|us|ms|s)\]")
-        values = self._zarr.read(array)
-        if array.dtype.kind == "M":
+        array = self._array("time", shape, r"<i8|<M8\[(?:ns|us|ms|s)\]")
+        values = self._values(array)
+        if values.dtype.kind == "M":
             return values.astype("datetime64[s]")
-        units = self._zarr.json("time/.zattrs").get("units")
+        units = array.attrs.get("units")
         since = _SINCE.fullmatch(str(units))
         try:
             reference = np.datetime64(f"{since[2]}T{since[3] or '00:00:00'}" if since else None, "ns")
@@ -314,8 +311,64 @@ class _SeasonalFile:
         """An array, read once, or None where the file has none of this form."""
         if name not in self._optional:
             try:
-                array = self._zarr.describe(name, shape, dtypes)
+                array = self._array(name, shape, dtypes)
             except PairError:
                 array = None
-            self._optional[name] = None if array is None else self._zarr.read(array)
+            self._optional[name] = None if array is None else self._values(array)
         return self._optional[name]
+
+    def _values(self, array: Any) -> np.ndarray:
+        """All values of an array."""
+        with self._named(f"`{array.basename}`"):
+            values = array[...]
+            if values.dtype.kind == "U" and values.view(np.uint32).max() > sys.maxunicode:
+                raise ValueError("it holds no text")
+        return values
+
+    def _array(self, name: str, shape: tuple[int | None, ...], dtypes: str) -> Any:
+        """An array, not yet read, that is declared with this shape (None: 1 to `MAX_SAMPLES`) and dtype."""
+        with self._named(f"`{name}`"):
+            array = self._group[name]
+            found = (array.shape, array.chunks, array.dtype.str, [*array.filters], [*array.compressors])
+        size, chunks, dtype, filters, compressors = found
+        fits = (
+            len(size) == len(shape)
+            and all(n == e or (e is None and 1 <= n <= MAX_SAMPLES) for n, e in zip(size, shape, strict=True))
+            and all(1 <= c <= n for c, n in zip(chunks, size, strict=True))
+            and re.fullmatch(dtypes, dtype)
+            and not filters
+            and all(getattr(codec, "codec_id", None) in COMPRESSORS for codec in compressors)
+        )
+        if not fits:
+            expected = [f"1 to {MAX_SAMPLES}" if n is None else n for n in shape]
+            raise PairError(
+                f"{self.path}: `{name}` is declared with shape, chunks, dtype, filters and compressors {found}, but "
+                f"shape {expected}, chunks within it, dtype {dtypes}, no filters and the compressor "
+                f"{', '.join(COMPRESSORS)} or none are expected. Download the file again."
+            )
+        return array
+
+    @contextmanager
+    def _named(self, what: str) -> Iterator[None]:
+        """Let errors of zarr, of its codecs and of zip name the file and what was read."""
+        try:
+            yield
+        except Exception as error:
+            reason = f"{type(error).__name__}: {error}"
+            raise PairError(f"{self.path}: {what} cannot be read ({reason}). Download it again.") from error
+
+
+def require_zarr() -> ModuleType:
+    """Import zarr.
+
+    Raises:
+        ImportError: it is not installed; names the pip command.
+    """
+    try:
+        import zarr
+    except ImportError as error:
+        raise ImportError(
+            "Reading .zarr.zip needs zarr, which is not installed. Install it "
+            'with `pip install -e ".[data]"` in a clone of the repository.'
+        ) from error
+    return zarr

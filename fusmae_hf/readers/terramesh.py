@@ -8,20 +8,15 @@ Paper: Blumenstiel et al., "TerraMesh: A Planetary Mosaic of Multimodal Earth Ob
 import os
 import re
 import warnings
-from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import numpy as np
 
 from fusmae_hf.data.pairs import Pair, PairsInfo
-from fusmae_hf.errors import PairError
 from fusmae_hf.modeling.sensors_fusmae import OPTICAL_BANDS, OPTICAL_BANDS_L1C, SAR_BANDS
-from fusmae_hf.plots.maps import plot_with_label_map
-from fusmae_hf.readers.geotiff import Patch, read_geotiff, require_folders, require_rasterio, require_same_footprint
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+from fusmae_hf.readers.geotiff import read_files, require_codes, require_rasterio
+from fusmae_hf.readers.listed_pairs import ListedPairs, require_folders, require_one_of
 
 OPTICAL_FOLDERS = {"S2L2A": OPTICAL_BANDS, "S2L1C": OPTICAL_BANDS_L1C}
 SAR_FOLDERS = ("S1RTC", "S1GRD")
@@ -31,23 +26,15 @@ SIZES = (224, 264)
 """Sides of a patch in pixels: of the published sample, and of the dataset itself."""
 
 LAND_COVER = (
-    ("no data", "#000000"),
-    ("water", "#419bdf"),
-    ("trees", "#397d49"),
-    ("flooded vegetation", "#7a87c6"),
-    ("crops", "#e49635"),
-    ("built area", "#c4281b"),
-    ("bare ground", "#a59b8f"),
-    ("snow or ice", "#a8ebff"),
-    ("clouds", "#616161"),
-    ("rangeland", "#e3e2c3"),
-)
-"""Classes of the land-cover maps by index, with a colour: those of Esri Land Cover, numbered without its gaps."""
+    "no data", "water", "trees", "flooded vegetation", "crops", "built area", "bare ground", "snow or ice", "clouds",
+    "rangeland",
+)  # fmt: skip
+"""Classes of the land-cover maps by index: those of Esri Land Cover, numbered without its gaps."""
 
 NO_DATA = 0
 
 
-class TerraMesh:
+class TerraMesh(ListedPairs):
     """Pairs of TerraMesh in the layout of its published sample: `<modality>/<name>.tif`.
 
     The file of the same name in `S2L2A/` (or `S2L1C/`), `S1RTC/` (or `S1GRD/`) and `LULC/` shows the same place. The
@@ -86,10 +73,9 @@ class TerraMesh:
         optical_offset: float = 0.0,
     ):
         require_rasterio()
-        for option, value, known in (("optical", optical, OPTICAL_FOLDERS), ("sar", sar, SAR_FOLDERS)):
-            if value not in known:
-                raise ValueError(f"{option} is {value!r}, but must be one of {list(known)}.")
-        self.root = Path(root)
+        super().__init__(root)
+        require_one_of("optical", optical, OPTICAL_FOLDERS)
+        require_one_of("sar", sar, SAR_FOLDERS)
         self._sar_folder, self._optical_folder = require_folders(self.root, [sar, optical], "TerraMesh")
         self._map_folder = self.root / MAP_FOLDER if (self.root / MAP_FOLDER).is_dir() else None
         self.info = PairsInfo(
@@ -99,86 +85,37 @@ class TerraMesh:
             sar_bands=SAR_BANDS,
             optical_bands=OPTICAL_FOLDERS[optical],
             optical_offset=optical_offset,
-            map_class_names=tuple(name for name, _ in LAND_COVER),
+            map_class_names=LAND_COVER,
             map_no_data=NO_DATA,
             extra_columns={"optical_minimum": "int64"},
         )
         folders = [folder for folder in (self._sar_folder, self._optical_folder, self._map_folder) if folder]
         found = {folder.name: _samples_on_disk(folder) for folder in folders}
-        self.ids: list[str] = sorted(set.intersection(*found.values()))
+        self.ids = sorted(set.intersection(*found.values()))
         self._left_out = [
             (name, f"its file is missing in {', '.join(folder for folder in found if name not in found[folder])}")
             for name in sorted((found[sar] | found[optical]) - set(self.ids))
         ]
-        if not self.ids:
-            counts = ", ".join(f"{len(names):,} in {modality}/" for modality, names in found.items())
-            raise ValueError(
-                f"TerraMesh: no pair in {self.root}: no .tif file has the same name in all folders ({counts}). "
-                "Expected <modality>/<name>.tif, one file of all bands, for each sample."
-            )
+        counts = ", ".join(f"{len(names):,} in {modality}/" for modality, names in found.items())
+        self._require_pairs("TerraMesh", f"Found {counts}. ", "<modality>/<name>.tif, one file of all bands for each")
         self.summary = (
             f"Found {len(self.ids):,} pairs of {sar} and {optical} in {self.root}, "
             f"{'with' if self._map_folder else 'without'} land cover."
         )
 
-    def __len__(self) -> int:
-        return len(self.ids)
-
-    def split_of(self, index: int) -> str | None:
-        """None: the sample has no splits."""
-        return None
-
-    def left_out(self) -> Iterator[tuple[str, str]]:
-        """Samples of which one sensor is on disk but which are not among the pairs, with the reason."""
-        return iter(self._left_out)
-
-    def read(self, index: int) -> Pair:
-        """Read one pair.
-
-        Returns:
-            `sar` (2, height, width) float64 or float32 dB, `optical` (12 or 13, height, width) int16 digital numbers,
-            `label_map` (height, width) uint8 or None, place, and time of Sentinel-1 where its file says it.
-
-        Raises:
-            PairError: a file is missing or unreadable, has a wrong size, dtype or code, or the patches lie apart.
-        """
-        name = f"{self.ids[index]}.tif"
-        sar_path, optical_path = self._sar_folder / name, self._optical_folder / name
-        optical = read_geotiff(optical_path, count=len(self.info.optical_bands), dtype="int16")
-        size = optical.values.shape[1:]
-        if size not in [(side, side) for side in SIZES]:
-            raise PairError(
-                f"{optical_path}: expected {' or '.join(f'{side}x{side}' for side in SIZES)} pixels, found "
-                f"{size[0]}x{size[1]}. Replace the file by the one of the dataset."
-            )
-        sar = read_geotiff(sar_path, count=len(SAR_BANDS), size=size, dtype=("float32", "float64"))
-        require_same_footprint(sar_path, sar, optical_path, optical)
-        return Pair(
-            id=self.ids[index],
-            sar=sar.values,
-            optical=optical.values,
-            label_map=self._read_map(name, optical_path, optical),
-            crs=optical.crs,
-            transform=optical.transform,
-            sar_time=_time_in_tags(sar_path),
-            optical_time=_time_in_tags(optical_path),
-            extra={"optical_minimum": _minimum(optical.values)},
+    def _read(self, index: int) -> Pair:
+        name = self.ids[index]
+        sar, optical = self._sar_folder / f"{name}.tif", self._optical_folder / f"{name}.tif"
+        label_map = self._map_folder / f"{name}.tif" if self._map_folder else None
+        dtypes = (("float32", "float64"), "int16", "uint8")
+        pair = read_files(
+            name, sar, optical, label_map, num_bands=len(self.info.optical_bands), dtypes=dtypes, sides=SIZES
         )
-
-    def _read_map(self, name: str, optical_path: Path, optical: Patch) -> np.ndarray | None:
-        if self._map_folder is None:
-            return None
-        path = self._map_folder / name
-        land_cover = read_geotiff(path, count=1, size=optical.values.shape[1:], dtype="uint8")
-        unknown = sorted(set(np.unique(land_cover.values).tolist()) - set(range(len(LAND_COVER))))
-        if unknown:
-            raise PairError(f"{path}: holds the codes {unknown}, but classes are 0 to {len(LAND_COVER) - 1}.")
-        require_same_footprint(path, land_cover, optical_path, optical)
-        return land_cover.values[0]
-
-    def plot(self, pair: Pair) -> "Figure":
-        """Draw a pair: true colour, VV and VH in dB, and its land cover if it has any. Needs matplotlib."""
-        return plot_with_label_map(pair, self.info, colours=[colour for _, colour in LAND_COVER])
+        if label_map:
+            require_codes(label_map, pair.label_map, range(len(LAND_COVER)), f"classes are 0 to {len(LAND_COVER) - 1}")
+        pair.sar_time, pair.optical_time = _time_in_tags(sar), _time_in_tags(optical)
+        pair.extra = {"optical_minimum": _minimum(pair.optical)}
+        return pair
 
 
 def _samples_on_disk(folder: Path) -> set[str]:

@@ -42,12 +42,12 @@ def test_commands_are_unique_and_easily_typed():
 
 @of_each_archive
 def test_options_are_keywords_of_the_reader(archive):
-    parameters = inspect.signature(archive.reader_class()).parameters
+    parameters = inspect.signature(archive.imported_reader()).parameters
     given = {*archive.options, *archive.shared, *archive.fixed}
     assert given <= parameters.keys()
     assert not TAKEN & archive.options.keys()
     assert set(archive.shared) <= TAKEN
-    positional = bool(archive.layout or archive.unpack)
+    positional = bool(archive.layout)
     required = {name for name, p in parameters.items() if p.default is p.empty and p.kind is not p.VAR_KEYWORD}
     have_default = {name for name, option in archive.options.items() if "default" in option or option.get("required")}
     assert required - ({"root"} if positional else set()) <= have_default | set(archive.shared) | set(archive.fixed)
@@ -62,7 +62,7 @@ def test_options_say_what_they_do(archive):
 
 @of_each_archive
 def test_choices_are_those_of_the_reader(archive):
-    parameters = inspect.signature(archive.reader_class()).parameters
+    parameters = inspect.signature(archive.imported_reader()).parameters
     for keyword, option in archive.options.items():
         default = parameters[keyword].default
         if "choices" in option and isinstance(default, str):

@@ -2,9 +2,7 @@ import ast
 import importlib.util
 import json
 import os
-import pickle
 import shutil
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,9 +14,7 @@ from fusmae_hf.errors import PairError
 from fusmae_hf.modeling.sensors_fusmae import OPTICAL_BANDS
 from fusmae_hf.readers import bigearthnet
 from fusmae_hf.readers.bigearthnet import BigEarthNet, example_pairs_root, official_lists_folder
-from fusmae_hf.readers.bigearthnet_classes import CLASS_19_OF_43, CLASSES_19, CLASSES_43, classes_19
-from fusmae_hf.readers.bigearthnet_patches import OPTICAL_FACTORS
-from fusmae_hf.shards.writing import check_pair
+from fusmae_hf.readers.bigearthnet_patches import CLASS_19_OF_43, CLASSES_19, CLASSES_43, OPTICAL_FACTORS, classes_19
 from tests.readers.bigearthnet_fixtures import V1_PAIRS, VH_DB, VV_DB, make_bigearthnet, optical_value, write_tif
 
 PARTNER = {optical: sar for sar, optical in V1_PAIRS}
@@ -78,12 +74,6 @@ def test_native_bands_have_the_sizes_of_the_files_and_expand_to_what_read_gives(
         np.testing.assert_array_equal(native.optical.expand(), pair.optical)
         np.testing.assert_array_equal(native.sar, pair.sar)
         assert replace(native, sar=0, optical=0) == replace(pair, sar=0, optical=0)
-
-
-@pytest.mark.parametrize("method", ["read", "read_native"])
-def test_a_pickled_reader_gives_pairs_that_may_be_stored(archive, method):
-    reader = pickle.loads(pickle.dumps(BigEarthNet(archive)))
-    check_pair(getattr(reader, method)(0), reader.info)
 
 
 def test_a_pair_carries_labels_place_and_times(archive):
@@ -220,13 +210,6 @@ def test_a_wrong_root_says_what_was_searched_and_what_to_give(archive, folder, m
     assert "BigEarthNet-S1-v1.0" in str(caught.value)
 
 
-def test_an_archive_without_pairs_is_refused(tmp_path):
-    for name in ("BigEarthNet-v1.0", "BigEarthNet-S1-v1.0"):
-        (tmp_path / name).mkdir()
-    with pytest.raises(ValueError, match="no pair to read"):
-        BigEarthNet(tmp_path)
-
-
 def test_patches_without_a_partner_are_left_out_with_the_reason(own_archive):
     (_, lone_optical), (lone_sar, gone), _ = V1_PAIRS
     shutil.rmtree(sar_folder(own_archive, lone_optical))
@@ -347,21 +330,6 @@ def test_a_patch_without_labels_has_none(own_archive):
     path.write_text('{"labels": null, "acquisition_date": null}')
     pair = reader.read(0)
     assert (pair.labels, pair.extra["clc_labels"], pair.optical_time) == ([], "", None)
-
-
-def test_without_rasterio_the_error_names_the_extra(archive, monkeypatch):
-    monkeypatch.setitem(sys.modules, "rasterio", None)
-    with pytest.raises(ImportError, match=r'pip install -e "\.\[data\]"'):
-        BigEarthNet(archive)
-
-
-def test_a_pair_is_drawn_in_true_colour_vv_and_vh(archive):
-    reader = BigEarthNet(archive)
-    figure = reader.plot(reader.read(0))
-    assert {axes.get_title() for axes in figure.axes} >= {"true colour", "VV", "VH"}
-    image = figure.axes[0].images[0].get_array()
-    assert image.shape == (120, 120, 3)
-    assert image[..., 0].mean() > image[..., 2].mean()  # B04 is larger than B02 in the fixture
 
 
 def test_the_example_pairs_need_their_package(monkeypatch, tmp_path):

@@ -1,17 +1,12 @@
-import pickle
 import shutil
 
 import numpy as np
 import pytest
 
 from fusmae_hf.errors import PairError
-from fusmae_hf.readers import dfc2020, sen12ms
 from fusmae_hf.readers.dfc2020 import DFC2020
-from fusmae_hf.readers.igbp import SIMPLIFIED_CLASSES
-from fusmae_hf.shards.writing import check_pair
+from fusmae_hf.readers.sen12ms import SIMPLIFIED_CLASSES
 from tests.readers.sen12ms_fixtures import (
-    VH_DB,
-    VV_DB,
     backscatter,
     dfc2020_path,
     dfc_rows,
@@ -41,47 +36,12 @@ def test_pairs_are_given_in_order_with_the_split_of_their_folder(archive):
     assert list(reader.left_out()) == []
 
 
-def test_order_does_not_depend_on_the_directory(archive, monkeypatch):
-    listdir = dfc2020.os.listdir
-    monkeypatch.setattr(dfc2020.os, "listdir", lambda folder: sorted(listdir(folder), reverse=True))
-    assert DFC2020(archive).ids == IDS
-
-
 def test_the_summary_counts_pairs_and_maps(own_archive):
     dfc2020_path(own_archive, "test", 3, "dfc").unlink()
     assert DFC2020(own_archive).summary == (
         f"Found 2 of the 986 validation pairs and 2 of the 5,128 test pairs in {own_archive}, "
         "3 of them with a dfc label map."
     )
-
-
-def test_listing_opens_no_file_and_scans_each_folder_once(archive, monkeypatch):
-    scanned, listdir = [], dfc2020.os.listdir
-    monkeypatch.setattr(dfc2020.os, "listdir", lambda folder: scanned.append(folder) or listdir(folder))
-    for module in (dfc2020, sen12ms):
-        monkeypatch.setattr(module, "read_geotiff", lambda path, **_: pytest.fail(f"{path} was opened"))
-    DFC2020(archive)
-    assert len(scanned) == len(set(scanned)) == 2 * 3  # two splits; s1, s2 and the maps asked for
-
-
-def test_bands_keep_their_order_dtype_and_decimals(archive):
-    reader = DFC2020(archive)
-    pair = reader.read(0)
-    assert pair.sar.dtype == np.float32
-    np.testing.assert_allclose(pair.sar.mean(axis=(1, 2)), [VV_DB, VH_DB], atol=0.01)
-    assert pair.optical.dtype == np.uint16
-    bands = dict(zip(reader.info.optical_bands, pair.optical[:, 0, 0], strict=True))
-    assert (bands["B02"], bands["B8A"], bands["B10"], bands["B12"]) == (500, 1200, 1400, 1600)
-
-
-@pytest.mark.parametrize("label_map", ["dfc", "lc"])
-def test_every_pair_may_be_stored(archive, label_map):
-    reader = DFC2020(archive, label_map=label_map)
-    for index in range(len(reader)):
-        pair = reader.read(index)
-        check_pair(pair, reader.info)
-        assert (pair.id, pair.split, pair.extra, pair.labels) == (reader.ids[index], reader.split_of(index), {}, None)
-        assert (pair.crs, pair.transform) == ("EPSG:32633", (10, 0, 600_000, 0, -10, 5_800_000))
 
 
 def test_indices_of_the_map_of_10_m_name_its_classes(archive):
@@ -154,13 +114,6 @@ def test_other_files_are_ignored(own_archive):
     assert (reader.ids, list(reader.left_out())) == (IDS, [])
 
 
-def test_a_reader_can_be_pickled(archive):
-    reader = DFC2020(archive, label_map="lc")
-    copy = pickle.loads(pickle.dumps(reader))
-    assert (copy.ids, copy.info, copy.summary) == (reader.ids, reader.info, reader.summary)
-    np.testing.assert_array_equal(copy.read(3).label_map, reader.read(3).label_map)
-
-
 @pytest.mark.parametrize(
     ("kind", "values", "message"),
     [
@@ -181,22 +134,6 @@ def test_a_wrong_file_raises_an_error_that_names_it(own_archive, kind, values, m
     assert str(path) in str(caught.value)
 
 
-@pytest.mark.parametrize("kind", ["s1", "s2", "dfc"])
-def test_a_damaged_file_raises_an_error_that_names_it(own_archive, kind):
-    path = dfc2020_path(own_archive, "test", 3, kind)
-    path.write_bytes(path.read_bytes()[:300])
-    with pytest.raises(PairError, match="cannot be read as GeoTIFF") as caught:
-        DFC2020(own_archive).read(2)
-    assert str(path) in str(caught.value)
-
-
-def test_a_file_that_vanishes_after_opening_raises_an_error_that_names_it(own_archive):
-    reader = DFC2020(own_archive)
-    dfc2020_path(own_archive, "test", 3, "dfc").unlink()
-    with pytest.raises(PairError, match=r"ROIs0000_test_dfc_0_p3\.tif: no such file"):
-        reader.read(2)
-
-
 @pytest.mark.parametrize(("kind", "values"), [("s1", backscatter()), ("dfc", dfc_rows()), ("lc", land_cover())])
 def test_files_of_different_places_are_no_pair(own_archive, kind, values):
     write_tif(dfc2020_path(own_archive, "test", 3, kind), values, corner=(700_000, 5_800_000))
@@ -212,23 +149,3 @@ def test_missing_folders_are_named(own_archive, tmp_path):
     shutil.rmtree(own_archive / "ROIs0000_test" / "s2_0")
     with pytest.raises(FileNotFoundError, match=r"looked for \['s2_0'\] in .*ROIs0000_test"):
         DFC2020(own_archive)
-
-
-def test_no_pair_on_disk_is_an_error_that_counts_what_is_there(own_archive):
-    for path in own_archive.glob("*/s1_*/*.tif"):
-        path.unlink()
-    with pytest.raises(ValueError, match=r"no pair to read in .*, 4 patches of one sensor alone were found"):
-        DFC2020(own_archive)
-
-
-def test_an_unknown_label_map_is_refused(archive):
-    with pytest.raises(ValueError, match="label_map is 'igbp', but must be 'dfc' or 'lc'"):
-        DFC2020(archive, label_map="igbp")
-
-
-def test_the_plot_shows_both_sensors_and_the_classes_that_occur(archive):
-    pytest.importorskip("matplotlib")
-    reader = DFC2020(archive)
-    titled = [axes for axes in reader.plot(reader.read(0)).axes if axes.get_title()]
-    assert [axes.get_title() for axes in titled] == ["true colour", "VV", "VH", "label map"]
-    assert [text.get_text() for text in titled[-1].get_legend().get_texts()] == ["Forest", "Water", "no data"]

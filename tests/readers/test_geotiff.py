@@ -12,7 +12,8 @@ from rasterio.transform import Affine
 
 from fusmae_hf.errors import PairError
 from fusmae_hf.readers import geotiff, plain_tiff
-from fusmae_hf.readers.geotiff import Patch, acquisition_time, read_geotiff, read_pixels, require_same_footprint
+from fusmae_hf.readers.geotiff import Patch, read_geotiff, read_pixels, require_same_footprint
+from fusmae_hf.readers.listed_pairs import acquisition_time
 
 NORTH_UP = Affine(20, 0, 600_000, 0, -20, 5_800_000)
 TEXT_TAG = 34737

@@ -310,24 +310,6 @@ def test_another_number_of_bands_is_an_error_that_names_the_file(tmp_path, senso
     assert str(tmp_path / sensor / "a.tif") in str(caught.value)
 
 
-@pytest.mark.parametrize("content", [b"", b"nonsense", None], ids=["empty", "nonsense", "truncated"])
-def test_a_damaged_file_is_named(tmp_path, content):
-    write_pair(tmp_path)
-    path = tmp_path / "s2/a.tif"
-    path.write_bytes(path.read_bytes()[:2000] if content is None else content)
-    with pytest.raises(PairError, match="cannot be read as GeoTIFF") as caught:
-        open_pairs(tmp_path).read(0)
-    assert str(path) in str(caught.value)
-
-
-def test_a_file_that_vanishes_after_opening_is_named(tmp_path):
-    write_pair(tmp_path)
-    reader = open_pairs(tmp_path)
-    (tmp_path / "s1/a.tif").unlink()
-    with pytest.raises(PairError, match=r"s1/a.tif: no such file"):
-        reader.read(0)
-
-
 def test_only_geotiff_is_opened(tmp_path):
     write_pair(tmp_path)
     (tmp_path / "s1/a.tif").rename(tmp_path / "s1/elsewhere.tif")
@@ -804,16 +786,6 @@ def test_a_process_does_not_use_files_that_another_one_opened(tmp_path, monkeypa
     monkeypatch.setattr(os, "getpid", lambda: -1)  # as after a fork
     reader.read(1)
     assert len(opened) == 2
-
-
-def test_the_picture_shows_both_sensors_and_the_classes(tmp_path):
-    classes = np.zeros((24, 24), np.uint8)
-    classes[0], classes[1] = 1, 255
-    write_classes(tmp_path, classes)
-    reader = open_pairs(tmp_path, label_map="lc/{id}.tif", map_class_names=["land", "water"], map_no_data=255)
-    axes = reader.plot(reader.read(0)).axes
-    assert [axis.get_title() for axis in axes[:4]] == ["true colour", "VV", "VH", "label map"]
-    assert [text.get_text() for text in axes[3].get_legend().get_texts()] == ["land", "water", "no data"]
 
 
 # Real imagery

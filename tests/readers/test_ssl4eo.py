@@ -1,5 +1,4 @@
 import os
-import pickle
 import shutil
 from pathlib import Path
 
@@ -10,7 +9,7 @@ from hypothesis import strategies as st
 
 from fusmae_hf.errors import PairError
 from fusmae_hf.modeling.sensors_fusmae import OPTICAL_BANDS, OPTICAL_BANDS_L1C
-from fusmae_hf.readers import geotiff
+from fusmae_hf.readers import listed_pairs
 from fusmae_hf.readers.ssl4eo import SSL4EOS12, pair_by_time
 from fusmae_hf.shards.writing import check_pair
 from tests.readers.ssl4eo_fixtures import (
@@ -59,13 +58,6 @@ def test_a_pair_carries_location_scenes_times_and_place(archive):
     assert pair.crs == "EPSG:4326"
     assert pair.transform == pytest.approx((PIXEL[0], 0, CORNER[0], 0, PIXEL[1], CORNER[1]))
     assert (pair.labels, pair.label_map, pair.split, reader.split_of(2)) == (None, None, None, None)
-
-
-@pytest.mark.parametrize("level", ["l2a", "l1c"])
-def test_every_pair_may_be_stored(archive, level):
-    reader = SSL4EOS12(archive, level=level)
-    for index in range(len(reader)):
-        check_pair(reader.read(index), reader.info)
 
 
 def test_vv_comes_first_and_backscatter_keeps_its_decimals(archive):
@@ -126,20 +118,9 @@ def test_folders_that_are_no_location_are_ignored(own_archive):
 def test_listing_takes_one_scan_for_each_location_and_sensor(archive, monkeypatch):
     scanned = []
     scan = os.scandir
-    monkeypatch.setattr(geotiff.os, "scandir", lambda folder: scanned.append(Path(folder)) or scan(folder))
+    monkeypatch.setattr(listed_pairs.os, "scandir", lambda folder: scanned.append(Path(folder)) or scan(folder))
     SSL4EOS12(archive)
     assert len(scanned) == len(set(scanned)) == 2 + 2 * 2
-
-
-def test_readers_can_be_pickled(archive):
-    reader = pickle.loads(pickle.dumps(SSL4EOS12(archive)))
-    assert reader.read(0).id == reader.ids[0]
-
-
-def test_plot_shows_both_sensors(archive):
-    reader = SSL4EOS12(archive)
-    titles = [axes.get_title() for axes in reader.plot(reader.read(0)).axes]
-    assert [title for title in titles if title] == ["true colour", "VV", "VH"]
 
 
 def optical_file(root, name):
@@ -200,13 +181,13 @@ def test_missing_folders_are_named(archive, own_archive):
 
 
 def test_no_pair_is_an_error_that_says_what_is_there(archive):
-    with pytest.raises(ValueError, match=r"2 locations .* with 6 scenes, none of which has a partner within 1 days"):
+    with pytest.raises(ValueError, match=r"2 locations .* without a partner within 1 days, 6 were left out"):
         SSL4EOS12(archive, max_days_apart=1)
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
-    [({"level": "l3"}, "level is 'l3'"), ({"max_days_apart": -1}, "max_days_apart is -1")],
+    [({"max_days_apart": -1}, "max_days_apart is -1")],
 )
 def test_wrong_options_are_named(archive, options, message):
     with pytest.raises(ValueError, match=message):

@@ -1,5 +1,4 @@
 import os
-import pickle
 import shutil
 from pathlib import Path
 
@@ -36,14 +35,6 @@ def test_ids_are_the_sorted_names_of_the_files(archive):
     assert len(reader) == 2
     assert list(reader.left_out()) == []
     assert reader.summary == f"Found 2 pairs of S1RTC and S2L2A in {archive}, with land cover."
-
-
-@pytest.mark.parametrize(("optical", "bands"), [("S2L2A", OPTICAL_BANDS), ("S2L1C", OPTICAL_BANDS_L1C)])
-def test_every_pair_may_be_stored(archive, optical, bands):
-    reader = TerraMesh(archive, optical=optical)
-    assert reader.info.optical_bands == bands
-    for index in range(len(reader)):
-        check_pair(reader.read(index), reader.info)
 
 
 def test_backscatter_keeps_its_dtype_decimals_order_and_gaps(archive):
@@ -142,15 +133,6 @@ def test_a_file_of_another_kind_raises_an_error_that_names_it(own_archive, modal
     assert str(own_archive / modality / FIRST) in str(caught.value)
 
 
-@pytest.mark.parametrize("modality", ["S1RTC", "S2L2A", "LULC"])
-def test_a_truncated_file_raises_an_error_that_names_it(own_archive, modality):
-    path = own_archive / modality / FIRST
-    path.write_bytes(path.read_bytes()[:300])
-    with pytest.raises(PairError, match="cannot be read as GeoTIFF") as caught:
-        TerraMesh(own_archive).read(0)
-    assert str(path) in str(caught.value)
-
-
 @pytest.mark.parametrize(("modality", "values"), [("S1RTC", backscatter()), ("LULC", land_cover())])
 def test_patches_of_two_places_are_refused(own_archive, modality, values):
     write_sample_file(own_archive / modality / FIRST, values, east=30)
@@ -168,27 +150,6 @@ def test_no_common_name_is_an_error_that_says_what_is_there(own_archive):
     (own_archive / "LULC").mkdir()
     with pytest.raises(ValueError, match=r"2 in S1RTC/, 2 in S2L2A/, 0 in LULC/"):
         TerraMesh(own_archive)
-
-
-@pytest.mark.parametrize("options", [{"optical": "S2RGB"}, {"sar": "S1"}])
-def test_wrong_options_are_named(archive, options):
-    ((option, value),) = options.items()
-    with pytest.raises(ValueError, match=f"{option} is '{value}', but must be one of"):
-        TerraMesh(archive, **options)
-
-
-def test_readers_can_be_pickled(archive):
-    reader = pickle.loads(pickle.dumps(TerraMesh(archive)))
-    assert reader.read(0).id == reader.ids[0]
-
-
-def test_plot_shows_both_sensors_and_the_classes(archive):
-    reader = TerraMesh(archive)
-    figure = reader.plot(reader.read(0))
-    titles = [axes.get_title() for axes in figure.axes]
-    assert [title for title in titles if title] == ["true colour", "VV", "VH", "label map"]
-    (legend,) = [axes.get_legend() for axes in figure.axes if axes.get_legend()]
-    assert {text.get_text() for text in legend.get_texts()} == {"no data", "trees", "crops"}
 
 
 @pytest.mark.real_data
