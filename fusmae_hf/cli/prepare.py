@@ -126,28 +126,28 @@ def _prepare(arguments: argparse.Namespace) -> None:
     archive: Archive = arguments.archive
     given = vars(arguments)
     options = {keyword: given[keyword] for keyword in (*archive.options, *archive.shared) if keyword in given}
-    with archive.open(given.get("root"), options) as reader:
-        print(reader.summary, flush=True)
-        report = prepare(
-            reader,
-            arguments.out,
-            limit=arguments.limit,
-            rows_per_shard=arguments.rows_per_shard,
-            row_group_rows=arguments.row_group_rows,
-            max_no_data=arguments.max_no_data,
-            on_error=arguments.on_error,
-            hold_out=arguments.hold_out,
-            seed=arguments.seed,
-            keep_order=arguments.keep_order,
-            num_proc=arguments.num_proc,
-            part=arguments.part,
-            overwrite=arguments.overwrite,
-            reader_options={
-                name: value
-                for name, value in options.items()
-                if name not in archive.shared and not _is_place(value)  # another machine has other places
-            },
-        )
+    reader = archive.open(given.get("root"), options)
+    print(reader.summary, flush=True)
+    report = prepare(
+        reader,
+        arguments.out,
+        limit=arguments.limit,
+        rows_per_shard=arguments.rows_per_shard,
+        row_group_rows=arguments.row_group_rows,
+        max_no_data=arguments.max_no_data,
+        on_error=arguments.on_error,
+        hold_out=arguments.hold_out,
+        seed=arguments.seed,
+        keep_order=arguments.keep_order,
+        num_proc=arguments.num_proc,
+        part=arguments.part,
+        overwrite=arguments.overwrite,
+        reader_options={
+            name: value
+            for name, value in options.items()
+            if name not in archive.shared and not _is_place(value)  # another machine has other places
+        },
+    )
     print(report)
     if report.dataset:
         print(f"Shards: {arguments.out}. Look at them with `fusmae inspect {arguments.out}`.")
