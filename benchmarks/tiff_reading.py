@@ -55,6 +55,15 @@ def read_with_imagecodecs(path: str) -> np.ndarray:
     return imagecodecs.tiff_decode(read_bytes(path))
 
 
+def read_with_both(path: str) -> np.ndarray:
+    """All bands by imagecodecs, but one of each patch by rasterio, for the place."""
+    if not path.endswith(("_B02.tif", "_VV.tif")):
+        return read_with_imagecodecs(path)
+    with rasterio.open(path) as file:
+        file.crs.to_string()
+        return file.read()
+
+
 def libraries() -> dict[str, Callable[[str], object]]:
     """How each installed library opens and reads a file."""
     ways: dict[str, Callable[[str], object]] = {"rasterio": read_with_rasterio}
@@ -62,6 +71,7 @@ def libraries() -> dict[str, Callable[[str], object]]:
         ways["tifffile"] = tifffile.imread
     if imagecodecs is not None:
         ways["imagecodecs"] = read_with_imagecodecs
+        ways["imagecodecs, place by rasterio"] = read_with_both
     for name in sorted({"tifffile", "imagecodecs"} - ways.keys()):
         print(f"{name} is not installed and left out: pip install {name}")
     return ways

@@ -1,7 +1,9 @@
 """TIFF files of one plain kind, taken apart without a library: a single band, uncompressed, in consecutive strips.
 
-Archives of Sentinel patches hold millions of small files of this kind, and a general library takes several times
-longer to open one than to read its bytes. `benchmarks/tiff_reading.py` measures what this saves.
+Why own code: archives of Sentinel patches hold millions of small files of this kind, and a general library takes
+several times longer to open one than to read its bytes. `benchmarks/tiff_reading.py`, pairs of BigEarthNet, one core:
+rasterio reads 0.04 to 0.08 of the pairs a second that this reads. imagecodecs reads 0.92 without any place; with
+rasterio for the place of one band a patch, 0.16. It gives no tags: they would have to be taken apart here anyway.
 
 Sources: TIFF Revision 6.0 (Adobe, 1992), sections 2 and 8; OGC GeoTIFF 1.1 (19-008r4), section 7.1 and annex B.
 """

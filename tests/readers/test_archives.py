@@ -1,13 +1,14 @@
 """Every entry of the table of archives is sound: whoever adds one is told here what is wrong with it."""
 
 import argparse
+import gc
 import inspect
 import re
 
 import pytest
 
 from fusmae_hf.cli.main import build_parser
-from fusmae_hf.readers.archives import ARCHIVES, names
+from fusmae_hf.readers.archives import ARCHIVES, example_pairs, names, open_archive
 
 TAKEN = {
     "root",
@@ -89,3 +90,34 @@ def test_options_that_are_not_given_are_left_to_the_reader(archive):
 
 def test_several_names_are_separated_by_commas():
     assert names("VV, VH,") == ["VV", "VH"]
+
+
+def test_an_unknown_dataset_is_refused_with_the_known_ones():
+    with pytest.raises(
+        ValueError, match=r"no dataset 'bigearth'; known: bigearthnet, reben, sen12ms, .*simulated, example"
+    ):
+        open_archive("bigearth", "somewhere")
+
+
+def test_a_folder_is_asked_for_where_one_is_needed_and_nowhere_else(tmp_path):
+    with pytest.raises(ValueError, match=r"'reben' needs root, its folder: ROOT holds BigEarthNet-S1/"):
+        open_archive("reben")
+    with pytest.raises(ValueError, match="'simulated' has no root"):
+        open_archive("simulated", tmp_path)
+
+
+def test_options_are_keywords_and_have_the_defaults_of_the_command():
+    assert len(open_archive("simulated")) == 256
+    assert len(open_archive("simulated", num_pairs=3, seed=1)) == 3
+
+
+def test_the_six_real_pairs_lie_in_a_folder_of_their_own_or_one_that_goes_with_the_reader(tmp_path):
+    pytest.importorskip("bigearthnet_common")
+    assert len(example_pairs(tmp_path / "six")) == len(open_archive("example")) == 6
+    reader = example_pairs()
+    root, pair = reader.root, reader.read(0)
+    assert (pair.sar.shape, pair.optical.shape) == ((2, 120, 120), (12, 120, 120))
+    del reader
+    gc.collect()
+    assert not root.exists()
+    assert (tmp_path / "six").exists()
