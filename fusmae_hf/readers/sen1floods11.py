@@ -92,6 +92,7 @@ class Sen1Floods11(ListedPairs):
             chip, sar, optical, label_map, num_bands=len(OPTICAL_BANDS_L1C), dtypes=dtypes, sides=(CHIP_PIXELS,)
         )
         expected = "expected -1 (no data), 0 (not water) and 1 (water). Replace it by the file of the official archive"
+        assert pair.label_map is not None
         require_codes(label_map, pair.label_map, (NO_DATA, NOT_WATER, WATER), expected)
         pair.split = self._splits[index]
         pair.extra = {"event": chip.rpartition("_")[0]}

@@ -111,7 +111,7 @@ class TerraMesh(ListedPairs):
         pair = read_files(
             name, sar, optical, label_map, num_bands=len(self.info.optical_bands), dtypes=dtypes, sides=SIZES
         )
-        if label_map:
+        if label_map and pair.label_map is not None:
             require_codes(label_map, pair.label_map, range(len(LAND_COVER)), f"classes are 0 to {len(LAND_COVER) - 1}")
         pair.sar_time, pair.optical_time = _time_in_tags(sar), _time_in_tags(optical)
         pair.extra = {"optical_minimum": _minimum(pair.optical)}
