@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from fusmae_hf.data.pairs import Pair, PairsInfo
-from fusmae_hf.files.strict_json import plain_text
+from fusmae_hf.files.plain_text import plain_text
 from fusmae_hf.plots.pairs import TRUE_COLOUR, composite, composite_title, draw_sar, new_figure, plot_pair
 
 if TYPE_CHECKING:

@@ -15,7 +15,8 @@ from typing import Any, NamedTuple
 import fsspec
 
 from fusmae_hf.data.pairs import PairsInfo
-from fusmae_hf.files.strict_json import is_count, parse_json, plain_text
+from fusmae_hf.files.plain_text import plain_text
+from fusmae_hf.files.strict_json import is_count, parse_json
 from fusmae_hf.shards.format import FORMAT_VERSION
 
 FILE_NAME = "dataset_info.json"
