@@ -58,6 +58,7 @@ class PairDataset(Dataset[dict[str, Any]], ABC):
         self.root, self.dataset_info, self.split, self.epoch, self.packed = root, dataset_info, split, 0, False
         self.on_bad_files, self.bad_files = on_bad_files, dict[str, str]()
         self._files = [ShardFile(root, record) for record in dataset_info.shards(split)]
+        self._num_rows = dataset_info.rows(split)
         self._open_files = OpenFiles()
 
     @property
@@ -66,7 +67,7 @@ class PairDataset(Dataset[dict[str, Any]], ABC):
         return self.dataset_info.info
 
     def __len__(self) -> int:
-        return sum(file.record.rows for file in self._files)
+        return self._num_rows
 
     def set_epoch(self, epoch: int) -> None:
         """Set the epoch whose order the next iteration takes. Call it in the main process."""
@@ -157,6 +158,7 @@ class PairDataset(Dataset[dict[str, Any]], ABC):
             found = dict(zip(self._files, threads.map(result, self._files), strict=True))
         bad_files = {file.record.name: str(error) for file, error in found.items() if isinstance(error, Exception)}
         self._files = [file for file in self._files if file.record.name not in bad_files]
+        self._num_rows = sum(file.record.rows for file in self._files)
         self.bad_files |= bad_files
         if not self._files:
             raise DamagedShardError(

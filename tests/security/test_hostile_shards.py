@@ -238,12 +238,6 @@ def test_tools_refuse_such_pages_too(tmp_path, peak_memory):
     assert peak_memory.max_memory() <= peak + 20_000_000
 
 
-def test_labels_are_refused_before_a_dictionary_of_ids_is_spread(dictionary_bomb, peak_memory):
-    with pytest.raises(DamagedShardError, match="would decode to"):
-        read_scene_labels(load_pairs(dictionary_bomb, streaming=True))
-    assert peak_memory.max_memory() < 100_000_000
-
-
 def test_leaving_bad_files_out_leaves_bombs_out(tmp_path):
     folder = write_shards(tmp_path, train=[make_pair(at) for at in range(12)])
     path = folder / "data/train-00001-of-00002.parquet"
