@@ -12,7 +12,8 @@ import pyarrow.parquet as pq
 
 from fusmae_hf.cli import shards as shard_commands
 from fusmae_hf.data.pairs import Pair, PairsInfo
-from fusmae_hf.shards.writing import pair_checksum, write_dataset_info, write_shard
+from fusmae_hf.shards.format import pair_checksum
+from fusmae_hf.shards.writing import write_dataset_info, write_shard
 
 INFO = PairsInfo(
     name="small",

@@ -13,7 +13,7 @@ import torch
 from fusmae_hf.data.inputs import PairInputs
 from fusmae_hf.data.pairs import Pair, PairsInfo
 from fusmae_hf.evaluation.interpolation import interpolate_visible
-from fusmae_hf.files.plain_markdown import inline
+from fusmae_hf.files.plain_text import inline
 from fusmae_hf.modeling.image_processing_fusmae import FusMAEImageProcessor
 from fusmae_hf.modeling.modeling_fusmae import FusMAEForPreTraining, FusMAEReconstruction
 from fusmae_hf.plots.model import pair_title, plot_cross_attention, plot_errors

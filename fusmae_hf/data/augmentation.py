@@ -1,4 +1,7 @@
-"""Random views of pairs: both sensors and the label map of a pair change alike, on the batch and on any device."""
+"""Random views of pairs: both sensors and the label map of a pair change alike, on the batch and on any device.
+
+What is drawn for a pair, here and for masking, is a pure function of (seed, purpose, epoch, row).
+"""
 
 from dataclasses import dataclass
 from typing import Any
@@ -7,13 +10,37 @@ import numpy as np
 import torch
 from torch.nn import functional
 
-from fusmae_hf.data.sample_randomness import SampleRandomness
+PURPOSES = ("optical", "sar", "augmentation")
+"""What numbers are drawn for: masking noise of each sensor, random views."""
 
 PARAMETERS = 6
 """Geometric parameters of a sample: transpose, flip rows, flip columns, side of the crop, its top and left edge."""
 
 _IMAGES = {"pixel_values": "optical", "pixel_values_sar": "sar"}
 _MASKS = ("pixel_mask", "pixel_mask_sar")
+
+
+class SampleRandomness:
+    """Uniform numbers for each pair of a batch, the same whatever the batch, the worker or the process.
+
+    A counter-based generator (Philox) is set to the pair's own counter, so nothing is drawn in sequence and nothing
+    has to be saved to resume.
+
+    Args:
+        seed: non-negative integer below 2**64.
+        purpose: one of `PURPOSES`.
+    """
+
+    def __init__(self, seed: int, purpose: str):
+        self._bits = np.random.Philox(key=[seed, PURPOSES.index(purpose)])
+        self._generator, self._state = np.random.Generator(self._bits), self._bits.state
+
+    def fill(self, drawn: np.ndarray, epochs: torch.Tensor, rows: torch.Tensor) -> None:
+        """Fill `drawn` (batch, numbers) float32 with numbers in [0, 1), for pairs given by `(batch,)` integers."""
+        for sample, epoch, row in zip(drawn, epochs.tolist(), rows.tolist(), strict=True):
+            self._state["state"]["counter"][:] = (0, 0, epoch, row)
+            self._bits.state = self._state
+            self._generator.random(out=sample, dtype=np.float32)
 
 
 @dataclass(frozen=True)

@@ -7,8 +7,7 @@ import numpy as np
 import torch
 from torch.utils.data import default_collate
 
-from fusmae_hf.data.augmentation import PairAugmentation
-from fusmae_hf.data.sample_randomness import SampleRandomness
+from fusmae_hf.data.augmentation import PairAugmentation, SampleRandomness
 
 _NOISE = {"optical": "noise", "sar": "noise_sar"}
 

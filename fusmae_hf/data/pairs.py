@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from fusmae_hf.files.strict_json import is_plain_text
+from fusmae_hf.files.plain_text import is_plain_text
 from fusmae_hf.vocabulary import OPTICAL_UNITS, SAR_UNITS
 
 

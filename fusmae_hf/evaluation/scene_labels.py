@@ -3,10 +3,8 @@
 from collections.abc import Sequence
 
 import numpy as np
-import pyarrow.parquet as pq
 
 from fusmae_hf.shards.dataset import PairDataset
-from fusmae_hf.shards.shard_files import read_row_group
 
 
 def read_scene_labels(pairs: PairDataset) -> tuple[list[str], list[list[str]] | None]:
@@ -24,14 +22,9 @@ def read_scene_labels(pairs: PairDataset) -> tuple[list[str], list[list[str]] | 
     """
     ids: list[str] = []
     labels: list[list[str] | None] = []
-    for shard in pairs.dataset_info.shards(pairs.split):
-        if shard.name in pairs.bad_files:
-            continue
-        footers: dict[str, pq.FileMetaData] = {}
-        for number in range(len(shard.row_group_rows)):
-            rows = read_row_group(pairs.root, shard, number, footers, ["id", "labels"])
-            ids += rows.column("id").to_pylist()
-            labels += rows.column("labels").to_pylist()
+    for rows in pairs.read_columns(["id", "labels"]):
+        ids += rows.column("id").to_pylist()
+        labels += rows.column("labels").to_pylist()
     of_pairs = [names for names in labels if names is not None]
     if of_pairs and len(of_pairs) < len(labels):
         without = next(id for id, names in zip(ids, labels, strict=True) if names is None)

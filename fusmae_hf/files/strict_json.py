@@ -2,10 +2,7 @@
 
 import json
 import math
-import unicodedata
 from typing import Any
-
-_BIDIRECTIONAL = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
 
 
 def parse_json(content: bytes | str) -> Any:
@@ -23,26 +20,9 @@ def parse_json(content: bytes | str) -> Any:
         raise ValueError("it is nested too deeply") from error
 
 
-def is_plain_text(value: Any, most_characters: int = 200) -> bool:
-    """True for text of one line that shows what it is: no control characters, no reversed writing.
-
-    Control characters can rewrite what a terminal shows, line breaks can begin a heading in a card.
-    """
-    return isinstance(value, str) and len(value) <= most_characters and not any(map(_is_hidden, value))
-
-
-def plain_text(value: Any, most_characters: int = 200) -> str:
-    """`value` as plain text: see `is_plain_text`. What does not fit is cut, what is hidden becomes a question mark."""
-    return "".join("?" if _is_hidden(character) else character for character in str(value)[:most_characters])
-
-
 def is_count(value: Any) -> bool:
     """True for integers from 0 on that 64 bits hold; `True` and `2.0` are none."""
     return type(value) is int and 0 <= value < 2**63
-
-
-def _is_hidden(character: str) -> bool:
-    return unicodedata.category(character) in ("Cc", "Cs", "Zl", "Zp") or character in _BIDIRECTIONAL
 
 
 def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -6,7 +6,7 @@ from typing import Any
 from huggingface_hub import DatasetCard, DatasetCardData
 
 from fusmae_hf.data.pairs import PairsInfo
-from fusmae_hf.files.plain_markdown import inline
+from fusmae_hf.files.plain_text import inline
 from fusmae_hf.prepare.statistics import DatasetStatistics, dataset_title, scale_in_words
 from fusmae_hf.shards.dataset_info import DatasetInfo
 

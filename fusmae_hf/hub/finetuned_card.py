@@ -6,7 +6,7 @@ from typing import Any
 from huggingface_hub import EvalResult, ModelCardData
 
 from fusmae_hf.data.pairs import PairsInfo
-from fusmae_hf.files.plain_markdown import inline
+from fusmae_hf.files.plain_text import inline
 from fusmae_hf.hub.eval_results import write_eval_results
 from fusmae_hf.hub.model_card import card_fields, dataset_names, save_card
 from fusmae_hf.modeling.configuration_fusmae import FusMAEConfig

@@ -10,7 +10,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from fusmae_hf.data.pairs import PairsInfo
 from fusmae_hf.evaluation.probe_scores import ProbeScore, probe_table
-from fusmae_hf.files.plain_markdown import code, inline
+from fusmae_hf.files.plain_text import code, inline
 from fusmae_hf.hub.eval_results import write_eval_results
 from fusmae_hf.modeling.configuration_fusmae import FusMAEConfig
 from fusmae_hf.modeling.image_processing_fusmae import FusMAEImageProcessor

@@ -14,8 +14,7 @@ from fusmae_hf.hub.dataset_card import dataset_card
 from fusmae_hf.hub.model_card import plain_card
 from fusmae_hf.prepare.statistics import DatasetStatistics, dataset_title
 from fusmae_hf.prepare.verification import verify_shards
-from fusmae_hf.shards.dataset_info import FILE_NAME, read_dataset_info
-from fusmae_hf.shards.left_out import FILE_NAME as LEFT_OUT_NAME
+from fusmae_hf.shards.dataset_info import FILE_NAME, LEFT_OUT_NAME, read_dataset_info
 
 MODEL_FILES = (
     "README.md", ".eval_results/*.yaml", "config.json", "preprocessor_config.json", "*.safetensors",

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from fusmae_hf.data.pairs import Pair, PairsInfo
-from fusmae_hf.files.strict_json import plain_text
+from fusmae_hf.files.plain_text import plain_text
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -10,12 +10,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 from tqdm.auto import tqdm
 
 from fusmae_hf.data.native_resolution import expand_bands
 from fusmae_hf.data.pairs import Pair, PairsInfo
-from fusmae_hf.files.strict_json import plain_text
+from fusmae_hf.files.plain_text import plain_text
 from fusmae_hf.plots.pairs import FALSE_COLOUR, TRUE_COLOUR, composite, composite_title, draw_sar, new_figure
 from fusmae_hf.prepare.statistics import (
     BandSummary,
@@ -29,7 +28,6 @@ from fusmae_hf.prepare.statistics import (
 )
 from fusmae_hf.shards.dataset_info import DatasetInfo, read_dataset_info
 from fusmae_hf.shards.loading import StreamedPairDataset
-from fusmae_hf.shards.shard_files import read_row_group
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -149,7 +147,8 @@ def inspect_shards(folder: str, *, max_pairs: int = 256, num_pictured: int = 6, 
     if min(max_pairs, num_pictured) < 1:
         raise ValueError(f"{max_pairs=} and {num_pictured=} must be at least 1.")
     dataset = read_dataset_info(folder)
-    rows = spread_rows([StreamedPairDataset(folder, dataset, split, mix=1) for split in dataset.splits], max_pairs)
+    opened = {split: StreamedPairDataset(folder, dataset, split, mix=1) for split in dataset.splits}
+    rows = spread_rows(list(opened.values()), max_pairs)
     total = sum(number for _, _, number in rows)
     pictured_at = set(np.linspace(0, total - 1, num_pictured).round().astype(int).tolist())
     bands, pictured, count = SensorBands(dataset.info), list[Pair](), 0
@@ -168,7 +167,7 @@ def inspect_shards(folder: str, *, max_pairs: int = 256, num_pictured: int = 6, 
                 bar.update(size)
     complete = "://" not in folder
     if complete:
-        labels = {split: _count_labels(folder, dataset, split) for split in dataset.splits}
+        labels = {split: _count_labels(pairs) for split, pairs in opened.items()}
     return Inspection(
         folder,
         dataset,
@@ -181,14 +180,12 @@ def inspect_shards(folder: str, *, max_pairs: int = 256, num_pictured: int = 6, 
     )
 
 
-def _count_labels(root: str, dataset: DatasetInfo, split: str) -> Counter[str]:
+def _count_labels(pairs: StreamedPairDataset) -> Counter[str]:
     """Number of pairs of each class in a split; only the column of labels is read."""
     counts: Counter[str] = Counter()
-    for shard in dataset.shards(split):
-        footers: dict[str, pq.FileMetaData] = {}
-        for number in range(len(shard.row_group_rows)):
-            names = pc.list_flatten(read_row_group(root, shard, number, footers, ["labels"]).column("labels"))
-            counts.update({entry["values"]: entry["counts"] for entry in pc.value_counts(names).to_pylist()})
+    for rows in pairs.read_columns(["labels"]):
+        names = pc.list_flatten(rows.column("labels"))
+        counts.update({entry["values"]: entry["counts"] for entry in pc.value_counts(names).to_pylist()})
     return counts
 
 

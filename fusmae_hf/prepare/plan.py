@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 
 from fusmae_hf.data.pairs import PairReader, PairsInfo
-from fusmae_hf.shards.dataset_info import FORMAT_VERSION, ShardRecord, pairs_info_from_json
-from fusmae_hf.shards.left_out import LeftOut
+from fusmae_hf.shards.dataset_info import LeftOut, ShardRecord, pairs_info_from_json
+from fusmae_hf.shards.format import FORMAT_VERSION
 from fusmae_hf.vocabulary import SPLITS
 
 

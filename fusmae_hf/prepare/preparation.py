@@ -27,10 +27,8 @@ from fusmae_hf.prepare.state import (
     write_summary,
 )
 from fusmae_hf.prepare.work import WritingOptions, read_pair, write_files
-from fusmae_hf.shards import left_out as left_out_file
 from fusmae_hf.shards.dataset_info import FILE_NAME as DATASET_INFO
-from fusmae_hf.shards.dataset_info import DatasetInfo, read_dataset_info
-from fusmae_hf.shards.left_out import LeftOut, read_left_out
+from fusmae_hf.shards.dataset_info import LEFT_OUT_NAME, DatasetInfo, LeftOut, read_dataset_info, read_left_out
 from fusmae_hf.shards.writing import row_checksum
 
 __all__ = ["PreparationReport", "check_plausible", "prepare"]
@@ -86,7 +84,7 @@ class PreparationReport:
     def _left_out(self) -> list[str]:
         if not self.left_out:
             return []
-        where = self.folder / left_out_file.FILE_NAME
+        where = self.folder / LEFT_OUT_NAME
         all_of_them = f" (all of them, with the reason, in {where})" if self.dataset else ""
         examples = {pair.kind: pair for pair in reversed(self.left_out)}
         kinds = Counter(pair.kind for pair in self.left_out).most_common()
@@ -181,7 +179,7 @@ def prepare(
     mine = [file for file in plan.files if file.number % part[1] == part[0] - 1]
     todo = [file for file in mine if file.name not in kept]
     if part[1] == 1:  # otherwise another part may be writing them
-        sweep_incomplete([folder / DATASET_INFO, folder / left_out_file.FILE_NAME])
+        sweep_incomplete([folder / DATASET_INFO, folder / LEFT_OUT_NAME])
     if there and len(kept) == len(plan.files) and (folder / DATASET_INFO).is_file():
         remove_state(folder)
         return PreparationReport(

@@ -17,9 +17,16 @@ from fusmae_hf import __version__
 from fusmae_hf.files.atomic import explain_failed_write, incomplete_path, write_atomically
 from fusmae_hf.files.strict_json import parse_json
 from fusmae_hf.prepare.plan import PlanSummary
-from fusmae_hf.shards import left_out as left_out_file
-from fusmae_hf.shards.dataset_info import FILE_NAME, DatasetInfo, ShardRecord, read_dataset_info, write_dataset_info
-from fusmae_hf.shards.left_out import LeftOut, read_left_out, write_left_out
+from fusmae_hf.shards.dataset_info import (
+    FILE_NAME,
+    LEFT_OUT_NAME,
+    DatasetInfo,
+    LeftOut,
+    ShardRecord,
+    read_dataset_info,
+    read_left_out,
+)
+from fusmae_hf.shards.writing import write_dataset_info, write_left_out
 from fusmae_hf.vocabulary import SPLITS
 
 STATE_FOLDER = "preparation"
@@ -315,7 +322,7 @@ def _is_foreign(entry: Path) -> bool:
     if entry.name.endswith(".incomplete"):
         return False
     if entry.name in (STATE_FOLDER, "data") and entry.is_dir():
-        return any(_is_foreign(below) and below.name != left_out_file.FILE_NAME for below in entry.iterdir())
+        return any(_is_foreign(below) and below.name != LEFT_OUT_NAME for below in entry.iterdir())
     return True
 
 
@@ -323,7 +330,7 @@ def _clear(folder: Path) -> None:
     """Delete the shards in a folder and what describes them; other files are left alone."""
     (folder / FILE_NAME).unlink(missing_ok=True)
     remove_state(folder)
-    (folder / left_out_file.FILE_NAME).unlink(missing_ok=True)
+    (folder / LEFT_OUT_NAME).unlink(missing_ok=True)
     for split in SPLITS:
         for shard in (*folder.glob(f"data/{split}-*-of-*.parquet"), *folder.glob(f"data/.{split}-*.incomplete")):
             shard.unlink(missing_ok=True)

@@ -13,11 +13,9 @@ from tqdm.auto import tqdm
 from fusmae_hf.files.strict_json import parse_json
 from fusmae_hf.prepare.row_verification import VISIBLE_BANDS, RowVerification
 from fusmae_hf.prepare.verification_report import CHECKS, QUICK, Problem, Severity, VerificationReport, count_of
-from fusmae_hf.shards.dataset_info import FORMAT_VERSION, DatasetInfo, ShardRecord, read_dataset_info
-from fusmae_hf.shards.left_out import read_left_out
-from fusmae_hf.shards.parquet_pages import check_decoded_size
-from fusmae_hf.shards.shard_files import open_shard, read_at
-from fusmae_hf.shards.writing import METADATA_KEY, content_hash, shard_schema
+from fusmae_hf.shards.dataset_info import DatasetInfo, ShardRecord, read_dataset_info, read_left_out
+from fusmae_hf.shards.format import FORMAT_VERSION, METADATA_KEY, content_hash, shard_schema
+from fusmae_hf.shards.reading import ShardFile, check_decoded_size
 
 __all__ = ["CHECKS", "Problem", "VerificationReport", "verify_shards"]
 
@@ -214,11 +212,11 @@ class _Verification:
     def _row_groups(self, shard: ShardRecord) -> Iterator[pa.RecordBatch | None]:
         """Each row group of a file; None, with a note, for one that cannot be read."""
         try:
-            with open_shard(self.root, shard) as opened:
+            with ShardFile(self.root, shard).open() as opened:
                 file = pq.ParquetFile(opened, pre_buffer="://" in self.root)
                 for number in range(file.num_row_groups):
                     try:
-                        check_decoded_size(read_at(opened), file.metadata, number)
+                        check_decoded_size(file.metadata, number)
                         (group,) = file.read_row_group(number, use_threads=False).combine_chunks().to_batches()
                         group.validate(full=True)
                     except UNREADABLE as error:
@@ -236,7 +234,7 @@ class _Verification:
                 with self.filesystem.open(f"{self.folder}/{shard.name}", "rb") as file:
                     parquet = pq.ParquetFile(file)
                     for number in range(parquet.num_row_groups):
-                        check_decoded_size(read_at(file), parquet.metadata, number, ["id"])
+                        check_decoded_size(parquet.metadata, number)
                     self.ids.append((shard.name, parquet.read(["id"]).column("id").to_pylist()))
             except UNREADABLE as error:
                 self.note("ids", "error", f"cannot be read, so ids are not compared with it: {error}.", shard.name)

@@ -22,7 +22,7 @@ from fusmae_hf.data.pairs import Pair, PairReader
 from fusmae_hf.errors import PairError
 from fusmae_hf.prepare.plan import PlannedFile
 from fusmae_hf.prepare.state import FinishedFile, write_record
-from fusmae_hf.shards.left_out import LeftOut
+from fusmae_hf.shards.dataset_info import LeftOut
 from fusmae_hf.shards.writing import ShardWriter
 
 GIVE_UP_AFTER = 64

@@ -2,19 +2,21 @@
 
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from operator import index as as_integer
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import numpy as np
+import pyarrow as pa
 import torch
 from torch.utils.data import Dataset
 
 from fusmae_hf.data.pairs import PairsInfo
-from fusmae_hf.shards.dataset_info import DatasetInfo, ShardRecord
-from fusmae_hf.shards.decoding import BatchMemory, DamagedShardError, ShardRows, decode_pairs
+from fusmae_hf.shards.dataset_info import DatasetInfo
+from fusmae_hf.shards.decoding import DamagedShardError, OpenFiles, ShardRows, decode_pairs
 from fusmae_hf.shards.order import PairSampler
-from fusmae_hf.shards.shard_files import bad_footers
+from fusmae_hf.shards.reading import ShardFile
 
 Index = int | tuple[int, int]
 """A row, taken as of epoch 0, or `(epoch, row)`."""
@@ -27,6 +29,11 @@ Located = tuple[ShardRows, int] | DamagedShardError
 
 SUBSTITUTES_TRIED = 10_000
 """So many rows are tried in place of a damaged one before the dataset counts as lost."""
+
+OPENED_TOGETHER = 16
+"""Files that are looked at at the same time when a split is opened."""
+
+T = TypeVar("T")
 
 
 class PairDataset(Dataset[dict[str, Any]], ABC):
@@ -49,12 +56,10 @@ class PairDataset(Dataset[dict[str, Any]], ABC):
 
     def __init__(self, root: str, dataset_info: DatasetInfo, split: str, on_bad_files: OnBadFiles = "error"):
         self.root, self.dataset_info, self.split, self.epoch, self.packed = root, dataset_info, split, 0, False
-        self._memory = BatchMemory()
         self.on_bad_files, self.bad_files = on_bad_files, dict[str, str]()
-        self._shards: tuple[ShardRecord, ...] = dataset_info.shards(split)
-        if on_bad_files != "error":
-            self._leave_out(bad_footers(root, self._shards))
-        self._shard_ends = np.cumsum([shard.rows for shard in self._shards])
+        self._files = [ShardFile(root, record) for record in dataset_info.shards(split)]
+        self._num_rows = dataset_info.rows(split)
+        self._open_files = OpenFiles()
 
     @property
     def info(self) -> PairsInfo:
@@ -62,7 +67,7 @@ class PairDataset(Dataset[dict[str, Any]], ABC):
         return self.dataset_info.info
 
     def __len__(self) -> int:
-        return int(self._shard_ends[-1])
+        return self._num_rows
 
     def set_epoch(self, epoch: int) -> None:
         """Set the epoch whose order the next iteration takes. Call it in the main process."""
@@ -98,7 +103,7 @@ class PairDataset(Dataset[dict[str, Any]], ABC):
             if isinstance(at, DamagedShardError):
                 raise at
             rows.append(at)
-        return decode_pairs(rows, self.info.optical_factors, packed=self.packed, memory=self._memory)
+        return decode_pairs(rows, self.info.optical_factors, packed=self.packed)
 
     def _decode_around_damage(
         self, located: list[Located], epochs: np.ndarray, rows: np.ndarray
@@ -125,17 +130,44 @@ class PairDataset(Dataset[dict[str, Any]], ABC):
             located[position], rows[position], replaced[position] = at, row, error is not None
         return self._decode(located), rows, replaced
 
-    def _leave_out(self, bad_files: dict[str, str]) -> None:
-        """Go on without these files."""
-        self._shards = tuple(shard for shard in self._shards if shard.name not in bad_files)
+    def read_columns(self, columns: Sequence[str]) -> Iterator[pa.Table]:
+        """Columns of each row group in turn, in the order of the rows.
+
+        Raises:
+            DamagedShardError: a file cannot be read.
+        """
+        for file in self._files:
+            for number in range(len(file.record.row_group_rows)):
+                yield file.read([number], columns)
+            file.forget_footer()
+
+    def _look_at_files(self, look: Callable[[ShardFile], T]) -> list[T]:
+        """What `look` finds in each file, several at a time; damaged files are left out where that is allowed."""
+
+        def result(file: ShardFile) -> T | DamagedShardError:
+            try:
+                return look(file)
+            except DamagedShardError as error:
+                if self.on_bad_files == "error":
+                    raise
+                return error
+            finally:
+                file.forget_footer()
+
+        with ThreadPoolExecutor(OPENED_TOGETHER) as threads:
+            found = dict(zip(self._files, threads.map(result, self._files), strict=True))
+        bad_files = {file.record.name: str(error) for file, error in found.items() if isinstance(error, Exception)}
+        self._files = [file for file in self._files if file.record.name not in bad_files]
+        self._num_rows = sum(file.record.rows for file in self._files)
         self.bad_files |= bad_files
-        if not self._shards:
+        if not self._files:
             raise DamagedShardError(
                 f"No file of split {self.split!r} of {self.root} can be read. The first: "
                 f"{next(iter(bad_files.values()))}"
             )
         for reason in bad_files.values():
             self._report(f"Left out: {reason}")
+        return [value for value in found.values() if not isinstance(value, DamagedShardError)]
 
     def _report(self, problem: object) -> None:
         if self.on_bad_files == "warn":

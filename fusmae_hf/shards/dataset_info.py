@@ -1,33 +1,41 @@
-"""`dataset_info.json`: what a prepared folder holds, down to the row groups, so that no footer is needed to plan."""
+"""`dataset_info.json`: what a prepared folder holds, down to the row groups, so that no footer is needed to plan.
 
+Beside it, `left_out.csv` lists every pair that preparing left out, with its reason.
+"""
+
+import csv
 import dataclasses
-import json
 import os
 import re
 import reprlib
-from collections.abc import Iterable, Mapping, Sequence
-from itertools import chain
-from pathlib import Path
-from typing import Any
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import fsspec
-import pyarrow.parquet as pq
 
 from fusmae_hf.data.pairs import PairsInfo
-from fusmae_hf.files.atomic import write_atomically
-from fusmae_hf.files.strict_json import is_count, parse_json, plain_text
-from fusmae_hf.shards.left_out import LeftOut, count_reasons, write_left_out
-
-FORMAT_VERSION = 2
-"""Version of the shard format; raised when older code can no longer read what is written."""
+from fusmae_hf.files.plain_text import plain_text
+from fusmae_hf.files.strict_json import is_count, parse_json
+from fusmae_hf.shards.format import FORMAT_VERSION
 
 FILE_NAME = "dataset_info.json"
+LEFT_OUT_NAME = "left_out.csv"
+
 MOST_BYTES = 64 * 2**20
 """Size up to which the file is read: a thousand times that of the half million pairs of BigEarthNet."""
 
 MOST_ROWS_PER_GROUP = 1_000_000
 """Rows of a row group that are believed. They are mixed in memory before any is read."""
 
+MOST_KINDS = 100
+"""Kinds of reasons that are counted one by one; `dataset_info.json` is read whenever a folder is opened."""
+
+OTHER_REASONS = "other reasons"
+
+_PLACE = re.compile(r"\S*[/\\].*?: ")
+_SIZE = re.compile(r"\d+x\d+")
+_NUMBER = re.compile(r"(?<![\w.-])\d[\d,.]*\d(?!\w)")
 _SHARD_NAME = re.compile(r"data/(?P<split>\w{1,100})-[0-9]{5,9}-of-[0-9]{5,9}\.parquet")
 
 
@@ -90,6 +98,29 @@ class ShardRecord:
         if not isinstance(name, str) or not (match := _SHARD_NAME.fullmatch(name)):
             raise ValueError(f"shard name {reprlib.repr(name)} is not of the form data/<split>-00000-of-00001.parquet")
         return match["split"]
+
+
+class LeftOut(NamedTuple):
+    """A pair that is not in the shards.
+
+    Attributes:
+        id: name of the pair.
+        reason: why it was left out.
+        file: shard in which it would have been, or `""` where the reader did not list it as a pair.
+    """
+
+    id: str
+    reason: str
+    file: str = ""
+
+    @property
+    def kind(self) -> str:
+        """The reason without what is particular to this pair: names of files and pairs, and numbers."""
+        reason = re.sub(rf"(?<!\w){re.escape(self.id)}(?!\w)", "...", self.reason[:1000]) if self.id else self.reason
+        if place := _PLACE.match(reason):
+            reason = reason[place.end() :]
+        words = ("..." if _is_name(word) else _NUMBER.sub("N", word) for word in reason.split())
+        return " ".join(words).removeprefix("...: ")[:200]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -188,63 +219,6 @@ def pairs_info_from_json(content: dict[str, Any]) -> PairsInfo:
     return PairsInfo(**fields)
 
 
-def write_dataset_info(
-    folder: str | os.PathLike[str],
-    info: PairsInfo,
-    shards: Iterable[ShardRecord],
-    left_out: Sequence[LeftOut] = (),
-    *,
-    preparation: Mapping[str, Any] | None = None,
-) -> DatasetInfo:
-    """Write `dataset_info.json`, atomically, and `left_out.csv` before it; the last step of preparing a folder.
-
-    Args:
-        folder: the prepared folder, which already holds the shards.
-        info: what holds for all pairs.
-        shards: what `write_shard` returned, for all splits.
-        left_out: pairs that were left out.
-        preparation: how the folder was made. Whoever gives it vouches that no pair is in two splits; otherwise the
-            ids of all shards are read to see.
-
-    Raises:
-        ValueError: no shard was given; an id is in two splits; or the columns of two shards differ.
-        OSError: a file cannot be written; nothing half-written is left behind.
-    """
-    splits: dict[str, tuple[ShardRecord, ...]] = {}
-    for shard in shards:
-        splits[shard.split] = (*splits.get(shard.split, ()), shard)
-    if not splits:
-        raise ValueError(f"There is no shard to describe in {folder}: every pair was left out, or none was found.")
-    if preparation is None:
-        _check_consistent(Path(folder), splits)
-    described = DatasetInfo(info, splits, count_reasons(left_out), dict(preparation or {}))
-    write_left_out(folder, left_out)
-    write_atomically(Path(folder, FILE_NAME), json.dumps(described.to_json(), indent=1).encode())
-    return described
-
-
-def _check_consistent(folder: Path, splits: dict[str, tuple[ShardRecord, ...]]) -> None:
-    """Check what no split knows of the others: that no pair is in two of them, and that all have the same columns."""
-    split_of: dict[str, str] = {}
-    schema = None
-    for shard in chain.from_iterable(splits.values()):
-        with pq.ParquetFile(folder / shard.name) as file:
-            schema = schema or file.schema_arrow
-            if not file.schema_arrow.equals(schema):
-                raise ValueError(
-                    f"{folder / shard.name} has the columns {file.schema_arrow.to_string()}, but those before it "
-                    f"{schema.to_string()}. Give extra columns the same type in every split and prepare again."
-                )
-            ids = file.read(["id"]).column("id").to_pylist()
-        twice = next((id for id in ids if id in split_of), None)
-        if twice is not None:
-            raise ValueError(
-                f"{twice} is in the split {split_of[twice]!r} and again in {folder / shard.name}: a pair may be in "
-                "one split only. Correct the splits and prepare again."
-            )
-        split_of |= dict.fromkeys(ids, shard.split)
-
-
 def read_dataset_info(folder_or_url: str | os.PathLike[str]) -> DatasetInfo:
     """Read `dataset_info.json` of a prepared folder.
 
@@ -272,3 +246,32 @@ def read_dataset_info(folder_or_url: str | os.PathLike[str]) -> DatasetInfo:
         raise ValueError(
             f"{path} cannot be used: {type(error).__name__}: {error}. Prepare the folder again with `fusmae prepare`."
         ) from error
+
+
+def _is_name(word: str) -> bool:
+    """True for names of files, and of patches and products, which have many digits."""
+    return "/" in word or "\\" in word or (sum(map(str.isdigit, word)) >= 6 and not _SIZE.search(word))
+
+
+def count_reasons(left_out: Sequence[LeftOut]) -> dict[str, int]:
+    """Number of pairs by kind of reason, most frequent first; rare kinds beyond `MOST_KINDS` are taken together."""
+    counts = Counter(pair.kind for pair in left_out)
+    most = sorted(counts.items(), key=lambda kind: (-kind[1], kind[0]))
+    rest = sum(count for _, count in most[MOST_KINDS:])
+    return dict(most[:MOST_KINDS]) | ({OTHER_REASONS: rest} if rest else {})
+
+
+def read_left_out(folder_or_url: str | os.PathLike[str]) -> list[LeftOut]:
+    """Read `left_out.csv` of a prepared folder; empty where there is none.
+
+    Raises:
+        ValueError: the file is damaged.
+    """
+    path = f"{os.fspath(folder_or_url).rstrip('/')}/{LEFT_OUT_NAME}"
+    try:
+        with fsspec.open(path, "r", encoding="utf-8", newline="") as file:
+            return [LeftOut(row["id"], row["reason"], row["file"]) for row in csv.DictReader(file)]
+    except FileNotFoundError:
+        return []
+    except (KeyError, UnicodeDecodeError, csv.Error) as error:
+        raise ValueError(f"{path} is damaged ({error!r}). Prepare the folder again.") from error

@@ -1,11 +1,11 @@
-"""From rows of shards to a batch of tensors. Pixels never become Python objects: views over Arrow, then one copy."""
+"""From rows of shards to a batch of tensors. Pixels never become Python objects: views or reads, then one copy."""
 
 import os
-import sys
+import weakref
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Mapping, Sequence
-from functools import cached_property
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -15,19 +15,13 @@ from torch.utils.data import get_worker_info
 
 from fusmae_hf.data.native_resolution import expand_bands
 from fusmae_hf.files.retries import retried
-from fusmae_hf.shards.writing import PIXEL_DTYPES, pair_checksum, stored_size
+from fusmae_hf.shards.format import ARRAY_COLUMNS, SMALL_COLUMNS, pair_checksum, stored_bytes
 from fusmae_hf.vocabulary import IMAGES
 
-"""Arrays of a row, in the order of its checksum."""
+Declared = tuple[str, tuple[int, ...]]
+"""Dtype and shape."""
 
-SMALL_COLUMNS = {
-    "id": pa.string(),
-    "checksum": pa.uint64(),
-    "labels": pa.list_(pa.string()),
-    **{f"{name}_dtype": pa.string() for name in IMAGES},
-    **{f"{name}_shape": pa.list_(pa.int32(), 2 if name == "label_map" else 3) for name in IMAGES},
-}
-"""Columns that are needed beside the arrays, with their types."""
+MOST_OPEN_FILES = 256
 
 
 class DamagedShardError(ValueError):
@@ -39,7 +33,7 @@ class MissingShardError(FileNotFoundError, DamagedShardError):
 
 
 class ShardRows(ABC):
-    """Consecutive rows of a shard: their small columns, and a way to their arrays.
+    """Consecutive rows of a shard: what their small columns say, and a way to their arrays.
 
     Args:
         rows: columns of a shard, at least `SMALL_COLUMNS`, in one chunk each.
@@ -50,22 +44,24 @@ class ShardRows(ABC):
             hold, such as bytes that are no text.
     """
 
+    needed_columns: Mapping[str, pa.DataType] = SMALL_COLUMNS
+
     def __init__(self, rows: pa.RecordBatch, origin: str):
         self.origin = origin
-        require_columns(rows, SMALL_COLUMNS, origin)
+        require_columns(rows, self.needed_columns, origin)
         try:
             rows.validate(full=True)  # text is UTF-8, offsets are in order; pixels are not looked at
         except pa.ArrowInvalid as error:
             raise DamagedShardError(
                 f"{origin} is damaged: {error}. Delete it and prepare (or download) it again."
             ) from error
-        self._rows = rows
         self._ids, self._labels = rows.column("id"), rows.column("labels")
         self._no_labels = self._labels.null_count == len(self._labels)
         self._checksums = rows.column("checksum").fill_null(0).to_numpy()
+        self._declared = {name: self._of_rows(rows, name) for name in IMAGES}
 
     def __len__(self) -> int:
-        return self._rows.num_rows
+        return len(self._ids)
 
     def id(self, row: int) -> str:
         """Id of one row. Raises DamagedShardError where it has none."""
@@ -82,10 +78,10 @@ class ShardRows(ABC):
         """Checksum of one row, as written."""
         return int(self._checksums[row])
 
-    def declared(self, name: str, row: int) -> tuple[str, tuple[int, ...]] | None:
+    def declared(self, name: str, row: int) -> Declared | None:
         """Dtype and shape that a row declares for an array; None where it has no such array."""
-        kinds = self._kinds[name]
-        return kinds[row] if len(kinds) > 1 else kinds[0]
+        declared = self._declared[name]
+        return declared[row] if len(declared) > 1 else declared[0]
 
     @abstractmethod
     def length(self, name: str, row: int) -> int:
@@ -99,36 +95,27 @@ class ShardRows(ABC):
             DamagedShardError: they cannot be read.
         """
 
-    def _missing(self, name: str) -> Sequence[bool]:
+    def _is_missing(self, rows: pa.RecordBatch, name: str) -> Sequence[bool]:
         """For each row, whether it has no such array."""
-        if name == "label_map":
-            return self._rows.column("label_map_shape").is_null().to_pylist()
-        return [False] * len(self)
+        return rows.column(name).is_null().to_pylist()
 
-    @cached_property
-    def _kinds(self) -> dict[str, list[tuple[str, tuple[int, ...]] | None]]:
+    def _of_rows(self, rows: pa.RecordBatch, name: str) -> list[Declared | None]:
         """What `declared` gives for the rows; a single entry where it is the same for all."""
-        kinds = {}
-        for name in IMAGES:
-            of_rows = [
-                None if missing else (dtype or "", tuple(shape or ()))
-                for missing, dtype, shape in zip(
-                    self._missing(name),
-                    self._rows.column(f"{name}_dtype").to_pylist(),
-                    self._rows.column(f"{name}_shape").to_pylist(),
-                    strict=True,
-                )
-            ]
-            kinds[name] = of_rows[:1] if len(set(of_rows)) == 1 else of_rows
-        return kinds
+        dtypes, shapes = (rows.column(f"{name}_{what}").to_pylist() for what in ("dtype", "shape"))
+        declared = [
+            None if missing else (dtype or "", tuple(shape or ()))
+            for missing, dtype, shape in zip(self._is_missing(rows, name), dtypes, shapes, strict=True)
+        ]
+        return declared[:1] if len(set(declared)) == 1 else declared
 
 
 class RowsInMemory(ShardRows):
     """Rows whose arrays lie in an Arrow record batch."""
 
+    needed_columns = SMALL_COLUMNS | ARRAY_COLUMNS
+
     def __init__(self, rows: pa.RecordBatch, origin: str):
         super().__init__(rows, origin)
-        require_columns(rows, dict.fromkeys(IMAGES, pa.large_binary()), origin)
         self._ends: dict[str, np.ndarray] = {}
         self._values: dict[str, pa.Buffer | None] = {}
         for name in IMAGES:
@@ -147,8 +134,30 @@ class RowsInMemory(ShardRows):
     def copy(self, name: str, row: int, target: np.ndarray) -> None:  # noqa: D102
         target[:] = self.raw(name, row)
 
-    def _missing(self, name: str) -> Sequence[bool]:
-        return self._rows.column(name).is_null().to_pylist()
+
+class OpenFiles:
+    """Reads bytes of files by path; those used last stay open."""
+
+    def __init__(self) -> None:
+        self._opened = lru_cache(MOST_OPEN_FILES)(_OpenFile)
+
+    def read_into(self, path: str, target: np.ndarray, place: int) -> int:
+        """Fill `target` with bytes of a file from a place on; their number."""
+        file = self._opened(path)
+        return os.preadv(file.descriptor, [target.data], place)
+
+    def forget(self) -> None:
+        """Open every file anew from now on."""
+        self._opened.cache_clear()
+
+    def __reduce__(self) -> tuple[type["OpenFiles"], tuple[()]]:
+        return OpenFiles, ()  # each process has its own
+
+
+class _OpenFile:
+    def __init__(self, path: str):
+        self.descriptor = os.open(path, os.O_RDONLY)
+        weakref.finalize(self, os.close, self.descriptor)
 
 
 class RowsInFile(ShardRows):
@@ -156,56 +165,53 @@ class RowsInFile(ShardRows):
 
     Args:
         rows: small columns.
-        origin: the shard that the rows come from, for messages.
-        file: descriptor of the file, which may be another one.
-        places: for each array, where it begins in the file and its length in bytes, `(rows,)` each.
-        name: of the file, for messages.
-        path: of the file, to open it again where the descriptor has become stale.
+        path: of the file.
+        optical_factors: those of `PairsInfo`.
+        files: reads the file.
+
+    Attributes:
+        begins: for each array, where it begins in the file, `(rows,)`; filled in by who knows.
     """
 
-    def __init__(
-        self,
-        rows: pa.RecordBatch,
-        origin: str,
-        file: int,
-        places: dict[str, tuple[np.ndarray, np.ndarray]],
-        name: str,
-        path: str,
-    ):
-        super().__init__(rows, origin)
-        self._file, self._places, self._name, self._path = file, places, name, path
+    def __init__(self, rows: pa.RecordBatch, path: str, optical_factors: Sequence[int], files: OpenFiles):
+        super().__init__(rows, path)
+        self._factors, self._files = tuple(optical_factors), files
+        self.begins = {name: np.full(len(self), -1) for name in IMAGES}
 
     def length(self, name: str, row: int) -> int:  # noqa: D102
-        return int(self._places[name][1][row])
+        declared = self.declared(name, row)
+        return stored_bytes(*declared, self._factors if name == "optical" else ()) if declared else -1
 
     def copy(self, name: str, row: int, target: np.ndarray) -> None:  # noqa: D102
-        place = int(self._places[name][0][row])
-        try:
-            count = os.preadv(self._file, [target.data], place)
-        except OSError as error:
-            count = self._read_again(target, place, error)
-        if count != len(target):
-            raise DamagedShardError(f"{self._name} is cut short. Delete it and prepare (or download) it again.")
+        if self.read_into(target, int(self.begins[name][row])) != len(target):
+            raise DamagedShardError(f"{self.origin} is cut short. Delete it and prepare (or download) it again.")
 
-    def _read_again(self, target: np.ndarray, place: int, first: OSError) -> int:
-        """Number of bytes read after a first try failed; storage that stalls is waited for."""
-        failed: list[OSError] = [first]
+    def read_into(self, target: np.ndarray, place: int) -> int:
+        """Fill `target` with bytes of the file from a place on; their number. Storage that stalls is waited for.
+
+        Raises:
+            DamagedShardError: they cannot be read.
+        """
+        try:
+            return self._files.read_into(self.origin, target, place)
+        except OSError as error:
+            failed: list[OSError] = [error]
 
         def read() -> int:
             if failed:
                 raise failed.pop()
-            # A server that came back may know nothing of files opened before. Others share this descriptor.
-            fresh = os.open(self._path, os.O_RDONLY)
-            try:
-                os.dup2(fresh, self._file, inheritable=False)
-            finally:
-                os.close(fresh)
-            return os.preadv(self._file, [target.data], place)
+            self._files.forget()  # a server that came back may know nothing of files opened before
+            return self._files.read_into(self.origin, target, place)
 
         try:
-            return retried(read, self._name, is_missing_for_now=lambda: True)
+            return retried(read, self.origin, is_missing_for_now=lambda: True)
         except OSError as error:
-            raise DamagedShardError(f"{self._name} cannot be read ({error.strerror}).") from error
+            raise DamagedShardError(f"{self.origin} cannot be read ({error.strerror}).") from error
+
+    def _is_missing(self, rows: pa.RecordBatch, name: str) -> Sequence[bool]:
+        if name == "label_map":
+            return rows.column("label_map_shape").is_null().to_pylist()
+        return [False] * len(rows)
 
 
 def require_columns(rows: pa.RecordBatch | pa.Table, columns: Mapping[str, pa.DataType | None], origin: str) -> None:
@@ -218,38 +224,11 @@ def require_columns(rows: pa.RecordBatch | pa.Table, columns: Mapping[str, pa.Da
             )
 
 
-class BatchMemory:
-    """Memory for batches: that of a batch which nobody holds any more is used again.
-
-    The kernel clears fresh memory, which takes about as long as copying a batch into it. In a worker of a `DataLoader`
-    batches lie in shared memory instead, as torch's own collation has them, so that sending them copies nothing.
-    """
-
-    def __init__(self) -> None:
-        self._used: deque[np.ndarray] = deque(maxlen=8)
-
-    def take(self, rows: int, length: int) -> torch.Tensor:
-        """Bytes `(rows, length)` of any content."""
-        if get_worker_info() is not None:
-            storage = torch.UntypedStorage._new_shared(rows * length, device="cpu")
-            return torch.empty(0, dtype=torch.uint8).set_(storage).view(rows, length)
-        for memory in self._used:
-            # Held by the deque, by this loop and by the call itself: no tensor holds it.
-            if memory.shape == (rows, length) and sys.getrefcount(memory) == 3:
-                return torch.from_numpy(memory)
-        self._used.append(np.empty((rows, length), np.uint8))
-        return torch.from_numpy(self._used[-1])
-
-    def __reduce__(self) -> tuple[type["BatchMemory"], tuple[()]]:
-        return BatchMemory, ()  # each process has its own
-
-
 def decode_pairs(
     rows: Sequence[tuple[ShardRows, int]],
     optical_factors: Sequence[int] = (),
     *,
     packed: bool = False,
-    memory: BatchMemory | None = None,
 ) -> dict[str, Any]:
     """Decode rows of shards, from the local or the streamed way of reading, into a batch.
 
@@ -258,7 +237,6 @@ def decode_pairs(
         optical_factors: those of `PairsInfo`: by how much each optical band is coarser than the grid.
         packed: leave optical bands in their own resolution, `(batch, values)`, for `expand_bands` on a device; the
             batch then has `optical_shape`, (bands, height, width). Nothing changes where all bands are of one.
-        memory: where batches lie; a fresh one each time if None.
 
     Returns:
         `optical` and `sar`, tensors `(batch, bands, height, width)` in the raw dtype; `id`, a list of strings; where
@@ -270,8 +248,7 @@ def decode_pairs(
     """
     ids = [at.id(row) for at, row in rows]
     kinds = {name: _common_kind(rows, name, optical_factors if name == "optical" else ()) for name in IMAGES}
-    memory = memory or BatchMemory()
-    stacked = {name: memory.take(len(rows), kind.length) for name, kind in kinds.items() if kind}
+    stacked = {name: _batch_memory(len(rows), kind.length) for name, kind in kinds.items() if kind}
     targets = [(name, tensor.numpy()) for name, tensor in stacked.items()]
     for position, (at, row) in enumerate(rows):
         for name, target in targets:
@@ -299,6 +276,42 @@ def decode_pairs(
     return batch
 
 
+def check_lengths(rows: ShardRows, optical_factors: Sequence[int]) -> None:
+    """Raise a DamagedShardError unless the arrays of rows have the lengths that are declared."""
+    for row in range(len(rows)):
+        for name in IMAGES:
+            _common_kind([(rows, row)], name, optical_factors if name == "optical" else ())
+
+
+_spare_memory: dict[tuple[int, int], deque[np.ndarray]] = {}
+"""Memory of batches that are gone, by rows and bytes of a row."""
+
+_MOST_SIZES = 16
+
+
+def _batch_memory(rows: int, length: int) -> torch.Tensor:
+    """Bytes `(rows, length)` of any content: memory of a batch that is gone, where there is some of this size.
+
+    The kernel clears fresh memory, which costs a sixth of the rate of reading (benchmarks/data_pipeline.py). In a
+    worker of a `DataLoader` batches lie in shared memory instead, as torch's own collation has them, so that sending
+    them copies nothing.
+    """
+    if get_worker_info() is not None:
+        storage = torch.UntypedStorage._new_shared(rows * length, device="cpu")
+        return torch.empty(0, dtype=torch.uint8).set_(storage).view(rows, length)
+    if len(_spare_memory) > _MOST_SIZES:
+        _spare_memory.clear()
+    spare = _spare_memory.setdefault((rows, length), deque(maxlen=4))
+    try:
+        memory = spare.pop()
+    except IndexError:
+        memory = np.empty((rows, length), np.uint8)
+    lent = memory.view()
+    # Every tensor, view or array made of the batch holds `lent`, so the memory comes back when all of them are gone.
+    weakref.finalize(lent, spare.append, memory).atexit = False
+    return torch.from_numpy(lent)
+
+
 class _Kind(NamedTuple):
     """What the arrays of one column have in common."""
 
@@ -320,7 +333,7 @@ def _common_kind(rows: Sequence[tuple[ShardRows, int]], name: str, factors: Sequ
             raise DamagedShardError(f"{origin} is damaged: pair {missing[0]!r} has no {name}. Prepare it again.")
         raise ValueError(f"These pairs have no {name}, while others of the batch have one: {missing}.")
     present = [kind for kind in declared if kind is not None]
-    expected = {kind: _byte_length(*kind, factors) for kind in dict.fromkeys(present)}
+    expected = {kind: stored_bytes(*kind, tuple(factors)) for kind in dict.fromkeys(present)}
     for (at, row), kind in zip(rows, present, strict=True):
         if at.length(name, row) != expected[kind]:
             raise DamagedShardError(
@@ -339,22 +352,3 @@ def _common_kind(rows: Sequence[tuple[ShardRows, int]], name: str, factors: Sequ
         )
     (((dtype, shape), length),) = expected.items()
     return _Kind(dtype, shape, length)
-
-
-def declared_lengths(rows: pa.RecordBatch, name: str, factors: Sequence[int]) -> np.ndarray:
-    """Bytes of the arrays of a column by dtype and shape, `(rows,)`; not positive where there can be none."""
-    kinds = [
-        (dtype or "", tuple(shape or ()))
-        for dtype, shape in zip(
-            rows.column(f"{name}_dtype").to_pylist(), rows.column(f"{name}_shape").to_pylist(), strict=True
-        )
-    ]
-    length = {kind: _byte_length(*kind, factors) for kind in set(kinds)}
-    return np.array([length[kind] for kind in kinds], dtype=np.int64)
-
-
-def _byte_length(dtype: str, shape: tuple[int, ...], factors: Sequence[int]) -> int:
-    """Length of an array of the declared dtype and shape, or -1 where there can be none."""
-    values = stored_size(shape, factors)
-    # No file holds more, and numpy has no integers for it.
-    return values * np.dtype(dtype).itemsize if dtype in PIXEL_DTYPES and 0 < values < 2**48 else -1

@@ -2,7 +2,7 @@
 
 Both ways give map-style datasets and the same batches; they differ in what lies on the disk and in the training order:
 
-- local (default): HF Datasets makes a memory-mapped Arrow copy once, where random access is free (`EpochSampler`);
+- local (default): shards on the disk, where random access is free (`EpochSampler`);
 - streaming: nothing is stored, row groups are read from a folder, the Hub or any other URL (`LaneSampler`).
 """
 
@@ -16,8 +16,6 @@ from fusmae_hf.shards.dataset import OnBadFiles, PairDataset
 from fusmae_hf.shards.dataset_info import read_dataset_info
 from fusmae_hf.shards.local import LocalPairDataset
 from fusmae_hf.shards.streamed import StreamedPairDataset
-
-__all__ = ["LocalPairDataset", "OnBadFiles", "PairDataset", "StreamedPairDataset", "load_pairs"]
 
 
 def load_pairs(
@@ -35,13 +33,14 @@ def load_pairs(
         path: a folder written by `fusmae prepare`, a dataset repository on the Hub (`<user>/<name>`), or a URL that
             fsspec knows (`hf://datasets/<user>/<name>`, also with `@<revision>`).
         split: `"train"`, `"validation"` or `"test"`.
-        streaming: read row groups when they are needed instead of keeping an Arrow copy on the disk.
+        streaming: read row groups when they are needed instead of keeping shards on the disk. Without it shards of the
+            Hub are downloaded, and of compressed or otherwise encoded ones HF Datasets makes an Arrow copy.
         mix: for streaming, the number of row groups whose rows are permuted together in training. From a URL a worker
             holds twice as many for each of its lanes (about 15 MB each as prepared by default).
         on_bad_files: what to do with what cannot be read. `"error"` raises, naming the file. `"warn"` and `"skip"`,
             with a warning and without, go on: files that cannot be opened are left out (`bad_files` of the dataset),
             a row found damaged later is replaced by the next sound one and marked in the batch as `replaced`.
-        num_proc: processes that make the local Arrow copy; one by default.
+        num_proc: processes that make the Arrow copy, where one is needed; one by default.
 
     Raises:
         FileNotFoundError: there is no such folder or repository, or no shards or no `dataset_info.json` in it.

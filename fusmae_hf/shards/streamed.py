@@ -7,14 +7,12 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from torch.utils.data import get_worker_info
 
 from fusmae_hf.shards.dataset import Located, OnBadFiles, PairDataset
 from fusmae_hf.shards.dataset_info import DatasetInfo
 from fusmae_hf.shards.decoding import DamagedShardError, ShardRows
 from fusmae_hf.shards.order import LaneSampler, PairSampler, SequentialPairSampler
-from fusmae_hf.shards.shard_files import read_row_group, read_rows
 
 
 class StreamedPairDataset(PairDataset):
@@ -41,18 +39,22 @@ class StreamedPairDataset(PairDataset):
         on_bad_files: OnBadFiles = "error",
     ):
         super().__init__(root, dataset_info, split, on_bad_files)
+        if on_bad_files != "error":
+            self._look_at_files(lambda file: file.footer())
         self.mix = mix
         self._lanes: LaneSampler | None = None
         self.prefetch = "://" in root
         self._turns = 1
-        self._row_groups = [(shard, number) for shard in self._shards for number in range(len(shard.row_group_rows))]
-        self._row_group_rows = np.array([rows for shard in self._shards for rows in shard.row_group_rows])
+        sizes = [
+            (file, number, rows) for file in self._files for number, rows in enumerate(file.record.row_group_rows)
+        ]
+        self._row_groups = [(file, number) for file, number, _ in sizes]
+        self._row_group_rows = np.array([rows for _, _, rows in sizes])
         self._row_group_starts = np.cumsum(self._row_group_rows) - self._row_group_rows
         self._forget()
 
     def _forget(self) -> None:
         """Start without anything that was read."""
-        self._footers: dict[str, pq.FileMetaData] = {}
         self._kept: OrderedDict[tuple[int, int, int], ShardRows] = OrderedDict()
         self._to_serve: dict[tuple[int, int, int], int] = {}
         self._coming: dict[tuple[int, int, int], Future[ShardRows]] = {}
@@ -160,8 +162,8 @@ class StreamedPairDataset(PairDataset):
                 self._coming[coming] = self._fetcher.submit(self._rows_of, following)
 
     def _rows_of(self, group: int) -> ShardRows:
-        shard, number = self._row_groups[group]
-        return read_rows(self.root, shard, number, self._footers, self.info.optical_factors)
+        file, number = self._row_groups[group]
+        return file.rows([number], self.info.optical_factors, self._open_files)
 
     def _most_kept(self) -> int:
         """Row groups to keep: those that this worker's lanes mix, and one more for a batch across two blocks."""
@@ -176,12 +178,12 @@ class StreamedPairDataset(PairDataset):
         Raises:
             DamagedShardError: the file cannot be read or does not agree with `dataset_info.json`.
         """
-        shard, number = self._row_groups[group]
-        return read_row_group(self.root, shard, number, self._footers)
+        file, number = self._row_groups[group]
+        return file.read([number])
 
     def __getstate__(self) -> dict[str, Any]:
         # Workers start without what the main process has read; fsspec itself renews its connections in a new process.
-        read = ("_footers", "_kept", "_to_serve", "_coming", "_fetcher", "_blocks", "_lane_of")
+        read = ("_kept", "_to_serve", "_coming", "_fetcher", "_blocks", "_lane_of")
         return {name: value for name, value in self.__dict__.items() if name not in read}
 
     def __setstate__(self, state: dict[str, Any]) -> None:

@@ -1,14 +1,14 @@
-"""Writing pairs into parquet shards: one row a pair, raw pixels in their own dtype, nothing converted.
+"""Writing pairs into parquet shards: one row a pair, raw pixels in their own dtype, nothing converted."""
 
-Reading is in `loading` (pairs) and `dataset_info` (what a folder holds); `decoding` turns rows into tensors.
-"""
-
+import csv
 import dataclasses
+import io
 import json
 import math
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
+from itertools import chain
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -16,93 +16,22 @@ from typing import Any, Self
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-import xxhash
 
-from fusmae_hf.data.checks import PIXEL_DTYPES, check_pair, no_data_pixels
-from fusmae_hf.data.native_resolution import NativeBands, native_bands, native_size
+from fusmae_hf.data.checks import check_pair
+from fusmae_hf.data.native_resolution import NativeBands, native_bands
 from fusmae_hf.data.pairs import Pair, PairsInfo
 from fusmae_hf.errors import PairError
-from fusmae_hf.files.atomic import explain_failed_write, flush_to_disk, incomplete_path
+from fusmae_hf.files.atomic import explain_failed_write, flush_to_disk, incomplete_path, write_atomically
 from fusmae_hf.shards.dataset_info import (
-    FORMAT_VERSION,
+    FILE_NAME,
+    LEFT_OUT_NAME,
     DatasetInfo,
+    LeftOut,
     ShardRecord,
-    read_dataset_info,
-    write_dataset_info,
+    count_reasons,
 )
+from fusmae_hf.shards.format import FORMAT_VERSION, METADATA_KEY, content_hash, pair_checksum, shard_schema
 from fusmae_hf.vocabulary import IMAGES
-
-__all__ = [
-    "PIXEL_DTYPES",
-    "DatasetInfo",
-    "ShardRecord",
-    "ShardWriter",
-    "check_pair",
-    "content_hash",
-    "no_data_pixels",
-    "pair_checksum",
-    "read_dataset_info",
-    "shard_schema",
-    "write_dataset_info",
-    "write_shard",
-]
-
-METADATA_KEY = b"fusmae"
-"""Key of the file metadata (in the parquet footer) under which each file describes itself."""
-
-_SHAPE = pa.list_(pa.int32(), 3)
-_COLUMNS = pa.schema(
-    [
-        pa.field("id", pa.string(), nullable=False),
-        pa.field("checksum", pa.uint64(), nullable=False),
-        pa.field("sar", pa.large_binary(), nullable=False),
-        pa.field("sar_dtype", pa.string(), nullable=False),
-        pa.field("sar_shape", _SHAPE, nullable=False),
-        pa.field("optical", pa.large_binary(), nullable=False),
-        pa.field("optical_dtype", pa.string(), nullable=False),
-        pa.field("optical_shape", _SHAPE, nullable=False),
-        pa.field("labels", pa.list_(pa.string())),
-        pa.field("label_map", pa.large_binary()),
-        pa.field("label_map_dtype", pa.string()),
-        pa.field("label_map_shape", pa.list_(pa.int32(), 2)),
-        pa.field("crs", pa.string()),
-        pa.field("transform", pa.list_(pa.float64())),
-        pa.field("sar_time", pa.string()),
-        pa.field("optical_time", pa.string()),
-        pa.field("split", pa.string()),
-    ]
-)
-_EXTRA_TYPES = {"string": pa.string(), "int64": pa.int64(), "double": pa.float64(), "bool": pa.bool_()}
-
-
-def shard_schema(info: PairsInfo) -> pa.Schema:
-    """Columns of the shards of a dataset: those that all have, then the dataset's own.
-
-    Raises:
-        ValueError: an extra column has the name of one that every shard has, or an unknown type.
-    """
-    schema = _COLUMNS
-    for name, kind in info.extra_columns.items():
-        if name in schema.names or kind not in _EXTRA_TYPES:
-            raise ValueError(
-                f"{info.name}: extra column {name!r} of type {kind!r} needs a name other than {_COLUMNS.names} and a "
-                f"type out of {sorted(_EXTRA_TYPES)}."
-            )
-        schema = schema.append(pa.field(name, _EXTRA_TYPES[kind]))
-    return schema
-
-
-def pair_checksum(id: str, *pixels: Any) -> int:
-    """Checksum (xxh3, 64 bits) of a row: its id, then the bytes of sar, optical and label map, where there is one."""
-    digest = xxhash.xxh3_64(id.encode())
-    for buffer in pixels:
-        digest.update(buffer)
-    return digest.intdigest()
-
-
-def content_hash(checksums: Iterable[int]) -> str:
-    """Hash (xxh3, 128 bits, hexadecimal) of a shard, from the checksums of its rows in order."""
-    return xxhash.xxh3_128(np.fromiter(checksums, "<u8").tobytes()).hexdigest()
 
 
 class ShardWriter:
@@ -251,6 +180,80 @@ def write_shard(
     return shard.record
 
 
+def write_dataset_info(
+    folder: str | os.PathLike[str],
+    info: PairsInfo,
+    shards: Iterable[ShardRecord],
+    left_out: Sequence[LeftOut] = (),
+    *,
+    preparation: Mapping[str, Any] | None = None,
+) -> DatasetInfo:
+    """Write `dataset_info.json`, atomically, and `left_out.csv` before it; the last step of preparing a folder.
+
+    Args:
+        folder: the prepared folder, which already holds the shards.
+        info: what holds for all pairs.
+        shards: what `write_shard` returned, for all splits.
+        left_out: pairs that were left out.
+        preparation: how the folder was made. Whoever gives it vouches that no pair is in two splits; otherwise the
+            ids of all shards are read to see.
+
+    Raises:
+        ValueError: no shard was given; an id is in two splits; or the columns of two shards differ.
+        OSError: a file cannot be written; nothing half-written is left behind.
+    """
+    splits: dict[str, tuple[ShardRecord, ...]] = {}
+    for shard in shards:
+        splits[shard.split] = (*splits.get(shard.split, ()), shard)
+    if not splits:
+        raise ValueError(f"There is no shard to describe in {folder}: every pair was left out, or none was found.")
+    if preparation is None:
+        _check_consistent(Path(folder), splits)
+    described = DatasetInfo(info, splits, count_reasons(left_out), dict(preparation or {}))
+    write_left_out(folder, left_out)
+    write_atomically(Path(folder, FILE_NAME), json.dumps(described.to_json(), indent=1).encode())
+    return described
+
+
+def _check_consistent(folder: Path, splits: dict[str, tuple[ShardRecord, ...]]) -> None:
+    """Check what no split knows of the others: that no pair is in two of them, and that all have the same columns."""
+    split_of: dict[str, str] = {}
+    schema = None
+    for shard in chain.from_iterable(splits.values()):
+        with pq.ParquetFile(folder / shard.name) as file:
+            schema = schema or file.schema_arrow
+            if not file.schema_arrow.equals(schema):
+                raise ValueError(
+                    f"{folder / shard.name} has the columns {file.schema_arrow.to_string()}, but those before it "
+                    f"{schema.to_string()}. Give extra columns the same type in every split and prepare again."
+                )
+            ids = file.read(["id"]).column("id").to_pylist()
+        twice = next((id for id in ids if id in split_of), None)
+        if twice is not None:
+            raise ValueError(
+                f"{twice} is in the split {split_of[twice]!r} and again in {folder / shard.name}: a pair may be in "
+                "one split only. Correct the splits and prepare again."
+            )
+        split_of |= dict.fromkeys(ids, shard.split)
+
+
+def write_left_out(folder: str | os.PathLike[str], left_out: Sequence[LeftOut]) -> None:
+    """Write `left_out.csv` into a folder, atomically; no file where there is nothing to say.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    path = Path(folder, LEFT_OUT_NAME)
+    if not left_out:
+        path.unlink(missing_ok=True)
+        return
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(("id", "file", "reason"))
+    writer.writerows((pair.id, pair.file, pair.reason) for pair in left_out)
+    write_atomically(path, text.getvalue().encode(errors="backslashreplace"))
+
+
 def stored_arrays(pair: Pair, info: PairsInfo) -> dict[str, list[np.ndarray]]:
     """The arrays whose bytes, one after the other, a shard holds as `sar`, `optical` and `label_map`.
 
@@ -279,13 +282,6 @@ def row_checksum(pair: Pair, info: PairsInfo) -> int:
         array.astype(array.dtype.newbyteorder("<")).tobytes() for name in IMAGES for array in arrays.get(name, ())
     )
     return pair_checksum(pair.id, *little_endian)
-
-
-def stored_size(shape: Sequence[int], factors: Sequence[int] = ()) -> int:
-    """Number of values that a shard holds for pixels of the declared shape, or -1 where there can be none."""
-    if not shape or any(size is None or size < 1 for size in shape):
-        return -1
-    return native_size(shape, factors) if factors else math.prod(shape)
 
 
 def _small_values(pair: Pair, split: str) -> dict[str, Any]:

@@ -4,6 +4,7 @@ import errno
 import os
 import shutil
 
+import pyarrow.parquet as pq
 import pytest
 import torch
 from fsspec.exceptions import FSTimeoutError
@@ -204,8 +205,7 @@ def test_a_file_that_stays_away_is_named_or_replaced_as_on_bad_files_says(folder
     going_on = load_pairs(folder, streaming=True, mix=1, on_bad_files="skip")
     for pairs in (stopping, going_on):
         pairs[12]
-        pairs.__setstate__({})  # as if the cache of row groups had moved on
-        pairs._footers[SECOND] = None  # known to have been there
+        pairs._forget()  # as if the cache of row groups had moved on
     (folder / SECOND).unlink()
     with pytest.raises(DamagedShardError, match=r"train-00001-of-00003\.parquet is missing"):
         stopping[13]
@@ -268,21 +268,32 @@ def test_storage_that_is_gone_for_good_ends_the_run_after_one_round_of_waiting(f
     assert slept == list(WAITS)
 
 
+@pytest.fixture
+def compressed(folder):
+    """A folder of which the local way of reading needs an Arrow copy."""
+    for path in folder.glob("data/*.parquet"):
+        table, described = pq.read_table(path), pq.read_metadata(path).metadata
+        with pq.ParquetWriter(path, table.schema, compression="zstd") as writer:
+            writer.write_table(table, row_group_size=4)
+            writer.add_key_value_metadata({b"fusmae": described[b"fusmae"]})
+    return folder
+
+
 def arrow_file(pairs):
-    (name,) = pairs._arrow_files
-    return name
+    (file,) = pairs._copy.cache_files
+    return file["filename"]
 
 
-@pytest.mark.parametrize("cut", [1, 8, 500, 6000], ids="{} bytes".format)
-def test_a_local_copy_that_was_cut_short_is_named_when_it_is_opened(folder, cut):
-    name = arrow_file(load_pairs(folder))
+@pytest.mark.parametrize("cut", [500, 6000], ids="{} bytes".format)
+def test_a_local_copy_that_was_cut_short_is_named_when_it_is_opened(compressed, cut):
+    name = arrow_file(load_pairs(compressed))
     os.truncate(name, os.path.getsize(name) - cut)
     with pytest.raises(ValueError, match=r"local copy .*\.arrow.* is damaged.*Delete"):
-        load_pairs(folder)
+        load_pairs(compressed)
 
 
-def test_a_local_copy_that_is_cut_while_in_use_is_named_instead_of_ending_the_process(folder):
-    pairs = load_pairs(folder)
+def test_a_local_copy_that_is_cut_while_in_use_is_named_instead_of_ending_the_process(compressed):
+    pairs = load_pairs(compressed)
     pairs[0]
     os.truncate(arrow_file(pairs), 100)
     with pytest.raises(ValueError, match="cut while in use"):

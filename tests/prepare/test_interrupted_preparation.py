@@ -18,8 +18,7 @@ from fusmae_hf.prepare import work as preparation_tasks
 from fusmae_hf.prepare.plan import plan_preparation
 from fusmae_hf.prepare.preparation import prepare
 from fusmae_hf.prepare.state import merge_parts
-from fusmae_hf.shards.left_out import read_left_out
-from fusmae_hf.shards.writing import read_dataset_info
+from fusmae_hf.shards.dataset_info import read_dataset_info, read_left_out
 
 SIZES = {"rows_per_shard": 6, "row_group_rows": 2}
 """Six files in all: four of train, one each of validation and test."""

@@ -12,8 +12,7 @@ from fusmae_hf.errors import PairError
 from fusmae_hf.prepare.plan import plan_preparation
 from fusmae_hf.prepare.preparation import HOPELESS_AFTER, check_plausible, prepare
 from fusmae_hf.prepare.work import GIVE_UP_AFTER, GIVE_UP_AT_END_AFTER
-from fusmae_hf.shards.left_out import LeftOut, count_reasons, read_left_out
-from fusmae_hf.shards.writing import read_dataset_info
+from fusmae_hf.shards.dataset_info import LeftOut, count_reasons, read_dataset_info, read_left_out
 
 INFO = PairsInfo(
     name="made-up", source="these tests", license="none", sar_bands=("VV", "VH"), optical_bands=("B02", "B03", "B04")

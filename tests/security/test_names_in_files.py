@@ -10,8 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 
-from fusmae_hf.files.names import file_stem
-from fusmae_hf.files.plain_markdown import code, inline
+from fusmae_hf.files.plain_text import code, file_stem, inline
 from fusmae_hf.hub.dataset_card import dataset_card
 from fusmae_hf.plots.scores import plot_confusion
 from fusmae_hf.prepare.inspection import contact_sheet

@@ -5,7 +5,9 @@ import pickle
 import shutil
 from collections import Counter
 from itertools import islice
+from pathlib import Path
 
+import datasets
 import fsspec
 import numpy as np
 import pyarrow.parquet as pq
@@ -127,8 +129,9 @@ def test_a_url_takes_the_same_way_as_a_folder(prepare, protocol):
         url = "memory://archive/prepared"
         fsspec.filesystem("memory").put(f"{folder}/", "/archive/prepared/", recursive=True)
     rows = [39, 0, 13, 14]
-    from_url = load_pairs(url, streaming=True).__getitems__(rows)
-    assert_same_batches([from_url], [load_pairs(folder, streaming=True).__getitems__(rows)])
+    expected = load_pairs(folder, streaming=True).__getitems__(rows)
+    for streaming in (False, True):
+        assert_same_batches([load_pairs(url, streaming=streaming).__getitems__(rows)], [expected])
 
 
 def test_an_archive_prepared_again_is_not_taken_from_the_cache(prepare):
@@ -566,8 +569,11 @@ def test_arrays_are_read_where_they_lie_if_the_file_allows(prepare, make_pair, o
     with pq.ParquetWriter(path, table.schema, **options) as writer:
         writer.write_table(table, row_group_size=5)
         writer.add_key_value_metadata({b"fusmae": described})
-    pairs = load_pairs(folder, streaming=True)
-    assert type(pairs._rows_of(1)) is kind
-    batch = pairs.__getitems__([7, 2, 9])
-    assert np.array_equal(batch["optical"].numpy(), np.stack([make_pair(row).optical for row in (7, 2, 9)]))
-    assert np.array_equal(batch["label_map"].numpy(), np.stack([label_map] * 3))
+    streamed, local = load_pairs(folder, streaming=True), load_pairs(folder)
+    assert type(streamed._rows_of(1)) is kind
+    assert {type(at) for at, _ in local._locate(np.zeros(10), np.arange(10))} == {kind}
+    assert any(Path(datasets.config.HF_DATASETS_CACHE).iterdir()) == (kind is RowsInMemory)
+    for pairs in (streamed, local, pickle.loads(pickle.dumps(local))):
+        batch = pairs.__getitems__([7, 2, 9])
+        assert np.array_equal(batch["optical"].numpy(), np.stack([make_pair(row).optical for row in (7, 2, 9)]))
+        assert np.array_equal(batch["label_map"].numpy(), np.stack([label_map] * 3))

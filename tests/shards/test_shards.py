@@ -16,20 +16,13 @@ import xxhash
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fusmae_hf.data.checks import PIXEL_DTYPES, check_pair
 from fusmae_hf.data.pairs import Pair, PairsInfo
 from fusmae_hf.errors import PairError
+from fusmae_hf.shards.dataset_info import LeftOut, read_dataset_info, read_left_out
 from fusmae_hf.shards.decoding import RowsInMemory, decode_pairs
-from fusmae_hf.shards.left_out import LeftOut, read_left_out
-from fusmae_hf.shards.writing import (
-    PIXEL_DTYPES,
-    ShardWriter,
-    check_pair,
-    pair_checksum,
-    read_dataset_info,
-    shard_schema,
-    write_dataset_info,
-    write_shard,
-)
+from fusmae_hf.shards.format import pair_checksum, shard_schema
+from fusmae_hf.shards.writing import ShardWriter, write_dataset_info, write_shard
 
 NAME = "data/train-00000-of-00001.parquet"
 SIDES = st.integers(1, 6)

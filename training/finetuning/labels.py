@@ -6,14 +6,12 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from torch.utils.data import Dataset
 
 from fusmae_hf.data.checks import PIXEL_DTYPES
 from fusmae_hf.shards.decoding import DamagedShardError
 from fusmae_hf.shards.loading import LocalPairDataset, PairDataset
 from fusmae_hf.shards.order import EpochSampler, SequentialPairSampler
-from fusmae_hf.shards.shard_files import read_row_group
 from fusmae_hf.training.finetuning.tasks import FineTuningTask
 
 _MAP = ("label_map", "label_map_dtype", "label_map_shape")
@@ -88,8 +86,7 @@ def read_columns(pairs: PairDataset | PairSubset, names: Sequence[str]) -> dict[
     Raises:
         DamagedShardError: a shard cannot be read.
     """
-    tables = [table for _, table in _tables(pairs, names)]
-    table = pa.concat_tables(tables)
+    table = pa.concat_tables(pairs.read_columns(names))
     if isinstance(pairs, PairSubset):
         table = table.take(pa.array(pairs.rows))
     return {name: table.column(name).to_pylist() for name in names}
@@ -98,7 +95,8 @@ def read_columns(pairs: PairDataset | PairSubset, names: Sequence[str]) -> dict[
 def label_maps(pairs: PairDataset | PairSubset) -> Iterator[np.ndarray]:
     """The label map of each pair, in order, a row group in memory at a time."""
     wanted = set(pairs.rows.tolist()) if isinstance(pairs, PairSubset) else None
-    for first, table in _tables(pairs, _MAP):
+    first = 0
+    for table in pairs.read_columns(_MAP):
         content, dtypes, shapes = (table.column(name) for name in _MAP)
         for row in range(len(table)):
             if wanted is None or first + row in wanted:
@@ -106,18 +104,7 @@ def label_maps(pairs: PairDataset | PairSubset) -> Iterator[np.ndarray]:
                 if dtype not in PIXEL_DTYPES or pixels is None:
                     raise DamagedShardError(f"{pairs.root}: row {first + row} has no label map of a known dtype.")
                 yield np.frombuffer(pixels, dtype).reshape(shapes[row].as_py())
-
-
-def _tables(pairs: PairDataset | PairSubset, names: Sequence[str]) -> Iterator[tuple[int, pa.Table]]:
-    """First row and content of each row group."""
-    first = 0
-    for shard in pairs.dataset_info.shards(pairs.split):
-        if shard.name in pairs.bad_files:
-            continue
-        footers: dict[str, pq.FileMetaData] = {}
-        for number, rows in enumerate(shard.row_group_rows):
-            yield first, read_row_group(pairs.root, shard, number, footers, names)
-            first += rows
+        first += len(table)
 
 
 def read_targets(pairs: PairDataset | PairSubset, column: str) -> dict[str, float]:

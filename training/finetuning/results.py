@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from transformers import PreTrainedModel
 
-from fusmae_hf.files.names import file_stem
+from fusmae_hf.files.plain_text import file_stem
 from fusmae_hf.plots.scores import class_colours, plot_confusion, plot_scores_by_class, plot_segmentation
 from fusmae_hf.shards.loading import PairDataset
 from fusmae_hf.training.finetuning.metrics import confusion_of, counted

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from fusmae_hf.files.plain_markdown import inline
+from fusmae_hf.files.plain_text import inline
 from fusmae_hf.training.finetuning.metrics import headline
 from fusmae_hf.training.finetuning.tasks import FineTuningTask
 

@@ -1,0 +1,99 @@
+"""What shards look like: their columns, checksums and sizes. Writers and readers go by this."""
+
+import math
+from collections.abc import Iterable, Sequence
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import xxhash
+
+from fusmae_hf.data.checks import PIXEL_DTYPES
+from fusmae_hf.data.native_resolution import native_size
+from fusmae_hf.data.pairs import PairsInfo
+from fusmae_hf.vocabulary import IMAGES
+
+FORMAT_VERSION = 2
+"""Version of the shard format; raised when older code can no longer read what is written."""
+
+METADATA_KEY = b"fusmae"
+"""Key of the file metadata (in the parquet footer) under which each file describes itself."""
+
+_SHAPE = pa.list_(pa.int32(), 3)
+_COLUMNS = pa.schema(
+    [
+        pa.field("id", pa.string(), nullable=False),
+        pa.field("checksum", pa.uint64(), nullable=False),
+        pa.field("sar", pa.large_binary(), nullable=False),
+        pa.field("sar_dtype", pa.string(), nullable=False),
+        pa.field("sar_shape", _SHAPE, nullable=False),
+        pa.field("optical", pa.large_binary(), nullable=False),
+        pa.field("optical_dtype", pa.string(), nullable=False),
+        pa.field("optical_shape", _SHAPE, nullable=False),
+        pa.field("labels", pa.list_(pa.string())),
+        pa.field("label_map", pa.large_binary()),
+        pa.field("label_map_dtype", pa.string()),
+        pa.field("label_map_shape", pa.list_(pa.int32(), 2)),
+        pa.field("crs", pa.string()),
+        pa.field("transform", pa.list_(pa.float64())),
+        pa.field("sar_time", pa.string()),
+        pa.field("optical_time", pa.string()),
+        pa.field("split", pa.string()),
+    ]
+)
+_EXTRA_TYPES = {"string": pa.string(), "int64": pa.int64(), "double": pa.float64(), "bool": pa.bool_()}
+
+ARRAY_COLUMNS = {name: pa.large_binary() for name in IMAGES}
+"""Columns that hold the bytes of arrays, in the order of a row's checksum, with their type."""
+
+SMALL_COLUMNS = {
+    name: _COLUMNS.field(name).type
+    for name in ("id", "checksum", "labels", *(f"{image}_{what}" for image in IMAGES for what in ("dtype", "shape")))
+}
+"""Columns that are needed to read arrays, with their types."""
+
+
+def shard_schema(info: PairsInfo) -> pa.Schema:
+    """Columns of the shards of a dataset: those that all have, then the dataset's own.
+
+    Raises:
+        ValueError: an extra column has the name of one that every shard has, or an unknown type.
+    """
+    schema = _COLUMNS
+    for name, kind in info.extra_columns.items():
+        if name in schema.names or kind not in _EXTRA_TYPES:
+            raise ValueError(
+                f"{info.name}: extra column {name!r} of type {kind!r} needs a name other than {_COLUMNS.names} and a "
+                f"type out of {sorted(_EXTRA_TYPES)}."
+            )
+        schema = schema.append(pa.field(name, _EXTRA_TYPES[kind]))
+    return schema
+
+
+def pair_checksum(id: str, *pixels: Any) -> int:
+    """Checksum (xxh3, 64 bits) of a row: its id, then the bytes of sar, optical and label map, where there is one."""
+    digest = xxhash.xxh3_64(id.encode())
+    for buffer in pixels:
+        digest.update(buffer)
+    return digest.intdigest()
+
+
+def content_hash(checksums: Iterable[int]) -> str:
+    """Hash (xxh3, 128 bits, hexadecimal) of a shard, from the checksums of its rows in order."""
+    return xxhash.xxh3_128(np.fromiter(checksums, "<u8").tobytes()).hexdigest()
+
+
+def stored_size(shape: Sequence[int], factors: Sequence[int] = ()) -> int:
+    """Number of values that a shard holds for pixels of the declared shape, or -1 where there can be none."""
+    if not shape or any(size is None or size < 1 for size in shape):
+        return -1
+    return native_size(shape, factors) if factors else math.prod(shape)
+
+
+@lru_cache(1024)
+def stored_bytes(dtype: str, shape: tuple[int, ...], factors: tuple[int, ...] = ()) -> int:
+    """Length of an array of the declared dtype and shape, or -1 where there can be none."""
+    values = stored_size(shape, factors)
+    # No file holds more, and numpy has no integers for it.
+    return values * np.dtype(dtype).itemsize if dtype in PIXEL_DTYPES and 0 < values < 2**48 else -1
