@@ -21,7 +21,7 @@ from transformers import PreTrainedModel, set_seed
 
 from fusmae_hf import FusMAEConfig, FusMAEImageProcessor
 from fusmae_hf.data.tasks import FineTuningTask
-from fusmae_hf.evaluation.band_features import BandStatistics
+from fusmae_hf.evaluation.baselines import BandStatistics
 from fusmae_hf.evaluation.features import Features, Pooling, extract_features, weights_hash
 from fusmae_hf.evaluation.scene_labels import class_indices
 from fusmae_hf.plots.scores import plot_scores_by_class

@@ -11,7 +11,7 @@ from safetensors.numpy import load_file, save_file
 
 from fusmae_hf import FusMAEConfig, FusMAEForPreTraining, FusMAEImageProcessor, FusMAEModel, load_pairs
 from fusmae_hf.evaluation import features as features_module
-from fusmae_hf.evaluation.band_features import BandStatistics
+from fusmae_hf.evaluation.baselines import BandStatistics
 from fusmae_hf.evaluation.features import Features, extract_features, weights_hash
 from fusmae_hf.evaluation.scene_labels import class_indices, label_matrix, read_scene_labels
 from fusmae_hf.prepare.preparation import prepare

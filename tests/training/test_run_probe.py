@@ -14,7 +14,7 @@ import torch
 from fusmae_hf import FusMAEConfig
 from fusmae_hf.data.tasks import FineTuningTask
 from fusmae_hf.evaluation import probes
-from fusmae_hf.evaluation.band_features import BandStatistics
+from fusmae_hf.evaluation.baselines import BandStatistics
 from fusmae_hf.evaluation.classification_scores import accuracy, average_precision, f1
 from fusmae_hf.shards.loading import load_pairs
 from fusmae_hf.training import run_probe
