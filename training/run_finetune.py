@@ -11,8 +11,6 @@ Ends with a checkpoint (weights, configuration, processor, remote code, model ca
 import copy
 import dataclasses
 import gc
-import hashlib
-import json
 import logging
 from pathlib import Path
 from typing import Any
@@ -20,24 +18,33 @@ from typing import Any
 from transformers import EarlyStoppingCallback, set_seed
 
 from fusmae_hf.data.tasks import FineTuningTask
+from fusmae_hf.files.finished import settings_hash, write_record
 from fusmae_hf.hub.checkpoints import CheckpointNotWrittenError
 from fusmae_hf.hub.finetuned_card import write_fine_tuned_card
 from fusmae_hf.shards.loading import PairDataset
 from fusmae_hf.training.arguments import PairArguments, parse_arguments
 from fusmae_hf.training.finetuning.arguments import FineTuningArguments, FineTuningModelArguments, TaskArguments
-from fusmae_hf.training.finetuning.label_drawing import few_labels
 from fusmae_hf.training.finetuning.labels import (
     balanced_weights,
     check_labels,
     class_counts,
+    few_labels,
     quantity_scale,
     read_columns,
     read_targets,
 )
+from fusmae_hf.training.finetuning.metrics import score_intervals
 from fusmae_hf.training.finetuning.models import add_lora, build_model, freeze_encoder, rescale_output
-from fusmae_hf.training.finetuning.results import draw_pictures, evaluate_sensors, write_maps, write_predictions
-from fusmae_hf.training.finetuning.score_intervals import score_intervals
-from fusmae_hf.training.finetuning.score_tables import class_table, finished_run, score_table, write_summary
+from fusmae_hf.training.finetuning.results import (
+    class_table,
+    draw_pictures,
+    evaluate_sensors,
+    finished_run,
+    score_table,
+    write_maps,
+    write_predictions,
+    write_summary,
+)
 from fusmae_hf.training.finetuning.trainer import FineTuningTrainer
 from fusmae_hf.training.loop.nonfinite import NonFiniteError
 from fusmae_hf.training.loop.output_folder import require_writable
@@ -76,7 +83,7 @@ class Plan:
         parts = [dataclasses.asdict(part) for part in (self.data, self.model, self.learning)]
         parts[0] |= {"data": [content_of(pairs) for pairs in self.splits.values()]}
         parts.append({name: str(getattr(arguments, name)) for name in _DECISIVE})
-        return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:16]
+        return settings_hash(parts)
 
 
 def make_trainer(plan: Plan, arguments: FineTuningArguments) -> FineTuningTrainer:
@@ -221,7 +228,7 @@ def _write_records(folder, plan, arguments, trainer, record, metrics, intervals)
     """`run.json`, the model card and the tables; `metrics.json`, by which a run counts as finished, last."""
     table = score_table(plan.task, metrics, intervals) if metrics else "Nothing was held out."
     by_class = class_table(next(iter(metrics.values()))) if metrics else ""
-    (folder / "run.json").write_text(json.dumps(record, indent=2) + "\n")
+    write_record(folder / "run.json", record, indent=2)
     config = trainer.accelerator.unwrap_model(trainer.model).config
     write_fine_tuned_card(
         folder,
@@ -243,7 +250,7 @@ def _write_records(folder, plan, arguments, trainer, record, metrics, intervals)
         "sensors": metrics,
         "intervals": intervals,
     }
-    (folder / "metrics.json").write_text(json.dumps(finished, indent=2) + "\n")
+    write_record(folder / "metrics.json", finished, indent=2)
     print(f"\n{record['measured']:,} pairs of the split {record['split']}, one checkpoint:\n\n{table}\n\n{by_class}\n")
     print(f"Everything is in {folder}: README.md tells what, metrics.md and *.png show it.")
 

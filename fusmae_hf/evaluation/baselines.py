@@ -81,9 +81,9 @@ class BandFeatures:
 
 
 class BandStatistics(PreTrainedModel):
-    """Mean and deviation of each band in place of an encoder in `extract_features`: what a scene tells without a model.
+    """Mean and deviation of each band, in place of an encoder in `extract_features`.
 
-    It has no weights; pixels without data do not count.
+    What a scene tells without a model. It has no weights; pixels without data do not count.
     """
 
     config_class = FusMAEConfig

@@ -131,3 +131,16 @@ def test_every_metric_loads_in_a_fresh_process_without_a_network(tmp_path):
     )
     assert run.returncode == 0, run.stderr
     assert run.stdout.split() == list(METRICS)
+
+
+@pytest.mark.parametrize(
+    ("predictions", "references", "message"),
+    [
+        ([float("nan")], [1.0], "predictions are NaN or infinite"),
+        ([1.0], [float("inf")], "references are NaN or infinite"),
+        ([1.0, 2.0], [1.0], "shape"),
+    ],
+)
+def test_quantities_that_cannot_be_compared_are_refused(predictions, references, message):
+    with pytest.raises(ValueError, match=message):
+        load_metric("regression_errors", ignore_nan=True).compute(predictions=predictions, references=references)

@@ -1,20 +1,21 @@
-"""Labels of whole splits, read without their pixels: to check them, to weigh classes, to draw a few."""
+"""Labels of whole splits, read without their pixels: to check them, to weigh classes, to learn from a few."""
 
 import copy
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from torch.utils.data import Dataset
 
 from fusmae_hf.data.checks import PIXEL_DTYPES
 from fusmae_hf.data.tasks import FineTuningTask
+from fusmae_hf.evaluation.features import small_columns
+from fusmae_hf.evaluation.label_fractions import draw_label_fraction, kept_label_fraction
 from fusmae_hf.shards.decoding import DamagedShardError
 from fusmae_hf.shards.loading import LocalPairDataset, PairDataset
 from fusmae_hf.shards.order import EpochSampler, SequentialPairSampler
-from fusmae_hf.shards.shard_files import read_row_group
 
 _MAP = ("label_map", "label_map_dtype", "label_map_shape")
 
@@ -88,8 +89,7 @@ def read_columns(pairs: PairDataset | PairSubset, names: Sequence[str]) -> dict[
     Raises:
         DamagedShardError: a shard cannot be read.
     """
-    tables = [table for _, table in _tables(pairs, names)]
-    table = pa.concat_tables(tables)
+    table = pa.concat_tables([rows for _, rows in small_columns(pairs, names)])
     if isinstance(pairs, PairSubset):
         table = table.take(pa.array(pairs.rows))
     return {name: table.column(name).to_pylist() for name in names}
@@ -98,7 +98,7 @@ def read_columns(pairs: PairDataset | PairSubset, names: Sequence[str]) -> dict[
 def label_maps(pairs: PairDataset | PairSubset) -> Iterator[np.ndarray]:
     """The label map of each pair, in order, a row group in memory at a time."""
     wanted = set(pairs.rows.tolist()) if isinstance(pairs, PairSubset) else None
-    for first, table in _tables(pairs, _MAP):
+    for first, table in small_columns(pairs, _MAP):
         content, dtypes, shapes = (table.column(name) for name in _MAP)
         for row in range(len(table)):
             if wanted is None or first + row in wanted:
@@ -106,18 +106,6 @@ def label_maps(pairs: PairDataset | PairSubset) -> Iterator[np.ndarray]:
                 if dtype not in PIXEL_DTYPES or pixels is None:
                     raise DamagedShardError(f"{pairs.root}: row {first + row} has no label map of a known dtype.")
                 yield np.frombuffer(pixels, dtype).reshape(shapes[row].as_py())
-
-
-def _tables(pairs: PairDataset | PairSubset, names: Sequence[str]) -> Iterator[tuple[int, pa.Table]]:
-    """First row and content of each row group."""
-    first = 0
-    for shard in pairs.dataset_info.shards(pairs.split):
-        if shard.name in pairs.bad_files:
-            continue
-        footers: dict[str, pq.FileMetaData] = {}
-        for number, rows in enumerate(shard.row_group_rows):
-            yield first, read_row_group(pairs.root, shard, number, footers, names)
-            first += rows
 
 
 def read_targets(pairs: PairDataset | PairSubset, column: str) -> dict[str, float]:
@@ -231,3 +219,38 @@ def quantity_scale(pairs: PairDataset | PairSubset, task: FineTuningTask) -> tup
     if not number:
         raise ValueError(f"No training pair has a value of {task.outputs[0]!r}.")
     return mean, max((spread / number) ** 0.5, 1e-6)
+
+
+def drawn_ids(
+    train: PairDataset, task: FineTuningTask, fraction: float, seed: int, folder: str | Path
+) -> list[str] | None:
+    """Ids of the training pairs to learn from, in their order, the same for probes and fine-tuning; None for all.
+
+    They depend on data, task, fraction and seed alone. They are written to `label_fraction.json` of the folder, and
+    read from there where that file is there already.
+
+    Raises:
+        ValueError: the file is of another draw, or the fraction gives no pair.
+    """
+    path = Path(folder, "label_fraction.json")
+    if fraction == 1 and not path.is_file():
+        return None
+
+    def draw() -> list[str]:
+        ids = read_columns(train, ["id"])["id"]
+        return draw_label_fraction(ids, class_matrix(train, task), fraction, seed, len(task.outputs))
+
+    ids = kept_label_fraction(path, draw, fraction, seed, train.dataset_info)
+    print(f"Training on {len(ids):,} of {len(train):,} labelled pairs, listed in {path}.")
+    return ids
+
+
+def few_labels(
+    train: PairDataset, task: FineTuningTask, fraction: float, seed: int, folder: str | Path
+) -> PairDataset | PairSubset:
+    """The training pairs, or those of `drawn_ids` among them."""
+    drawn = drawn_ids(train, task, fraction, seed, folder)
+    if drawn is None:
+        return train
+    wanted = set(drawn)
+    return PairSubset(train, [row for row, id in enumerate(read_columns(train, ["id"])["id"]) if id in wanted])

@@ -12,7 +12,7 @@ import transformers
 
 from fusmae_hf import __version__
 from fusmae_hf.files.atomic import write_atomically
-from fusmae_hf.training.finetuning.score_tables import SENSOR_NAMES, number_cell
+from fusmae_hf.training.finetuning.results import SENSOR_NAMES, number_cell
 from fusmae_hf.training.protocol.steps import Step
 
 if TYPE_CHECKING:
