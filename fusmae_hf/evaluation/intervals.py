@@ -99,8 +99,10 @@ def bootstrap_interval(
     def of_rows(rows: np.ndarray) -> dict[str, float | None]:
         return {"score": score(*(array[rows] for array in values))}
 
-    options = {"confidence": confidence, "resamples": resamples, "method": method, "seed": seed}
-    return bootstrap_intervals(of_rows, lengths[0], **options)["score"]
+    intervals = bootstrap_intervals(
+        of_rows, lengths[0], confidence=confidence, resamples=resamples, method=method, seed=seed
+    )
+    return intervals["score"]
 
 
 def bootstrap_intervals(

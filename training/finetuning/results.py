@@ -177,7 +177,7 @@ def score_table(
     task: FineTuningTask, metrics: Scores, intervals: Scores | None = None, columns: Sequence[str] = ("sensors",)
 ) -> str:
     """Markdown table of the main metrics of each row, with the interval where there is one."""
-    names, rows = HEADLINE[task.name], []
+    names, rows = HEADLINE[task.name], list[list[str]]()
     for row, values in metrics.items():
         of_row = (intervals or {}).get(row, {})
         parts = (SENSOR_NAMES.get(part, part) for part in row.split("/"))
