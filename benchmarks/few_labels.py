@@ -27,7 +27,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from fusmae_hf.evaluation.confidence import mean_and_interval
+from fusmae_hf.evaluation.intervals import mean_and_interval
 
 SENSORS = {"both": "both", "sar": "SAR", "optical": "optical"}
 STARTS = ("pretrained", "scratch")

@@ -23,7 +23,7 @@ from typing import Any
 
 from fusmae_hf import FusMAEConfig, FusMAEImageProcessor
 from fusmae_hf.data.pairs import Pair, PairReader, PairsInfo
-from fusmae_hf.evaluation.confidence import mean_and_interval
+from fusmae_hf.evaluation.intervals import mean_and_interval
 from fusmae_hf.evaluation.probe_scores import ProbeScore
 from fusmae_hf.hub.model_card import write_model_card
 from fusmae_hf.prepare.preparation import prepare

@@ -19,8 +19,12 @@ from fusmae_hf.training.arguments import (
     PretrainingArguments,
     SourceArguments,
 )
-from fusmae_hf.training.finetuning.arguments import FineTuningArguments, FineTuningModelArguments, TaskArguments
-from fusmae_hf.training.finetuning.probe_arguments import ProbeArguments
+from fusmae_hf.training.finetuning.arguments import (
+    FineTuningArguments,
+    FineTuningModelArguments,
+    ProbeArguments,
+    TaskArguments,
+)
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [

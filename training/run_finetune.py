@@ -11,33 +11,41 @@ Ends with a checkpoint (weights, configuration, processor, remote code, model ca
 import copy
 import dataclasses
 import gc
-import hashlib
-import json
 import logging
 from pathlib import Path
 from typing import Any
 
 from transformers import EarlyStoppingCallback, set_seed
 
+from fusmae_hf.data.tasks import FineTuningTask
+from fusmae_hf.files.finished import settings_hash, write_record
 from fusmae_hf.hub.checkpoints import CheckpointNotWrittenError
 from fusmae_hf.hub.finetuned_card import write_fine_tuned_card
 from fusmae_hf.shards.loading import PairDataset
 from fusmae_hf.training.arguments import PairArguments, parse_arguments
 from fusmae_hf.training.finetuning.arguments import FineTuningArguments, FineTuningModelArguments, TaskArguments
-from fusmae_hf.training.finetuning.label_drawing import few_labels
 from fusmae_hf.training.finetuning.labels import (
+    PairSubset,
     balanced_weights,
     check_labels,
     class_counts,
+    few_labels,
     quantity_scale,
     read_columns,
     read_targets,
 )
+from fusmae_hf.training.finetuning.metrics import score_intervals
 from fusmae_hf.training.finetuning.models import add_lora, build_model, freeze_encoder, rescale_output
-from fusmae_hf.training.finetuning.results import draw_pictures, evaluate_sensors, write_maps, write_predictions
-from fusmae_hf.training.finetuning.score_intervals import score_intervals
-from fusmae_hf.training.finetuning.score_tables import class_table, finished_run, score_table, write_summary
-from fusmae_hf.training.finetuning.tasks import FineTuningTask
+from fusmae_hf.training.finetuning.results import (
+    class_table,
+    draw_pictures,
+    evaluate_sensors,
+    finished_run,
+    score_table,
+    write_maps,
+    write_predictions,
+    write_summary,
+)
 from fusmae_hf.training.finetuning.trainer import FineTuningTrainer
 from fusmae_hf.training.loop.nonfinite import NonFiniteError
 from fusmae_hf.training.loop.output_folder import require_writable
@@ -58,56 +66,88 @@ _DECISIVE = (
 
 @dataclasses.dataclass
 class Plan:
-    """What all seeds of a command have in common."""
+    """What all seeds of a command have in common.
+
+    Attributes:
+        measured_on: the split for the final figures: `test`, or `validation` where there is none.
+    """
 
     data: PairArguments
     model: FineTuningModelArguments
     learning: TaskArguments
     task: FineTuningTask
     splits: dict[str, PairDataset]
-
-    @property
-    def measured_on(self) -> str | None:
-        """The split for the final figures: `test`, or `validation` where there is none."""
-        return next((split for split in ("test", "validation") if split in self.splits), None)
+    measured_on: str | None
 
     def fingerprint(self, arguments: FineTuningArguments) -> str:
         """Of everything but the seed that decides what a run gives."""
         parts = [dataclasses.asdict(part) for part in (self.data, self.model, self.learning)]
         parts[0] |= {"data": [content_of(pairs) for pairs in self.splits.values()]}
         parts.append({name: str(getattr(arguments, name)) for name in _DECISIVE})
-        return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:16]
+        return settings_hash(parts)
+
+
+def make_plan(
+    data: PairArguments, model: FineTuningModelArguments, learning: TaskArguments, arguments: FineTuningArguments
+) -> Plan:
+    """Open the data and settle what is learnt and measured."""
+    with in_turn():
+        splits = open_splits(data, Path(str(arguments.output_dir)).parent / "shards")
+    task = FineTuningTask.of_pairs(splits["train"].info, learning.task, learning.target)
+    for pairs in splits.values():
+        check_labels(pairs, task)
+    arguments.choose_best_by(task.best_metric, "validation" in splits)
+    if "validation" not in splits:
+        print("There is no validation split: the last checkpoint is kept, not the best.")
+    measured_on = next((split for split in ("test", "validation") if split in splits), None)
+    if measured_on is None:
+        print("There is neither a test nor a validation split: nothing is measured.")
+    return Plan(data, model, learning, task, splits, measured_on)
+
+
+def class_weights_of(plan: Plan, train: PairDataset | PairSubset) -> list[float] | None:
+    """Weights of the classes in the loss, where some are asked for; says which classes have no label.
+
+    Raises:
+        ValueError: class weights or the focal loss are asked for, but there are no classes.
+    """
+    task, balanced = plan.task, plan.model.class_weights == "balanced"
+    if task.is_regression:
+        if balanced or plan.model.focal_gamma:
+            raise ValueError("Class weights and the focal loss are for classes, not for regression: leave them out.")
+        return None
+    if not balanced and task.dense:
+        return None  # every map would be read for the message alone
+    counts, total = class_counts(train, task)
+    if balanced:
+        return balanced_weights(counts, total, task)
+    empty = [name for name, count in zip(task.outputs, counts, strict=True) if not count]
+    if empty:
+        print(f"No training pair has the classes {empty}: the model cannot learn them.")
+    return None
 
 
 def make_trainer(plan: Plan, arguments: FineTuningArguments) -> FineTuningTrainer:
     """Model, labels and Trainer of one seed."""
-    task, model_arguments, learning = plan.task, plan.model, plan.learning
+    task, learning = plan.task, plan.learning
     label_seed = arguments.seed if learning.label_seed is None else learning.label_seed
     with in_turn():
         train = few_labels(plan.splits["train"], task, learning.label_fraction, label_seed, str(arguments.output_dir))
-    weights = None
-    if not task.is_regression and (model_arguments.class_weights == "balanced" or not task.dense):
-        counts, total = class_counts(train, task)
-        empty = [name for name, count in zip(task.outputs, counts, strict=True) if not count]
-        if model_arguments.class_weights == "balanced":
-            weights = balanced_weights(counts, total, task)
-        elif empty:
-            print(f"No training pair has the classes {empty}: the model cannot learn them.")
-    if task.is_regression and (model_arguments.class_weights == "balanced" or model_arguments.focal_gamma):
-        raise ValueError("Class weights and the focal loss are for classes, not for regression: leave them out.")
     size = tuple(train[0]["sar"].shape[-2:])
-    model, processor, has_head = build_model(model_arguments, plan.data, task, train.info, size, weights)
+    weights = class_weights_of(plan, train)
+    model, processor, has_head = build_model(plan.model, plan.data, task, train.info, size, weights)
     scale = quantity_scale(train, task) if task.is_regression else (0.0, 1.0)
     if has_head and task.is_regression:  # it gives the quantity, but is trained on normalised labels
         rescale_output(model, -scale[0] / scale[1], 1 / scale[1])
-    if model_arguments.freeze == "encoder":
+    if plan.model.freeze == "encoder":
         freeze_encoder(model)
-    if model_arguments.lora_rank:
-        model = add_lora(model, model_arguments.lora_rank, model_arguments.lora_alpha)
+    if plan.model.lora_rank:
+        model = add_lora(model, plan.model.lora_rank, plan.model.lora_alpha)
     targets: dict[str, float] = {}
     if task.target is not None:
         for pairs in plan.splits.values():
             targets |= read_targets(pairs, task.target)
+    patience = arguments.early_stopping_patience
     return FineTuningTrainer(
         model=model,
         processor=processor,
@@ -120,11 +160,40 @@ def make_trainer(plan: Plan, arguments: FineTuningArguments) -> FineTuningTraine
         layer_decay=arguments.layer_decay,
         scale=scale,
         threshold=learning.threshold,
-        callbacks=[EarlyStoppingCallback(arguments.early_stopping_patience)]
-        if arguments.early_stopping_patience
-        else None,
+        callbacks=[EarlyStoppingCallback(patience)] if patience else None,
         args=arguments,
     )
+
+
+def run(plan: Plan, arguments: FineTuningArguments) -> dict[str, dict[str, Any]]:
+    """Train and evaluate with one seed, and write everything; metrics by sensors."""
+    folder, split = Path(str(arguments.output_dir)), plan.measured_on
+    set_seed(arguments.seed)
+    with explained():
+        trainer = make_trainer(plan, arguments)
+        trainer._get_train_sampler()  # too few pairs for a batch are found here, before anything is started
+        trainer.try_batch()
+        checkpoint = checkpoint_to_resume(arguments)
+        trainer.check_checkpoint(checkpoint)
+        if split:
+            check_same_everywhere(what_is_read(plan.splits[split], "the final figures"))
+        set_seed(arguments.seed)
+    with tensorboard_in(folder), explained(CheckpointNotWrittenError, NonFiniteError):
+        trainer.train(resume_from_checkpoint=checkpoint)
+    results = evaluate_sensors(trainer, plan.splits[split], plan.learning.sensors_to_evaluate) if split else {}
+    replaced = trainer.replaced_everywhere()  # here, where no process keeps the others waiting
+    if split and trainer.is_world_process_zero():
+        ids = read_columns(plan.splits[split], ["id"])["id"]
+        write_predictions(folder / "predictions.parquet", plan.task, ids, results)
+        draw_pictures(folder, trainer, plan.splits[split], results, plan.learning.num_pictures)
+        if plan.learning.save_maps and plan.task.name == "semantic_segmentation":
+            write_maps(trainer, plan.splits[split], folder / "maps")
+    save_model(trainer, plan, folder)
+    if trainer.is_world_process_zero():
+        report(plan, arguments, trainer, folder, results, replaced)
+        if arguments.push_to_hub:
+            print(trainer.push_to_hub())
+    return {name: result["metrics"] for name, result in results.items()}
 
 
 def save_model(trainer: FineTuningTrainer, plan: Plan, folder: Path) -> None:
@@ -139,93 +208,52 @@ def save_model(trainer: FineTuningTrainer, plan: Plan, folder: Path) -> None:
     trainer.save_model(str(folder))
 
 
-def learning_of(plan: Plan, trainer: FineTuningTrainer) -> str:
-    """How much of the model learnt, in words."""
-    if plan.model.lora_rank:
-        return f"Head and adapters of rank {plan.model.lora_rank} in the attention learnt"
-    if plan.model.freeze == "encoder":
-        return "The head alone learnt, on a frozen encoder"
-    return f"The whole model learnt, each layer at {trainer.layer_decay:g} times the rate of the next"
-
-
-def run(plan: Plan, arguments: FineTuningArguments) -> dict[str, dict[str, Any]]:
-    """Train and evaluate with one seed, and write everything; metrics by sensors."""
-    folder = Path(str(arguments.output_dir))
-    set_seed(arguments.seed)
-    with explained():
-        trainer = make_trainer(plan, arguments)
-        trainer._get_train_sampler()  # too few pairs for a batch are found here, before anything is started
-        trainer.try_batch()
-        checkpoint = checkpoint_to_resume(arguments)
-        trainer.check_checkpoint(checkpoint)
-        if plan.measured_on:
-            check_same_everywhere(what_is_read(plan.splits[plan.measured_on], "the final figures"))
-        set_seed(arguments.seed)
-    with tensorboard_in(folder), explained(CheckpointNotWrittenError, NonFiniteError):
-        trainer.train(resume_from_checkpoint=checkpoint)
-    split = plan.measured_on
-    sensors = plan.learning.sensors_to_evaluate if split else []
-    results = evaluate_sensors(trainer, plan.splits[split], sensors) if split else {}
-    metrics = {name: result["metrics"] for name, result in results.items()}
-    replaced = trainer.replaced_everywhere()  # here, where no process keeps the others waiting
-    intervals = {}
-    if split and trainer.is_world_process_zero():
-        for name, result in results.items() if arguments.bootstrap else ():
-            intervals[name] = score_intervals(
-                plan.task,
-                result["predictions"],
-                result["labels"],
-                arguments.bootstrap,
-                threshold=plan.learning.threshold,
-            )
-        ids = read_columns(plan.splits[split], ["id"])["id"]
-        write_predictions(folder / "predictions.parquet", plan.task, ids, results)
-        draw_pictures(folder, trainer, plan.splits[split], results, plan.learning.num_pictures)
-        if plan.learning.save_maps and plan.task.name == "semantic_segmentation":
-            write_maps(trainer, plan.splits[split], folder / "maps")
-    learning = learning_of(plan, trainer)
-    save_model(trainer, plan, folder)
-    if trainer.is_world_process_zero():
-        record = run_record(
-            "run_finetune.py",
-            arguments,
-            trainer.pairs,
-            {name: pairs for name, pairs in plan.splits.items() if name != "train"},
-            trainer.state.global_step,
-        )
-        record |= {
-            "task": plan.task.name,
-            "dense": plan.task.dense,
-            "classes": list(plan.task.outputs),
-            "preset": Path(plan.model.model).name if plan.model.model else plan.model.preset,
-            "from_scratch": plan.model.from_scratch,
-            "base_model": plan.model.model if plan.model.model and not Path(plan.model.model).is_dir() else None,
-            "adapter": bool(plan.model.lora_rank) and plan.model.lora_save == "adapter",
-            "learning": learning,
-            "sensors": plan.learning.sensors,
-            "label_fraction": plan.learning.label_fraction,
-            "best": {"metric": arguments.metric_for_best_model, "value": trainer.state.best_metric},
-            "split": split,
-            "measured": len(plan.splits[split]) if split else 0,
-            "augmentation": dataclasses.asdict(trainer.augmentation) if trainer.augmentation else None,
-            "replaced_pairs": replaced,
-            "nonfinite_steps": trainer.nonfinite_steps,
-        }
-        _write_records(folder, plan, arguments, trainer, record, metrics, intervals)
-        if arguments.push_to_hub:
-            print(trainer.push_to_hub())
-    return metrics
-
-
-def _write_records(folder, plan, arguments, trainer, record, metrics, intervals) -> None:
+def report(
+    plan: Plan,
+    arguments: FineTuningArguments,
+    trainer: FineTuningTrainer,
+    folder: Path,
+    results: dict[str, dict[str, Any]],
+    replaced: Any,
+) -> None:
     """`run.json`, the model card and the tables; `metrics.json`, by which a run counts as finished, last."""
-    table = score_table(plan.task, metrics, intervals) if metrics else "Nothing was held out."
+    task, split, model = plan.task, plan.measured_on, plan.model
+    learning = f"The whole model learnt, each layer at {trainer.layer_decay:g} times the rate of the next"
+    if model.lora_rank:
+        learning = f"Head and adapters of rank {model.lora_rank} in the attention learnt"
+    elif model.freeze == "encoder":
+        learning = "The head alone learnt, on a frozen encoder"
+    held_out = {name: pairs for name, pairs in plan.splits.items() if name != "train"}
+    steps = trainer.state.global_step
+    record = run_record("run_finetune.py", arguments, trainer.pairs, held_out, steps) | {
+        "task": task.name,
+        "dense": task.dense,
+        "classes": list(task.outputs),
+        "preset": Path(model.model).name if model.model else model.preset,
+        "from_scratch": model.from_scratch,
+        "base_model": model.model if model.model and not Path(model.model).is_dir() else None,
+        "adapter": bool(model.lora_rank) and model.lora_save == "adapter",
+        "learning": learning,
+        "sensors": plan.learning.sensors,
+        "label_fraction": plan.learning.label_fraction,
+        "best": {"metric": arguments.metric_for_best_model, "value": trainer.state.best_metric},
+        "split": split,
+        "measured": len(plan.splits[split]) if split else 0,
+        "augmentation": dataclasses.asdict(trainer.augmentation) if trainer.augmentation else None,
+        "replaced_pairs": replaced,
+        "nonfinite_steps": trainer.nonfinite_steps,
+    }
+    write_record(folder / "run.json", record, indent=2)
+    metrics = {name: result["metrics"] for name, result in results.items()}
+    intervals = {}
+    for name, result in results.items() if arguments.bootstrap else ():
+        given, threshold = (result["predictions"], result["labels"]), plan.learning.threshold
+        intervals[name] = score_intervals(task, *given, arguments.bootstrap, threshold=threshold)
+    table = score_table(task, metrics, intervals) if metrics else "Nothing was held out."
     by_class = class_table(next(iter(metrics.values()))) if metrics else ""
-    (folder / "run.json").write_text(json.dumps(record, indent=2) + "\n")
-    config = trainer.accelerator.unwrap_model(trainer.model).config
     write_fine_tuned_card(
         folder,
-        config=config,
+        config=trainer.accelerator.unwrap_model(trainer.model).config,
         processor=trainer.processor,
         info=trainer.info,
         record=record,
@@ -235,16 +263,16 @@ def _write_records(folder, plan, arguments, trainer, record, metrics, intervals)
     )
     (folder / "metrics.md").write_text(f"{table}\n\n{by_class}\n")
     finished = {
-        "task": plan.task.name,
-        "split": record["split"],
+        "task": task.name,
+        "split": split,
         "seed": arguments.seed,
         "settings": plan.fingerprint(arguments),
         "bootstrap": arguments.bootstrap,
         "sensors": metrics,
         "intervals": intervals,
     }
-    (folder / "metrics.json").write_text(json.dumps(finished, indent=2) + "\n")
-    print(f"\n{record['measured']:,} pairs of the split {record['split']}, one checkpoint:\n\n{table}\n\n{by_class}\n")
+    write_record(folder / "metrics.json", finished, indent=2)
+    print(f"\n{record['measured']:,} pairs of the split {split}, one checkpoint:\n\n{table}\n\n{by_class}\n")
     print(f"Everything is in {folder}: README.md tells what, metrics.md and *.png show it.")
 
 
@@ -280,19 +308,7 @@ def main(argv: list[str] | None = None) -> None:
         require_writable(arguments.output_dir)
         if learning.sensors != "both":
             arguments.ddp_find_unused_parameters = True  # the fusion sees one sensor
-        with in_turn():
-            splits = open_splits(data, Path(str(arguments.output_dir)).parent / "shards")
-        task = FineTuningTask.of_pairs(splits["train"].info, learning.task, learning.target)
-        for pairs in splits.values():
-            check_labels(pairs, task)
-        arguments.choose_best_by(task.best_metric, "validation" in splits)
-        if "validation" not in splits:
-            print("There is no validation split: the last checkpoint is kept, not the best.")
-        plan = Plan(data, model, learning, task, splits)
-        if plan.measured_on is None:
-            print("There is neither a test nor a validation split: nothing is measured.")
-        if learning.num_pictures < 0:
-            raise ValueError(f"`num_pictures` must not be negative, not {learning.num_pictures}.")
+        plan = make_plan(data, model, learning, arguments)
     if arguments.seeds > 1:
         run_seeds(plan, arguments)
     else:

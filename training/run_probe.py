@@ -9,37 +9,34 @@ nothing goes through the encoder twice.
 
 import dataclasses
 import hashlib
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
 from transformers import PreTrainedModel, set_seed
 
 from fusmae_hf import FusMAEConfig, FusMAEImageProcessor
-from fusmae_hf.evaluation.band_features import BandStatistics
-from fusmae_hf.evaluation.features import Features, Pooling, extract_features, weights_hash
-from fusmae_hf.evaluation.scene_labels import class_indices
-from fusmae_hf.plots.scores import plot_scores_by_class
+from fusmae_hf.data.tasks import FineTuningTask
+from fusmae_hf.evaluation.baselines import BandStatistics
+from fusmae_hf.evaluation.features import Features, Pooling, class_indices, extract_features, weights_hash
+from fusmae_hf.files.finished import settings_hash, write_record
 from fusmae_hf.shards.loading import PairDataset
 from fusmae_hf.training.arguments import CheckpointArguments, SourceArguments, parse_arguments
-from fusmae_hf.training.finetuning.label_drawing import drawn_ids
-from fusmae_hf.training.finetuning.labels import check_labels
+from fusmae_hf.training.finetuning.arguments import ProbeArguments
+from fusmae_hf.training.finetuning.labels import check_labels, drawn_ids
+from fusmae_hf.training.finetuning.metrics import score_intervals
 from fusmae_hf.training.finetuning.models import build_encoder
-from fusmae_hf.training.finetuning.probe_arguments import ProbeArguments
-from fusmae_hf.training.finetuning.results import scene_class_columns
-from fusmae_hf.training.finetuning.score_intervals import score_intervals
-from fusmae_hf.training.finetuning.score_tables import (
-    SENSOR_NAMES,
+from fusmae_hf.training.finetuning.results import (
     class_table,
+    draw_scores_by_class,
     finished_run,
+    of_split,
+    scene_class_columns,
     score_table,
+    write_columns,
     write_summary,
 )
-from fusmae_hf.training.finetuning.tasks import FineTuningTask
 from fusmae_hf.training.loop.output_folder import require_writable
 from fusmae_hf.training.loop.records import content_of, data_record, explained, fresh_processor
 from fusmae_hf.training.sources import open_splits
@@ -50,6 +47,8 @@ if TYPE_CHECKING:
 
 COLUMNS = ("probe", "sensors", "pooling")
 """Parts of the name of a row, such as `linear/both/mean`."""
+
+View = tuple[Sensors, Pooling]
 
 
 @dataclasses.dataclass
@@ -65,7 +64,7 @@ class Plan:
     task: FineTuningTask
     splits: dict[str, PairDataset]
     measured_on: str
-    features: dict[str, dict[tuple[Sensors, Pooling], Features]]
+    features: dict[str, dict[View, Features]]
     record: dict[str, Any]
 
     @property
@@ -74,23 +73,29 @@ class Plan:
         left_out = ("output_dir", "seed", "seeds", "bootstrap", "features_dir", "batch_size", "num_workers", "device")
         decisive = {name: value for name, value in vars(self.arguments).items() if name not in left_out}
         content = [content_of(pairs) for pairs in self.splits.values()]
-        parts = [decisive, self.task.name, self.record["weights"], self.record["preprocessing"], content]
-        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
+        return settings_hash([decisive, self.task.name, self.record["weights"], self.record["preprocessing"], content])
 
 
-def scene_task(train: PairDataset, name: str | None) -> FineTuningTask:
-    """The task of the probes.
+def open_data(data: SourceArguments, arguments: ProbeArguments) -> tuple[FineTuningTask, dict[str, PairDataset], str]:
+    """The task, the splits, and the one that is measured on.
 
     Raises:
-        ValueError: scenes have no classes, or the task is none of classes of scenes.
+        ValueError: scenes have no classes, the task is none of classes of scenes, or nothing is held out.
     """
-    task = FineTuningTask.of_pairs(train.info, name)
+    splits = open_splits(data, Path(arguments.output_dir).parent / "shards")
+    task = FineTuningTask.of_pairs(splits["train"].info, arguments.task)
     if task.dense or task.is_regression:
         raise ValueError(
             f"Probes are for classes of scenes, not for {task.name}: fine-tune for that, with run_finetune.py, where "
             "`--freeze encoder` lets only the head learn."
         )
-    return task
+    measured_on = next((split for split in ("test", "validation") if split in splits), None)
+    if measured_on is None:
+        raise ValueError("There is neither a test nor a validation split, so nothing can be measured.")
+    splits = {split: splits[split] for split in ("train", "validation", "test") if split in splits}
+    for pairs in splits.values():
+        check_labels(pairs, task)
+    return task, splits, measured_on
 
 
 def make_encoder(
@@ -109,17 +114,9 @@ def make_encoder(
 
 def make_plan(checkpoint: CheckpointArguments, data: SourceArguments, arguments: ProbeArguments) -> Plan:
     """Open the data and make all features, or find those that were kept."""
-    splits = open_splits(data, Path(arguments.output_dir).parent / "shards")
-    task = scene_task(splits["train"], arguments.task)
-    measured_on = next((split for split in ("test", "validation") if split in splits), None)
-    if measured_on is None:
-        raise ValueError("There is neither a test nor a validation split, so nothing can be measured.")
-    splits = {split: splits[split] for split in ("train", "validation", "test") if split in splits}
-    for pairs in splits.values():
-        check_labels(pairs, task)
+    task, splits, measured_on = open_data(data, arguments)
     encoder, processor = make_encoder(checkpoint, data, arguments, splits["train"])
-    kept = arguments.features_dir or Path(arguments.output_dir).parent / "features"
-    features: dict[str, dict[tuple[Sensors, Pooling], Features]] = {split: {} for split in splits}
+    features: dict[str, dict[View, Features]] = {split: {} for split in splits}
     for split, pairs in splits.items():
         for sensors, pooling in arguments.views:
             features[split][sensors, pooling] = extract_features(
@@ -131,7 +128,7 @@ def make_plan(checkpoint: CheckpointArguments, data: SourceArguments, arguments:
                 batch_size=arguments.batch_size,
                 num_workers=arguments.num_workers,
                 device=arguments.device or torch.accelerator.current_accelerator() or "cpu",
-                cache=kept,
+                cache=arguments.features_dir or Path(arguments.output_dir).parent / "features",
             )
     record = {
         "encoder": "mean and deviation of each band" if arguments.features == "bands" else checkpoint.model,
@@ -143,9 +140,7 @@ def make_plan(checkpoint: CheckpointArguments, data: SourceArguments, arguments:
     return Plan(arguments, task, splits, measured_on, features, record)
 
 
-def probe_row(
-    plan: Plan, probe: str, view: tuple[Sensors, Pooling], ids: tuple[str, ...] | None, seed: int
-) -> "ProbeResult":
+def fit_probe(plan: Plan, probe: str, view: View, ids: list[str] | None, seed: int) -> "ProbeResult":
     """The result of one probe, with warnings where it should not be taken at its word."""
     from fusmae_hf.evaluation.probes import knn_probe, linear_probe
 
@@ -154,23 +149,19 @@ def probe_row(
     if ids is not None:
         readable = set(train.ids)
         train = train.select([id for id in ids if id in readable])
-    row = "/".join((probe, *view))
     if probe == "knn":
         if arguments.k > len(train):
             raise ValueError(
                 f"`k` is {arguments.k}, but there are only {len(train)} training samples: give a smaller `--k`, or "
                 "`--probes linear`."
             )
-        result = knn_probe(train, test, task, arguments.k, arguments.temperature)
-    else:
-        validation = (
-            plan.features["validation"][view] if plan.measured_on == "test" and "validation" in plan.splits else None
-        )
-        result = linear_probe(train, validation, test, task, arguments.values, seed)
-        if result.at_edge_of_sweep:
-            print(f"{row}: the best C, {result.hyperparameters['C']:g}, lies on the edge of `--sweep`. Widen it.")
-        if not result.hyperparameters["converged"]:
-            print(f"{row}: the final fit did not reach its optimum.")
+        return knn_probe(train, test, task, arguments.k, arguments.temperature)
+    chosen_on = plan.features.get("validation", {}).get(view) if plan.measured_on == "test" else None
+    result, row = linear_probe(train, chosen_on, test, task, arguments.values, seed), "/".join((probe, *view))
+    if result.at_edge_of_sweep:
+        print(f"{row}: the best C, {result.hyperparameters['C']:g}, lies on the edge of `--sweep`. Widen it.")
+    if not result.hyperparameters["converged"]:
+        print(f"{row}: the final fit did not reach its optimum.")
     return result
 
 
@@ -180,14 +171,13 @@ def run(plan: Plan, folder: Path, seed: int) -> dict[str, dict[str, Any]]:
     label_seed = seed if arguments.label_seed is None else arguments.label_seed
     folder.mkdir(parents=True, exist_ok=True)
     ids = drawn_ids(plan.splits["train"], task, arguments.label_fraction, label_seed, folder)
-    rows, tables, untrained = dict[str, dict[str, Any]](), [], list[str]()
+    rows, tables, untrained = dict[str, dict[str, Any]](), list[dict[str, Any]](), list[str]()
     for probe in arguments.names("probes"):
         for view in arguments.views:
-            result, row = probe_row(plan, probe, view, ids, seed), "/".join((probe, *view))
-            test = plan.features[plan.measured_on][view]
+            result, test = fit_probe(plan, probe, view, ids, seed), plan.features[plan.measured_on][view]
             held = np.asarray(test.labels)
             labels = held.astype(np.float32) if task.is_multi_label else class_indices(held)
-            rows[row] = {
+            row = rows["/".join((probe, *view))] = {
                 "metrics": result.metrics,
                 "hyperparameters": result.hyperparameters,
                 "sweep": {f"{value:g}": score for value, score in result.sweep.items()},
@@ -195,37 +185,29 @@ def run(plan: Plan, folder: Path, seed: int) -> dict[str, dict[str, Any]]:
                 "untrained_classes": result.untrained_classes,
             }
             if arguments.bootstrap:
-                rows[row]["intervals"] = score_intervals(task, result.scores, labels, arguments.bootstrap)
+                row["intervals"] = score_intervals(task, result.scores, labels, arguments.bootstrap)
             untrained = result.untrained_classes
             parts = {name: [part] * len(test) for name, part in zip(COLUMNS, (probe, *view), strict=True)}
-            tables.append(pa.table(parts | {"id": test.ids} | scene_class_columns(task, result.scores, labels)))
+            tables.append({**parts, "id": test.ids, **scene_class_columns(task, result.scores, labels)})
     if untrained:
         print(f"No training sample tells the classes {untrained} from others: their scores say nothing.")
-    predictions = pa.concat_tables(tables).replace_schema_metadata({"class_names": json.dumps(task.outputs)})
-    pq.write_table(predictions, folder / "predictions.parquet")
-    _write_records(plan, folder, seed, rows, len(ids) if ids else len(plan.splits["train"]))
-    return {row: of_row["metrics"] for row, of_row in rows.items()}
+    write_columns(folder / "predictions.parquet", task, tables)
+    report(plan, folder, seed, rows, len(ids) if ids else len(plan.splits["train"]))
+    return {name: row["metrics"] for name, row in rows.items()}
 
 
-def _write_records(plan: Plan, folder: Path, seed: int, rows: dict[str, dict[str, Any]], trained_on: int) -> None:
+def report(plan: Plan, folder: Path, seed: int, rows: dict[str, dict[str, Any]], trained_on: int) -> None:
     """The picture, `run.json` and the tables; `metrics.json`, by which a run counts as finished, last."""
-    task, info, measured = plan.task, plan.splits["train"].info, plan.splits[plan.measured_on]
-    metrics = {row: of_row["metrics"] for row, of_row in rows.items()}
-    intervals = {row: of_row["intervals"] for row, of_row in rows.items() if "intervals" in of_row}
-    table, by_class = score_table(task, metrics, intervals, COLUMNS), class_table(next(iter(metrics.values())))
-    first = next(iter(rows)).split("/")
-    per_class = next(name for name, values in next(iter(metrics.values())).items() if isinstance(values, dict))
-    pictured = {
-        SENSOR_NAMES[row.split("/")[1]]: values[per_class]
-        for row, values in metrics.items()
-        if row.split("/")[::2] == first[::2]
-    }
-    kind = "simulated imagery" if info.simulated else info.name
-    title = f"{first[0]} probe of {first[2]} features, {plan.measured_on} split of {kind}"
-    measure = per_class.removesuffix("_per_class").replace("_", " ")
-    plot_scores_by_class(pictured, measure, title).savefig(folder / "scores_by_class.png", dpi=110)
-    held_out = {name: pairs for name, pairs in plan.splits.items() if name != "train"}
-    record = data_record("run_probe.py", plan.splits["train"], held_out) | {
+    task, train, measured = plan.task, plan.splits["train"], plan.splits[plan.measured_on]
+    metrics = {name: row["metrics"] for name, row in rows.items()}
+    first, *_ = (name.split("/") for name in rows)
+    alike = {name: values for name, values in metrics.items() if name.split("/")[::2] == first[::2]}
+    title = f"{first[0]} probe of {first[2]} features, {of_split(train.info, plan.measured_on)}"
+    draw_scores_by_class(folder, alike, title, COLUMNS)
+    record = data_record(
+        "run_probe.py", train, {name: pairs for name, pairs in plan.splits.items() if name != "train"}
+    )
+    record |= {
         "task": task.name,
         "classes": list(task.outputs),
         "features": plan.record,
@@ -235,9 +217,11 @@ def _write_records(plan: Plan, folder: Path, seed: int, rows: dict[str, dict[str
         "split": plan.measured_on,
         "measured": len(measured),
     }
-    (folder / "run.json").write_text(json.dumps(record, indent=2) + "\n")
-    first_row = f"By class, {', '.join(first)}:" if by_class else ""
-    (folder / "metrics.md").write_text(f"{table}\n\n{first_row}\n\n{by_class}\n")
+    write_record(folder / "run.json", record, indent=2)
+    intervals = {name: row["intervals"] for name, row in rows.items() if "intervals" in row}
+    table = score_table(task, metrics, intervals, COLUMNS)
+    by_class = class_table(next(iter(metrics.values())))
+    (folder / "metrics.md").write_text(f"{table}\n\nBy class, {', '.join(first)}:\n\n{by_class}\n")
     finished = {
         "task": task.name,
         "split": plan.measured_on,
@@ -246,7 +230,7 @@ def _write_records(plan: Plan, folder: Path, seed: int, rows: dict[str, dict[str
         "bootstrap": plan.arguments.bootstrap,
         "probes": rows,
     }
-    (folder / "metrics.json").write_text(json.dumps(finished, indent=2) + "\n")
+    write_record(folder / "metrics.json", finished, indent=2)
     print(f"\n{len(measured):,} pairs of the split {plan.measured_on}:\n\n{table}\n\nEverything is in {folder}.")
 
 
@@ -257,8 +241,7 @@ def main(argv: list[str] | None = None) -> None:
             (SourceArguments, CheckpointArguments, ProbeArguments), argv, description=__doc__
         )
         require_writable(arguments.output_dir)
-        plan = make_plan(checkpoint, data, arguments)
-        folder = Path(arguments.output_dir)
+        plan, folder = make_plan(checkpoint, data, arguments), Path(arguments.output_dir)
         if arguments.seeds == 1:
             run(plan, folder, arguments.seed)
             return
@@ -266,7 +249,7 @@ def main(argv: list[str] | None = None) -> None:
         for seed in range(arguments.seed, arguments.seed + arguments.seeds):
             of_seed = folder / f"seed-{seed}"
             finished = finished_run(of_seed, plan.fingerprint, arguments.bootstrap)
-            kept = {row: of_row["metrics"] for row, of_row in finished["probes"].items()} if finished else None
+            kept = {name: row["metrics"] for name, row in finished["probes"].items()} if finished else None
             by_seed[seed] = kept or run(plan, of_seed, seed)
         write_summary(folder, plan.task, by_seed, plan.measured_on, COLUMNS)
 

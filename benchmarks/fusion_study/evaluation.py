@@ -20,11 +20,10 @@ import numpy as np
 import torch
 from sklearn.ensemble import RandomForestClassifier
 
-from fusmae_hf.evaluation.classification_scores import average_precision
 from fusmae_hf.evaluation.features import Features
 from fusmae_hf.evaluation.label_fractions import draw_label_fraction
-from fusmae_hf.evaluation.map_scores import confusion_counts, intersection_over_union
 from fusmae_hf.evaluation.probes import ProbeResult, Task, linear_probe
+from fusmae_hf.evaluation.scores import average_precision, confusion_counts, intersection_over_union
 from fusmae_hf.modeling.modeling_fusmae import FusMAEModel, patchify
 
 from .data import Split, StudyData

@@ -12,9 +12,8 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from fusmae_hf.evaluation.classification_scores import average_precision
 from fusmae_hf.evaluation.label_fractions import draw_label_fraction
-from fusmae_hf.evaluation.map_scores import confusion_counts, intersection_over_union
+from fusmae_hf.evaluation.scores import average_precision, confusion_counts, intersection_over_union
 from fusmae_hf.modeling.modeling_fusmae import FusMAEForImageClassification, FusMAEForSemanticSegmentation
 
 from .data import Split, StudyData

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from fusmae_hf.evaluation.confidence import mean_and_interval
+from fusmae_hf.evaluation.intervals import mean_and_interval
 from fusmae_hf.plots.pairs import new_figure
 
 from .report import Record, Scores, read_results, reference_of, scores, variants_in_order

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from fusmae_hf.evaluation.confidence import mean_and_interval, paired_comparison
+from fusmae_hf.evaluation.intervals import mean_and_interval, paired_comparison
 
 from .variants import FUSIONS, STRATEGIES
 

@@ -12,7 +12,7 @@ import torch
 
 from fusmae_hf.data.inputs import PairInputs
 from fusmae_hf.data.pairs import Pair, PairsInfo
-from fusmae_hf.evaluation.interpolation import interpolate_visible
+from fusmae_hf.evaluation.baselines import interpolate_visible
 from fusmae_hf.files.plain_text import inline
 from fusmae_hf.modeling.image_processing_fusmae import FusMAEImageProcessor
 from fusmae_hf.modeling.modeling_fusmae import FusMAEForPreTraining, FusMAEReconstruction

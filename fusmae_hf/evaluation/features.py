@@ -1,12 +1,13 @@
-"""Features of a frozen encoder for all pairs of a split, computed once and kept on the disk."""
+"""Features of a frozen encoder for all pairs of a split, computed once and kept on the disk, and their labels."""
 
 import copy
 import dataclasses
 import hashlib
 import json
 import os
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import safetensors
@@ -21,8 +22,8 @@ import fusmae_hf
 from fusmae_hf.data.collation import PairCollator
 from fusmae_hf.data.inputs import PairInputs
 from fusmae_hf.evaluation.label_fractions import split_content_hash
-from fusmae_hf.evaluation.scene_labels import label_matrix, read_scene_labels
-from fusmae_hf.files.atomic import incomplete_path, write_atomically
+from fusmae_hf.files.atomic import incomplete_path
+from fusmae_hf.files.finished import read_record, settings_hash, write_record
 from fusmae_hf.modeling.image_processing_fusmae import FusMAEImageProcessor
 from fusmae_hf.shards.dataset import PairDataset
 from fusmae_hf.vocabulary import SENSOR_CHOICES, Sensors
@@ -63,9 +64,12 @@ class Features:
         missing = [id for id in ids if id not in row_of]
         if missing:
             raise ValueError(f"There are no features of {len(missing)} of {len(ids)} pairs, such as {missing[0]!r}.")
-        rows = [row_of[id] for id in ids]
+        return self.take([row_of[id] for id in ids])
+
+    def take(self, rows: Sequence[int]) -> "Features":
+        """Those of some rows, in the order given."""
         labels = None if self.labels is None else self.labels[rows]
-        return Features(self.values[rows], list(ids), labels, self.class_names)
+        return Features(self.values[rows], [self.ids[row] for row in rows], labels, self.class_names)
 
 
 def extract_features(
@@ -105,8 +109,8 @@ def extract_features(
     """
     if sensors not in SENSOR_CHOICES:
         raise ValueError(f"sensors is {sensors!r}, but must be one of {SENSOR_CHOICES}.")
-    if pooling not in ("mean", "class", "sensors"):
-        raise ValueError(f"pooling is {pooling!r}, but must be 'mean', 'class' or 'sensors'.")
+    if pooling not in get_args(Pooling):
+        raise ValueError(f"pooling is {pooling!r}, but must be one of {get_args(Pooling)}.")
     if pooling == "sensors" and sensors != "both":
         raise ValueError(f"pooling='sensors' joins the tokens of both sensors, but sensors is {sensors!r}.")
     encoder: Any = model.base_model
@@ -114,48 +118,44 @@ def extract_features(
     if len(ids) != len(pairs):
         raise ValueError(f"The files of split {pairs.split!r} hold {len(ids)} pairs, but {len(pairs)} were opened.")
     labels = None if names is None else label_matrix(names, pairs.info.class_names)
-    key = None if cache is None else _cache_key(encoder, pairs, processor, sensors, pooling)
-    found = None if cache is None or key is None else _read_cache(Path(cache), key, len(pairs))
+    key = {} if cache is None else _cache_key(encoder, pairs, processor, sensors, pooling)
+    record = None if cache is None else Path(cache, _record_name(key))
+    found = None if record is None else _read_cache(record, key, len(pairs))
     if found is None:
         encoder = encoder.to(device or encoder.device)
-        loader = _loader(pairs, encoder.config.patch_size, batch_size, num_workers, encoder.device)
-        found = _compute(encoder, loader, pairs, processor, sensors, pooling, progress)
-        if cache is not None and key is not None:
-            _write_cache(Path(cache), key, *found)
+        found = _compute(encoder, pairs, processor, sensors, pooling, batch_size, num_workers, progress)
+        if record is not None:
+            _write_cache(record, key, *found)
     values, rows = found
     return Features(
         values, [ids[row] for row in rows], None if labels is None else labels[rows], tuple(pairs.info.class_names)
     )
 
 
-def _loader(
-    pairs: PairDataset, patch_size: int, batch_size: int, num_workers: int, device: torch.device
-) -> DataLoader:
-    pairs = copy.copy(pairs)
-    pairs.packed = True  # coarse bands are brought onto one grid on the device
-    return DataLoader(
-        pairs,
-        batch_size=batch_size,
-        sampler=pairs.sampler(batch_size, shuffle=False),
-        collate_fn=PairCollator(patch_size, masking=False),
-        num_workers=num_workers,
-        pin_memory=device.type == "cuda",
-    )
-
-
 @torch.inference_mode()
 def _compute(
     encoder: Any,
-    loader: DataLoader,
     pairs: PairDataset,
     processor: FusMAEImageProcessor,
     sensors: Sensors,
     pooling: Pooling,
+    batch_size: int,
+    num_workers: int,
     progress: bool,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Features `(rows, size)` float32 and the rows that they are of."""
     has_no_data = any(pairs.dataset_info.no_data_pixels(pairs.split).values())
     prepare = PairInputs(processor, pairs.info, has_no_data)
+    packed = copy.copy(pairs)
+    packed.packed = True  # coarse bands are brought onto one grid on the device
+    loader = DataLoader(
+        packed,
+        batch_size=batch_size,
+        sampler=packed.sampler(batch_size, shuffle=False),
+        collate_fn=PairCollator(encoder.config.patch_size, masking=False),
+        num_workers=num_workers,
+        pin_memory=encoder.device.type == "cuda",
+    )
     was_training = encoder.training
     encoder.eval()
     values, rows = [], []
@@ -233,20 +233,19 @@ def weights_hash(model: torch.nn.Module) -> str:
     return digest.hexdigest()[:32]
 
 
-def _cache_files(cache: Path, key: dict[str, Any]) -> tuple[Path, Path]:
-    digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]
-    name = f"{key['dataset']}-{key['split']}-{key['sensors']}-{key['pooling']}-{digest}"
-    return cache / f"{name}.safetensors", cache / f"{name}.json"
+def _record_name(key: dict[str, Any]) -> str:
+    """Name of the record of some features; the features lie beside it."""
+    return f"{key['dataset']}-{key['split']}-{key['sensors']}-{key['pooling']}-{settings_hash(key)}.json"
 
 
-def _read_cache(cache: Path, key: dict[str, Any], num_pairs: int) -> tuple[np.ndarray, np.ndarray] | None:
+def _read_cache(record: Path, key: dict[str, Any], num_pairs: int) -> tuple[np.ndarray, np.ndarray] | None:
     """Features and rows that were kept for this key; None where there are none."""
-    tensors, record = _cache_files(cache, key)
-    if not record.is_file() or not tensors.is_file():
+    tensors = record.with_suffix(".safetensors")
+    if not tensors.is_file():
         return None
     try:
-        if json.loads(record.read_text(encoding="utf-8")) != key:
-            raise ValueError("it is of other features")
+        if read_record(record, key) is None:
+            return None
         kept = load_file(tensors)
         values, rows = kept["features"], kept["rows"]
         if len(values) != len(rows) or len(rows) > num_pairs or (len(rows) and rows.max() >= num_pairs):
@@ -256,14 +255,78 @@ def _read_cache(cache: Path, key: dict[str, Any], num_pairs: int) -> tuple[np.nd
     return values, rows
 
 
-def _write_cache(cache: Path, key: dict[str, Any], values: np.ndarray, rows: np.ndarray) -> None:
+def _write_cache(record: Path, key: dict[str, Any], values: np.ndarray, rows: np.ndarray) -> None:
     """Keep features; the record comes last, so that there is none without its features."""
-    tensors, record = _cache_files(cache, key)
-    cache.mkdir(parents=True, exist_ok=True)
+    tensors = record.with_suffix(".safetensors")
+    record.parent.mkdir(parents=True, exist_ok=True)
     incomplete = incomplete_path(tensors)
     try:
         save_file({"features": values, "rows": rows}, incomplete)
         os.replace(incomplete, tensors)
     finally:
         incomplete.unlink(missing_ok=True)
-    write_atomically(record, (json.dumps(key, indent=1, sort_keys=True) + "\n").encode())
+    write_record(record, key, sort_keys=True)
+
+
+def read_scene_labels(pairs: PairDataset) -> tuple[list[str], list[list[str]] | None]:
+    """Ids and class names of all pairs of an open split, in the order of its rows. No pixels are read.
+
+    Args:
+        pairs: what `load_pairs` opened.
+
+    Returns:
+        Ids, and a list of class names for each; None instead of these where no pair has labels.
+
+    Raises:
+        DamagedShardError: a file cannot be read.
+        ValueError: only some pairs have labels.
+    """
+    ids: list[str] = []
+    labels: list[list[str] | None] = []
+    for rows in pairs.read_columns(["id", "labels"]):
+        ids += rows.column("id").to_pylist()
+        labels += rows.column("labels").to_pylist()
+    of_pairs = [names for names in labels if names is not None]
+    if of_pairs and len(of_pairs) < len(labels):
+        without = next(id for id, names in zip(ids, labels, strict=True) if names is None)
+        raise ValueError(
+            f"{len(labels) - len(of_pairs)} of {len(labels)} pairs in split {pairs.split!r} of {pairs.root} have no "
+            f"labels, such as {without!r}. Prepare it from a source that labels every pair, or none."
+        )
+    return ids, of_pairs or None
+
+
+def label_matrix(labels: Sequence[Sequence[str]], class_names: Sequence[str]) -> np.ndarray:
+    """Which classes hold, `(samples, classes)` bool.
+
+    Args:
+        labels: class names of each sample.
+        class_names: of the dataset, in the order of the columns: `PairsInfo.class_names`.
+
+    Raises:
+        ValueError: a label is none of the classes.
+    """
+    number = {name: index for index, name in enumerate(class_names)}
+    unknown = sorted({label for of_sample in labels for label in of_sample} - set(number))
+    if unknown:
+        raise ValueError(f"labels {unknown[:5]} are none of the {len(number)} classes {list(class_names)}.")
+    matrix = np.zeros((len(labels), len(number)), dtype=bool)
+    for row, of_sample in enumerate(labels):
+        matrix[row, [number[label] for label in of_sample]] = True
+    return matrix
+
+
+def class_indices(matrix: np.ndarray) -> np.ndarray:
+    """The one class of each sample, `(samples,)` int64, of which classes hold, `(samples, classes)`.
+
+    Raises:
+        ValueError: a sample has no class or several.
+    """
+    counts = np.asarray(matrix).sum(axis=1)
+    wrong = np.flatnonzero(counts != 1)
+    if len(wrong):
+        raise ValueError(
+            f"{len(wrong)} of {len(counts)} samples do not have exactly one class, the first, number {wrong[0]}, has "
+            f"{counts[wrong[0]]}: these are data for multi_label_classification."
+        )
+    return np.asarray(matrix).argmax(axis=1)

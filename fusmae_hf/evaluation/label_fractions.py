@@ -7,40 +7,17 @@ The samples that a seed draws are nested: those of 1 % are among those of 10 %. 
 what was added, not by another draw as well.
 """
 
-import dataclasses
 import hashlib
 import itertools
-import json
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import ArrayLike
 
-from fusmae_hf.files.atomic import write_atomically
+from fusmae_hf.files.finished import read_record, write_record
 from fusmae_hf.shards.dataset_info import DatasetInfo
-
-
-@dataclasses.dataclass(frozen=True)
-class LabelFraction:
-    """Samples that were drawn, and of what, so that a run can be repeated.
-
-    Attributes:
-        ids: of the samples, in the order of the dataset.
-        fraction: share of the split that was asked for, above 0, at most 1.
-        seed: of the draw.
-        dataset: name of the dataset.
-        split: what was drawn from.
-        content_hash: [`split_content_hash`] of that split.
-    """
-
-    ids: tuple[str, ...]
-    fraction: float
-    seed: int
-    dataset: str
-    split: str
-    content_hash: str
 
 
 def split_content_hash(dataset_info: DatasetInfo, split: str) -> str:
@@ -60,7 +37,7 @@ def draw_label_fraction(
 
     The number is `fraction * len(ids)`, rounded. Each class that any sample has is drawn at least once where that many
     samples are drawn. Which samples they are depends on ids, labels and seed, not on the order of the ids; numpy
-    promises the same random numbers for one of its versions only, so keep what was drawn ([`write_label_fraction`]).
+    promises the same random numbers for one of its versions only, so keep what was drawn ([`kept_label_fraction`]).
 
     Args:
         ids: one a sample, all different.
@@ -201,47 +178,38 @@ def _stratified_half(held: np.ndarray, forced: np.ndarray, generator: np.random.
     return first
 
 
-def write_label_fraction(path: str | os.PathLike[str], drawn: LabelFraction) -> None:
-    """Write what was drawn as JSON, atomically.
-
-    Raises:
-        OSError: the file cannot be written.
-    """
-    write_atomically(Path(path), (json.dumps(dataclasses.asdict(drawn), indent=1) + "\n").encode())
-
-
-def read_label_fraction(
-    path: str | os.PathLike[str], dataset_info: DatasetInfo, split: str = "train"
-) -> LabelFraction:
-    """Read what was drawn, for the dataset that it was drawn from.
+def kept_label_fraction(
+    path: str | os.PathLike[str],
+    draw: Callable[[], Sequence[str]],
+    fraction: float,
+    seed: int,
+    dataset_info: DatasetInfo,
+    split: str = "train",
+) -> list[str]:
+    """Ids of a label fraction: those that a file holds, or what is drawn now and written to it, atomically.
 
     Args:
-        path: a file of [`write_label_fraction`].
-        dataset_info: of the dataset that is to be used.
+        path: JSON file of the ids and of what they were drawn from.
+        draw: gives the ids, as [`draw_label_fraction`] does.
+        fraction: share of the split.
+        seed: of the draw.
+        dataset_info: of the dataset.
         split: of the dataset.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: it is damaged, or was drawn from another dataset, split or preparation; says what differs.
+        ValueError: the file is damaged, or of another fraction, seed, dataset, split or preparation; says what
+            differs.
+        OSError: the file cannot be written.
     """
-    try:
-        content = json.loads(Path(path).read_text(encoding="utf-8"))
-        drawn = LabelFraction(**{**content, "ids": tuple(content["ids"])})
-    except (ValueError, TypeError, KeyError) as error:
-        raise ValueError(f"{path} holds no label fraction ({error!r}). Delete it and draw again.") from error
-    expected = {
+    drawn_from = {
+        "fraction": fraction,
+        "seed": seed,
         "dataset": dataset_info.info.name,
         "split": split,
         "content_hash": split_content_hash(dataset_info, split),
     }
-    differing = [
-        f"{name} {getattr(drawn, name)!r} instead of {value!r}"
-        for name, value in expected.items()
-        if getattr(drawn, name) != value
-    ]
-    if differing:
-        raise ValueError(
-            f"{path} was drawn from other data: {', '.join(differing)}. Use the dataset it was drawn from, or draw "
-            "again into another file."
-        )
-    return drawn
+    kept = read_record(Path(path), drawn_from)
+    if kept is None or "ids" not in kept:
+        kept = {"ids": list(draw()), **drawn_from}
+        write_record(Path(path), kept)
+    return kept["ids"]

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from fusmae_hf.evaluation.confidence import Interval
+    from fusmae_hf.evaluation.intervals import Interval
 
 
 @dataclass(frozen=True)

@@ -27,9 +27,8 @@ except ImportError as error:
         'with `pip install -e ".[train]"` in a clone of the repository.'
     ) from error
 
-from fusmae_hf.evaluation.features import Features
-from fusmae_hf.evaluation.metrics import load_metric
-from fusmae_hf.evaluation.scene_labels import class_indices
+from fusmae_hf.evaluation.features import Features, class_indices
+from fusmae_hf.evaluation.scores import accuracy, average_precision, f1
 
 Task = Literal["single_label_classification", "multi_label_classification"]
 
@@ -52,7 +51,7 @@ class ProbeResult:
 
     Attributes:
         scores: `(test samples, classes)` float32 in [0, 1]: probabilities, or shares of the neighbours' votes.
-        metrics: of the test samples, by the modules of `fusmae_hf.evaluation.metrics`.
+        metrics: of the test samples, by `fusmae_hf.evaluation.scores`.
         hyperparameters: what was chosen or given; of the linear probe also by which metric, on what, and whether the
             final fit converged.
         sweep: the selection metric for each value that was tried; empty for neighbours.
@@ -201,11 +200,6 @@ def _untrained(train: Features, task: str) -> list[str]:
     return [name for name, count in zip(train.class_names, counts, strict=True) if count in useless]
 
 
-def _rows(features: Features, rows: np.ndarray) -> Features:
-    labels = None if features.labels is None else features.labels[rows]
-    return Features(features.values[rows], [features.ids[row] for row in rows], labels, features.class_names)
-
-
 def _folds(train: Features, task: str, seed: int) -> list[tuple[Features, Features]]:
     """Parts to fit on and to hold out."""
     targets = _targets(train, task)
@@ -219,7 +213,7 @@ def _folds(train: Features, task: str, seed: int) -> list[tuple[Features, Featur
         splitter = StratifiedKFold(number, shuffle=True, random_state=seed)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "The least populated class")  # such a class is not in every fold
-        return [(_rows(train, fit), _rows(train, held)) for fit, held in splitter.split(train.values, targets)]
+        return [(train.take(fit), train.take(held)) for fit, held in splitter.split(train.values, targets)]
 
 
 def _held_out(train: Features, held_out: Features, task: str, values: Sequence[float]) -> list[float]:
@@ -271,15 +265,14 @@ def _fit_columns(
 
 def _metrics(scores: np.ndarray, features: Features, task: str) -> dict[str, Any]:
     """The metrics of the task."""
-    names = list(features.class_names)
-    targets = _targets(features, task)
+    targets, names = _targets(features, task), features.class_names
     if task == "single_label_classification":
-        metric = load_metric("classification_accuracy", keep_in_memory=True)
-        return metric.compute(predictions=scores.argmax(axis=1), references=targets, class_names=names)
+        return accuracy(scores.argmax(axis=1), targets, names)
     results: dict[str, Any] = {}
-    for name, measure in (("multilabel_average_precision", "average_precision"), ("multilabel_f1", "f1")):
-        metric = load_metric(name, keep_in_memory=True)
-        of_metric = metric.compute(predictions=scores, references=targets, class_names=names)
+    for measure, of_metric in (
+        ("average_precision", average_precision(scores, targets, names)),
+        ("f1", f1(scores, targets, class_names=names)),
+    ):
         # Both name classes that they leave out, and for different reasons.
         results |= {key if measure in key else f"{measure}_{key}": value for key, value in of_metric.items()}
     return results

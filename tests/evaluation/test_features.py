@@ -11,9 +11,15 @@ from safetensors.numpy import load_file, save_file
 
 from fusmae_hf import FusMAEConfig, FusMAEForPreTraining, FusMAEImageProcessor, FusMAEModel, load_pairs
 from fusmae_hf.evaluation import features as features_module
-from fusmae_hf.evaluation.band_features import BandStatistics
-from fusmae_hf.evaluation.features import Features, extract_features, weights_hash
-from fusmae_hf.evaluation.scene_labels import class_indices, label_matrix, read_scene_labels
+from fusmae_hf.evaluation.baselines import BandStatistics
+from fusmae_hf.evaluation.features import (
+    Features,
+    class_indices,
+    extract_features,
+    label_matrix,
+    read_scene_labels,
+    weights_hash,
+)
 from fusmae_hf.prepare.preparation import prepare
 from fusmae_hf.shards.loading import PairDataset
 from fusmae_hf.simulation.pairs import SimulatedPairs, SimulationOptions
@@ -232,7 +238,7 @@ def test_a_damaged_cache_is_an_error(tmp_path, pairs, processor):
     with pytest.raises(ValueError, match="is damaged"):
         extract(make_model(), pairs, processor, cache=tmp_path)
     record.write_text(json.dumps({"weights": "others"}))
-    with pytest.raises(ValueError, match="of other features"):
+    with pytest.raises(ValueError, match=r"is damaged .*of other settings or data"):
         extract(make_model(), pairs, processor, cache=tmp_path)
 
 

@@ -1,6 +1,5 @@
-"""Label fractions are stratified, nested, repeatable, and refused for another dataset."""
+"""Label fractions are stratified, nested, repeatable, kept, and refused for another dataset."""
 
-import dataclasses
 import json
 
 import numpy as np
@@ -8,13 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fusmae_hf.evaluation.label_fractions import (
-    LabelFraction,
-    draw_label_fraction,
-    read_label_fraction,
-    split_content_hash,
-    write_label_fraction,
-)
+from fusmae_hf.evaluation.label_fractions import draw_label_fraction, kept_label_fraction, split_content_hash
 from fusmae_hf.shards.dataset_info import read_dataset_info
 from tests.small_shards import make_pair, write_shards
 
@@ -140,40 +133,48 @@ def folder(tmp_path):
     return write_shards(tmp_path / "shards")
 
 
-@pytest.fixture
-def drawn(folder) -> LabelFraction:
+def kept(path, folder, ids=("pair-001", "pair-004"), fraction=0.2, seed=7, split="train"):
+    return kept_label_fraction(path, lambda: ids, fraction, seed, read_dataset_info(folder), split)
+
+
+def test_what_was_drawn_is_read_as_it_was_written_and_not_drawn_again(tmp_path, folder):
+    path = tmp_path / "new" / "label_fraction.json"
+    drawn = kept(path, folder)
     content = split_content_hash(read_dataset_info(folder), "train")
-    return LabelFraction(("pair-001", "pair-004"), 0.2, 7, "small", "train", content)
-
-
-def test_what_was_drawn_is_read_as_it_was_written(tmp_path, folder, drawn):
-    write_label_fraction(tmp_path / "new" / "label_fraction.json", drawn)
-    assert read_label_fraction(tmp_path / "new" / "label_fraction.json", read_dataset_info(folder)) == drawn
+    assert json.loads(path.read_text()) == {
+        "ids": ["pair-001", "pair-004"],
+        "fraction": 0.2,
+        "seed": 7,
+        "dataset": "small",
+        "split": "train",
+        "content_hash": content,
+    }
+    assert kept(path, folder, ids=("pair-002",)) == drawn == ["pair-001", "pair-004"]
 
 
 @pytest.mark.parametrize(
-    ("change", "message"),
+    ("asked", "message"),
     [
-        ({"dataset": "reben"}, "dataset 'reben' instead of 'small'"),
-        ({"split": "test"}, "split 'test' instead of 'train'"),
-        ({"content_hash": "0" * 32}, "content_hash '0+' instead of"),
+        ({"fraction": 0.1}, "fraction 0.2 instead of 0.1"),
+        ({"seed": 8}, "seed 7 instead of 8"),
+        ({"split": "test"}, "split 'train' instead of 'test'"),
     ],
 )
-def test_what_was_drawn_from_other_data_is_refused(tmp_path, folder, drawn, change, message):
-    write_label_fraction(tmp_path / "fraction.json", dataclasses.replace(drawn, **change))
+def test_what_was_drawn_otherwise_is_refused(tmp_path, folder, asked, message):
+    kept(tmp_path / "fraction.json", folder)
     with pytest.raises(ValueError, match=message):
-        read_label_fraction(tmp_path / "fraction.json", read_dataset_info(folder))
+        kept(tmp_path / "fraction.json", folder, **asked)
 
 
-def test_other_pixels_make_another_dataset(tmp_path, folder, drawn):
-    write_label_fraction(tmp_path / "fraction.json", drawn)
+def test_other_pixels_make_another_dataset(tmp_path, folder):
+    kept(tmp_path / "fraction.json", folder)
     other = write_shards(tmp_path / "other", train=[make_pair(number + 100) for number in range(12)])
-    with pytest.raises(ValueError, match="drawn from other data"):
-        read_label_fraction(tmp_path / "fraction.json", read_dataset_info(other))
+    with pytest.raises(ValueError, match=r"of other settings or data: content_hash '\w+' instead of '\w+'\."):
+        kept(tmp_path / "fraction.json", other)
 
 
-@pytest.mark.parametrize("content", ["", "[]", json.dumps({"ids": ["a"]}), json.dumps({"ids": ["a"], "more": 1})])
+@pytest.mark.parametrize("content", ["", "[1]", json.dumps({"ids": ["a"]})])
 def test_a_damaged_file_is_refused(tmp_path, folder, content):
     (tmp_path / "fraction.json").write_text(content)
-    with pytest.raises(ValueError, match="holds no label fraction"):
-        read_label_fraction(tmp_path / "fraction.json", read_dataset_info(folder))
+    with pytest.raises(ValueError, match=r"is damaged|of other settings"):
+        kept(tmp_path / "fraction.json", folder)

@@ -96,12 +96,6 @@ def test_maps_grow_with_the_classes_seen_unless_their_number_is_given():
         load_metric("mean_iou", num_classes=2).add_counts(np.zeros((3, 3)))
 
 
-def test_maps_ignored_everywhere_have_no_score():
-    scores = load_metric("mean_iou", num_classes=2).compute(predictions=[[0, 1]], references=[[255, 255]])
-    assert scores["mean_iou"] is None
-    assert scores["num_pixels"] == 0
-
-
 @pytest.mark.parametrize("name", ["mean_iou", "regression_errors"])
 def test_nothing_added_is_an_error(name):
     with pytest.raises(ValueError, match="Nothing was"):
@@ -131,3 +125,16 @@ def test_every_metric_loads_in_a_fresh_process_without_a_network(tmp_path):
     )
     assert run.returncode == 0, run.stderr
     assert run.stdout.split() == list(METRICS)
+
+
+@pytest.mark.parametrize(
+    ("predictions", "references", "message"),
+    [
+        ([float("nan")], [1.0], "predictions are NaN or infinite"),
+        ([1.0], [float("inf")], "references are NaN or infinite"),
+        ([1.0, 2.0], [1.0], "shape"),
+    ],
+)
+def test_quantities_that_cannot_be_compared_are_refused(predictions, references, message):
+    with pytest.raises(ValueError, match=message):
+        load_metric("regression_errors", ignore_nan=True).compute(predictions=predictions, references=references)

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fusmae_hf.evaluation.scene_labels import read_scene_labels
+from fusmae_hf.evaluation.features import read_scene_labels
 from fusmae_hf.prepare.verification import verify_shards
 from fusmae_hf.shards.dataset_info import FILE_NAME, read_dataset_info
 from fusmae_hf.shards.decoding import DamagedShardError

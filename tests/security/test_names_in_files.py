@@ -15,7 +15,7 @@ from fusmae_hf.hub.dataset_card import dataset_card
 from fusmae_hf.plots.scores import plot_confusion
 from fusmae_hf.prepare.inspection import contact_sheet
 from fusmae_hf.shards.dataset_info import read_dataset_info
-from fusmae_hf.training.finetuning.score_tables import class_table
+from fusmae_hf.training.finetuning.results import class_table
 from tests.small_shards import INFO, make_pair, write_shards
 
 HOSTILE = [

@@ -14,7 +14,8 @@ from PIL import Image
 from transformers import AutoImageProcessor, AutoModelForImageClassification, AutoModelForSemanticSegmentation
 
 from fusmae_hf import FusMAEForImageClassification
-from fusmae_hf.evaluation.classification_scores import average_precision
+from fusmae_hf.data.tasks import FineTuningTask
+from fusmae_hf.evaluation.scores import average_precision
 from fusmae_hf.plots.scores import plot_confusion, plot_scores_by_class
 from fusmae_hf.shards.loading import load_pairs
 from fusmae_hf.training.arguments import PairArguments, parse_arguments
@@ -26,7 +27,6 @@ from fusmae_hf.training.finetuning.labels import (
     quantity_scale,
     read_columns,
 )
-from fusmae_hf.training.finetuning.tasks import FineTuningTask
 from fusmae_hf.training.run_finetune import main
 from fusmae_hf.vocabulary import TASKS
 
@@ -185,7 +185,7 @@ def test_few_labels_are_the_same_again_and_written_down(finetune, labelled, caps
     (first / "label_fraction.json").write_text(json.dumps(content))
     finetune(name, *arguments, output="first")
     assert json.loads((first / "label_fraction.json").read_text())["ids"] == kept  # read, not drawn anew
-    with pytest.raises(SystemExit, match=r"holds a fraction of 0\.5 drawn with seed 3"):
+    with pytest.raises(SystemExit, match=r"fraction 0\.5 instead of 0\.25, seed 3 instead of"):
         finetune(name, "--task", name, "--label_fraction", 0.25, output="first")
 
 

@@ -12,15 +12,14 @@ import pytest
 import torch
 
 from fusmae_hf import FusMAEConfig
+from fusmae_hf.data.tasks import FineTuningTask
 from fusmae_hf.evaluation import probes
-from fusmae_hf.evaluation.band_features import BandStatistics
-from fusmae_hf.evaluation.classification_scores import accuracy, average_precision, f1
+from fusmae_hf.evaluation.baselines import BandStatistics
+from fusmae_hf.evaluation.scores import accuracy, average_precision, f1
 from fusmae_hf.shards.loading import load_pairs
 from fusmae_hf.training import run_probe
-from fusmae_hf.training.finetuning.metrics import TaskMetrics, headline
-from fusmae_hf.training.finetuning.probe_arguments import ProbeArguments
-from fusmae_hf.training.finetuning.score_intervals import _scores, score_intervals
-from fusmae_hf.training.finetuning.tasks import FineTuningTask
+from fusmae_hf.training.finetuning.arguments import ProbeArguments
+from fusmae_hf.training.finetuning.metrics import HEADLINE, TaskMetrics, score_intervals, scores_of_draws
 from fusmae_hf.vocabulary import TASKS
 
 from .labelled_pairs import CLASSES, write_labelled
@@ -175,9 +174,9 @@ def test_metrics_of_resamples_are_those_of_the_metrics_on_the_pairs_drawn(name):
             expected = average_precision(scores[drawn], held[drawn]) | f1(scores[drawn], held[drawn])
         else:
             expected = accuracy(scores[drawn].argmax(axis=1), labels[drawn])
-        found = {metric: score(drawn) for metric, score in _scores(task, scores, labels, 0.5)}
-        assert list(found) == headline(task)
-        assert found == pytest.approx({metric: expected[metric] for metric in found})
+        found = scores_of_draws(task, scores, labels, 0.5)(drawn)
+        for metric in HEADLINE[name]:
+            assert found[metric] == pytest.approx(expected[metric])
 
 
 def test_intervals_of_maps_are_over_maps():
@@ -186,7 +185,7 @@ def test_intervals_of_maps_are_over_maps():
     counts = generator.integers(0, 30, (25, 3, 3))
     whole = TaskMetrics(task).details(counts, np.zeros((25, 1)))
     found = score_intervals(task, counts, np.zeros((25, 1)), 50)
-    assert list(found) == headline(task)
+    assert list(found) == HEADLINE[task.name]
     for metric, interval in found.items():
         assert interval["low"] < whole[metric] < interval["high"]
         assert "25 test samples" in interval["covers"]
@@ -276,7 +275,7 @@ for program in (run_finetune, run_probe):
     except SystemExit as end:
         assert end.code == 0
 import pytest
-for name in ("probes", "confidence"):
+for name in ("probes", "intervals"):
     with pytest.raises(ImportError, match="pip install"):
         __import__("fusmae_hf.evaluation." + name)
 """

@@ -1,7 +1,8 @@
-"""Labels of whole splits, read without their pixels: to check them, to weigh classes, to draw a few."""
+"""Labels of whole splits, read without their pixels: to check them, to weigh classes, to learn from a few."""
 
 import copy
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -9,10 +10,11 @@ import pyarrow as pa
 from torch.utils.data import Dataset
 
 from fusmae_hf.data.checks import PIXEL_DTYPES
+from fusmae_hf.data.tasks import FineTuningTask
+from fusmae_hf.evaluation.label_fractions import draw_label_fraction, kept_label_fraction
 from fusmae_hf.shards.decoding import DamagedShardError
 from fusmae_hf.shards.loading import LocalPairDataset, PairDataset
 from fusmae_hf.shards.order import EpochSampler, SequentialPairSampler
-from fusmae_hf.training.finetuning.tasks import FineTuningTask
 
 _MAP = ("label_map", "label_map_dtype", "label_map_shape")
 
@@ -218,3 +220,38 @@ def quantity_scale(pairs: PairDataset | PairSubset, task: FineTuningTask) -> tup
     if not number:
         raise ValueError(f"No training pair has a value of {task.outputs[0]!r}.")
     return mean, max((spread / number) ** 0.5, 1e-6)
+
+
+def drawn_ids(
+    train: PairDataset, task: FineTuningTask, fraction: float, seed: int, folder: str | Path
+) -> list[str] | None:
+    """Ids of the training pairs to learn from, in their order, the same for probes and fine-tuning; None for all.
+
+    They depend on data, task, fraction and seed alone. They are written to `label_fraction.json` of the folder, and
+    read from there where that file is there already.
+
+    Raises:
+        ValueError: the file is of another draw, or the fraction gives no pair.
+    """
+    path = Path(folder, "label_fraction.json")
+    if fraction == 1 and not path.is_file():
+        return None
+
+    def draw() -> list[str]:
+        ids = read_columns(train, ["id"])["id"]
+        return draw_label_fraction(ids, class_matrix(train, task), fraction, seed, len(task.outputs))
+
+    ids = kept_label_fraction(path, draw, fraction, seed, train.dataset_info)
+    print(f"Training on {len(ids):,} of {len(train):,} labelled pairs, listed in {path}.")
+    return ids
+
+
+def few_labels(
+    train: PairDataset, task: FineTuningTask, fraction: float, seed: int, folder: str | Path
+) -> PairDataset | PairSubset:
+    """The training pairs, or those of `drawn_ids` among them."""
+    drawn = drawn_ids(train, task, fraction, seed, folder)
+    if drawn is None:
+        return train
+    wanted = set(drawn)
+    return PairSubset(train, [row for row, id in enumerate(read_columns(train, ["id"])["id"]) if id in wanted])

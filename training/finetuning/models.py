@@ -8,10 +8,10 @@ from transformers import PreTrainedModel
 
 from fusmae_hf import FusMAEConfig, FusMAEImageProcessor, FusMAEModel
 from fusmae_hf.data.pairs import PairsInfo
+from fusmae_hf.data.tasks import FineTuningTask
 from fusmae_hf.hub.checkpoint_loading import looked_up
 from fusmae_hf.training.arguments import CheckpointArguments, SourceArguments
 from fusmae_hf.training.finetuning.arguments import FineTuningModelArguments
-from fusmae_hf.training.finetuning.tasks import FineTuningTask
 from fusmae_hf.training.loop.records import fresh_processor
 
 HEAD_FIELDS = {"segmentation_hidden_size", "segmentation_indices", "classifier_norm"}
@@ -40,14 +40,8 @@ def build_model(
         "class_weights": class_weights,
         "focal_gamma": arguments.focal_gamma,
     }
-    has_head = arguments.model is not None and _check_head(arguments.model, read_config(arguments.model), task)
+    has_head = arguments.model is not None and _has_head(arguments.model, task)
     return *_fresh_or_loaded(task.model_class, arguments, data, info, image_size, fields), has_head
-
-
-def read_config(checkpoint: str) -> FusMAEConfig:
-    """Configuration of a checkpoint that a user has named."""
-    with looked_up(checkpoint):
-        return FusMAEConfig.from_pretrained(checkpoint)
 
 
 def build_encoder(
@@ -77,9 +71,7 @@ def _fresh_or_loaded(
             "Name a checkpoint to start from (`--model <folder or Hub id>`) or pass `--from_scratch true` for a fresh "
             "model of `--preset`: one of the two."
         )
-    attention: dict[str, Any] = (
-        {"attn_implementation": arguments.attn_implementation} if arguments.attn_implementation else {}
-    )
+    attention: Any = {"attn_implementation": arguments.attn_implementation} if arguments.attn_implementation else {}
     if arguments.model is None:
         sizes = {"optical_bands": info.optical_bands, "sar_bands": info.sar_bands, "image_size": image_size}
         config = FusMAEConfig.from_preset(arguments.preset, **{**sizes, **fields, **arguments.config_fields})
@@ -90,17 +82,28 @@ def _fresh_or_loaded(
             f"may be set: {sorted(HEAD_FIELDS)}."
         )
     fields |= arguments.config_fields
-    config = read_config(arguments.model)
-    bands = {name: _shared_bands(name, config, info) for name in ("optical_bands", "sar_bands")}
-    fewer: dict[str, Any] = {name: kept for name, kept in bands.items() if kept != list(getattr(config, name))}
-    for name, kept in fewer.items():
-        print(f"{info.name} lacks some {name} of the checkpoint: the model takes {kept} alone.")
+    config = _read_config(arguments.model)
+    fewer: dict[str, Any] = {}
+    for name in ("optical_bands", "sar_bands"):
+        wanted, there = list(getattr(config, name)), list(getattr(info, name))
+        shared = [band for band in wanted if band in there]
+        if not shared:
+            raise ValueError(f"The checkpoint takes the {name} {wanted}, but {info.name} has {there}: none is shared.")
+        if shared != wanted:
+            print(f"{info.name} lacks some {name} of the checkpoint: the model takes {shared} alone.")
+            fewer[name] = shared
     model = model_class.from_pretrained(arguments.model, **fields, **fewer, **attention)
     return model, FusMAEImageProcessor.from_pretrained(arguments.model, **fewer)
 
 
-def _check_head(checkpoint: str, config: FusMAEConfig, task: FineTuningTask) -> bool:
+def _read_config(checkpoint: str) -> FusMAEConfig:
+    with looked_up(checkpoint):
+        return FusMAEConfig.from_pretrained(checkpoint)
+
+
+def _has_head(checkpoint: str, task: FineTuningTask) -> bool:
     """Whether the checkpoint has the task's head already; raises where it is one for other classes."""
+    config = _read_config(checkpoint)
     head = next((name for name in config.architectures or [] if name in HEADS), None)
     if head != task.model_class.__name__:
         return False
@@ -112,14 +115,6 @@ def _check_head(checkpoint: str, config: FusMAEConfig, task: FineTuningTask) -> 
             f"alone: FusMAEModel.from_pretrained({checkpoint!r}).save_pretrained(<folder>)."
         )
     return True
-
-
-def _shared_bands(name: str, config: FusMAEConfig, info: PairsInfo) -> list[str]:
-    wanted, there = list(getattr(config, name)), list(getattr(info, name))
-    shared = [band for band in wanted if band in there]
-    if not shared:
-        raise ValueError(f"The checkpoint takes the {name} {wanted}, but {info.name} has {there}: none is shared.")
-    return shared
 
 
 def freeze_encoder(model: PreTrainedModel) -> None:

@@ -10,7 +10,7 @@ from transformers import EvalPrediction
 from fusmae_hf import FusMAEForPreTraining, FusMAEImageProcessor
 from fusmae_hf.data.augmentation import PairAugmentation
 from fusmae_hf.data.collation import PairCollator
-from fusmae_hf.evaluation.interpolation import (
+from fusmae_hf.evaluation.baselines import (
     as_logits,
     interpolate_visible,
     predict_visible_mean,

@@ -15,17 +15,16 @@ from typing import Any
 import yaml
 
 from fusmae_hf import FusMAEConfig
+from fusmae_hf.data.tasks import FineTuningTask
+from fusmae_hf.files.finished import settings_hash
 from fusmae_hf.shards.loading import PairDataset
 from fusmae_hf.training.arguments import SourceArguments
 from fusmae_hf.training.finetuning.labels import check_labels
-from fusmae_hf.training.finetuning.tasks import FineTuningTask
 from fusmae_hf.training.loop.records import content_of
-from fusmae_hf.training.protocol.steps import Step, run_step, settings_hash
-from fusmae_hf.training.protocol.table import write_protocol
+from fusmae_hf.training.protocol.steps import METHOD_NAMES, Step, run_step, write_protocol
 from fusmae_hf.training.sources import open_splits
 from fusmae_hf.vocabulary import SENSOR_CHOICES
 
-METHODS = ("linear", "knn", "finetune")
 CONFIGS = Path(__file__).parents[1] / "configs"
 
 
@@ -66,23 +65,7 @@ PROTOCOLS = {
 
 @dataclass
 class ProtocolArguments:
-    """What the user asks for.
-
-    Attributes:
-        protocol: one of `PROTOCOLS`.
-        output_dir: folder for everything.
-        data: as for `run_finetune.py`; None for simulated pairs.
-        model: pretraining checkpoint; None measures a model from scratch alone.
-        preset: size of that model.
-        fractions: shares of the training labels.
-        seeds: runs of each row.
-        seed: first of them.
-        sensors: a training for each.
-        methods: of `METHODS`.
-        compare_scratch: measure the same model from scratch, too.
-        bootstrap: resamples of the test pairs for intervals.
-        simulated_pairs: number of pairs of the protocol `simulated`.
-        handed_on: handed on to `run_finetune.py`.
+    """What the user asks for: the arguments of `fusmae protocol`, which says what they mean.
 
     Raises:
         ValueError: something is out of range, unknown or missing.
@@ -90,21 +73,21 @@ class ProtocolArguments:
 
     protocol: str
     output_dir: Path
-    data: str | None = None
-    model: str | None = None
-    preset: str = "tiny"
-    fractions: Sequence[float] = (0.01, 0.1, 1.0)
-    seeds: int = 3
-    seed: int = 42
-    sensors: Sequence[str] = ("both",)
-    methods: Sequence[str] = ("linear", "finetune")
-    compare_scratch: bool = False
-    bootstrap: int = 0
-    simulated_pairs: int = 768
-    handed_on: Sequence[str] = ()
+    data: str | None
+    model: str | None
+    preset: str
+    fractions: Sequence[float]
+    seeds: int
+    seed: int
+    sensors: Sequence[str]
+    methods: Sequence[str]
+    compare_scratch: bool
+    bootstrap: int
+    simulated_pairs: int
+    handed_on: Sequence[str]
 
     def __post_init__(self) -> None:
-        for name, choices in (("sensors", SENSOR_CHOICES), ("methods", METHODS)):
+        for name, choices in (("sensors", SENSOR_CHOICES), ("methods", METHOD_NAMES)):
             given = getattr(self, name)
             if not given or not set(given) <= set(choices):
                 raise ValueError(f"--{name} must be among {','.join(choices)}, not {','.join(given) or 'empty'}.")
@@ -155,8 +138,8 @@ def run_protocol(arguments: ProtocolArguments) -> Path:
         run_step(step)
         if step.scores() is None:
             raise ValueError(f"The step {step.name} ended without results in {step.folder}.")
-        write_protocol(folder, protocol, record, steps)
-    path = write_protocol(folder, protocol, record, steps)
+        write_protocol(folder, protocol.title, protocol.metrics, record, steps)
+    path = write_protocol(folder, protocol.title, protocol.metrics, record, steps)
     print(f"\n{path.read_text()}\nThe table is {path}, and every number in {path.with_suffix('.json')}.")
     return path
 
@@ -186,7 +169,7 @@ def make_steps(protocol: Protocol, arguments: ProtocolArguments, splits: dict[st
     identity = model_identity(arguments.model)
     return [
         _step(protocol, arguments, splits["train"], method, start, sensors, fraction, [content, identity])
-        for method in METHODS
+        for method in METHOD_NAMES
         if method in arguments.methods
         for start in arguments.starts
         for sensors in arguments.sensors
@@ -236,7 +219,7 @@ def _step(
         places["model"] = str(arguments.model)
     options = [word for key, value in (decisive | places).items() for word in (f"--{key}", value)]
     command = (*launch, *options, *handed_on)
-    return Step(name, method, start, sensors, fraction, pairs, folder, command, settings_hash(settings))
+    return Step(name, method, start, sensors, fraction, pairs, folder, command, settings_hash([settings]))
 
 
 def _start(arguments: ProtocolArguments, start: str, train: PairDataset) -> dict[str, str]:

@@ -1,26 +1,37 @@
-"""The steps of an evaluation protocol: programs that are run one after another, each in a folder of its own."""
+"""The steps of an evaluation protocol: programs run one after another, each in its folder, and the table of them."""
 
 import contextlib
-import hashlib
 import json
 import os
+import platform
 import shlex
 import subprocess
 import sys
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
+import torch
+import transformers
+
+from fusmae_hf import __version__
 from fusmae_hf.files.atomic import write_atomically
+from fusmae_hf.files.finished import read_record, write_record
+from fusmae_hf.training.finetuning.results import SENSOR_NAMES, markdown_table, number_cell
 
 LOG, DESCRIPTION = "log.txt", "step.json"
 TAIL = 20
 """Lines of the log that are shown where a step fails."""
 QUIET_SECONDS = 30.0
 """How often the newest line is shown where the output is no terminal."""
+METHOD_NAMES = {"linear": "linear probe", "knn": "k-NN probe", "finetune": "fine-tuning"}
+STATEMENT = (
+    "Measured by fusmae_hf with a reconstruction of the protocol of Fus-MAE (arXiv 2401.02764), as far as it is "
+    "public. These are not the numbers of the paper."
+)
 
 
 class StepFailedError(RuntimeError):
@@ -65,12 +76,11 @@ class Step:
         """
         if self._described() != self.settings:
             return None
-        if (self.folder / "summary.json").is_file():
-            summary = json.loads((self.folder / "summary.json").read_text())[self.row]
-            return {name: {"value": found.pop("mean")} | found for name, found in summary.items()}
-        if not (self.folder / "metrics.json").is_file():
+        if summary := read_record(self.folder / "summary.json", {}):
+            return {name: {"value": found.pop("mean")} | found for name, found in summary[self.row].items()}
+        content = read_record(self.folder / "metrics.json", {})
+        if content is None:
             return None
-        content = json.loads((self.folder / "metrics.json").read_text())
         if self.method == "finetune":
             metrics, intervals = content["sensors"][self.row], content["intervals"].get(self.row, {})
         else:
@@ -98,20 +108,14 @@ class Step:
                 f"{self.folder} holds results of other settings, data or another model. Give another `--output_dir`, "
                 "or delete that folder."
             )
-        described = {"settings": self.settings, "command": shlex.join(self.command)}
-        write_atomically(self.folder / DESCRIPTION, (json.dumps(described, indent=1) + "\n").encode())
+        write_record(self.folder / DESCRIPTION, {"settings": self.settings, "command": shlex.join(self.command)})
 
     def _described(self) -> str | None:
-        path = self.folder / DESCRIPTION
-        return json.loads(path.read_text())["settings"] if path.is_file() else None
+        """Hash of the settings that its folder was made for; None where nothing was."""
+        return (read_record(self.folder / DESCRIPTION, {}) or {}).get("settings")
 
     def _begun(self) -> bool:
         return any(next(self.folder.rglob(name), None) for name in ("metrics.json", "checkpoint-*"))
-
-
-def settings_hash(*parts: Any) -> str:
-    """Hash of what decides the outcome of a step, as 16 hexadecimal digits."""
-    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 
 def run_step(step: Step) -> None:
@@ -188,3 +192,120 @@ def _newest_line(name: str) -> Iterator[Any]:
     finally:
         if terminal:
             sys.stderr.write("\r\x1b[2K")
+
+
+def write_protocol(
+    folder: Path, title: str, metrics: Sequence[str], record: dict[str, Any], steps: Sequence[Step]
+) -> Path:
+    """Write `protocol.json` and `protocol.md`, each atomically, with what is finished so far.
+
+    Args:
+        folder: where to.
+        title: of the table.
+        metrics: those in the table.
+        record: what holds for all rows.
+        steps: all steps, in the order of the rows.
+
+    Returns:
+        Path of the table.
+    """
+    rows = []
+    for step in steps:
+        scores = step.scores()
+        rows.append(
+            {
+                "method": step.method,
+                "start": step.start,
+                "sensors": step.sensors,
+                "label_fraction": step.fraction,
+                "training_pairs": step.pairs,
+                "finished": scores is not None,
+                "scores": scores or {},
+                "hyperparameters": step.hyperparameters() if scores is not None else {},
+                "folder": step.name,
+                "command": shlex.join(step.command),
+            }
+        )
+    versions = {
+        "fusmae_hf": __version__,
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "python": platform.python_version(),
+    }
+    content = {"statement": STATEMENT, **record, "versions": versions, "rows": rows}
+    write_record(folder / "protocol.json", content)
+    cells = [_cells(row, metrics, record["model"]) for row in rows]
+    table = markdown_table(["method", "start", "sensors", "labels", "training pairs", *metrics], cells)
+    notes = "\n".join(f"- {note}" for note in _notes(record, rows))
+    commands = "\n".join(row["command"] for row in rows)
+    page = f"# {title}\n\n{STATEMENT}\n\n{table}\n\n{notes}\n\nCommands:\n\n```bash\n{commands}\n```\n"
+    path = folder / "protocol.md"
+    write_atomically(path, page.encode())
+    return path
+
+
+def _cells(row: dict[str, Any], metrics: Sequence[str], model: str | None) -> list[str]:
+    """Cells of a row of the table."""
+    scratch = "from scratch" if row["method"] == "finetune" else "random encoder"
+    scores = (row["scores"].get(name, {}) for name in metrics)
+    shown = (number_cell(score.get("value"), score if "low" in score else None) for score in scores)
+    return [
+        METHOD_NAMES[row["method"]],
+        f"`{model}`" if row["start"] == "checkpoint" else scratch,
+        SENSOR_NAMES[row["sensors"]],
+        f"{100 * row['label_fraction']:g} %",
+        f"{row['training_pairs']:,}",
+        *(shown if row["finished"] else ["not finished"] * len(metrics)),
+    ]
+
+
+def _notes(record: dict[str, Any], rows: Sequence[dict[str, Any]]) -> list[str]:
+    """What a reader must know of the table."""
+    data, seeds, methods = record["data"], record["seeds"], {row["method"] for row in rows}
+    sizes = ", ".join(
+        f"{split} {number:,} pairs (content {data['content'][split]})" for split, number in data["pairs"].items()
+    )
+    notes = [
+        f"Data: {data['name']}, {len(data['classes'])} classes, {record['task'].replace('_', ' ')}; {sizes}."
+        + (" **The imagery is simulated.**" if data["simulated"] else ""),
+        f"Measured on the whole split `{record['measured_on']}`. Labels are drawn from the training split alone, "
+        "anew for each seed, and the same for all methods.",
+    ]
+    if "validation" in data["pairs"]:
+        notes.append(
+            "All labels of the validation split choose the regularisation of the probe and the checkpoint of "
+            "fine-tuning, whatever the share of training labels."
+        )
+    else:
+        notes.append(
+            "There is no validation split: the probe chooses its regularisation by cross-validation, and fine-tuning "
+            "keeps its last checkpoint."
+        )
+    if len(seeds) > 1:
+        notes.append(
+            f"Mean of the seeds {seeds[0]} to {seeds[-1]} [95 % t interval over these runs; it does not cover the "
+            "sampling of the test split]."
+        )
+    else:
+        covered = f" [95 % interval of {record['bootstrap']:,} bootstrap resamples of the test split]"
+        notes.append(f"One run, seed {seeds[0]}{covered if record['bootstrap'] else ''}.")
+    if "linear" in methods or "knn" in methods:
+        notes.append(
+            "Probes see the mean of the patch tokens of a frozen encoder. Linear: logistic regression on standardised "
+            "features, C chosen by a sweep. A random encoder is one draw of weights, the same for all seeds."
+        )
+        if len(seeds) > 1 and any(row["label_fraction"] == 1 for row in rows):
+            notes.append("With all labels a probe has nothing left to chance: its interval has no width.")
+    if "knn" in methods:
+        neighbours = sorted({found["k"] for row in rows for found in row["hyperparameters"].values() if "k" in found})
+        notes.append(f"k-NN: k = {', '.join(map(str, neighbours)) or 20}, cosine similarity, temperature 0.07.")
+    if "finetune" in methods:
+        config = dict(record["finetune_config"])
+        file = config.pop("file")
+        fields = ", ".join(f"{name} {value}" for name, value in config.items() if name not in ("task", "output_dir"))
+        changed = shlex.join(record["finetune_arguments"])
+        notes.append(
+            f"Fine-tuning: training/configs/{file} ({fields}){f', changed by `{changed}`' if changed else ''}; a "
+            "batch is never larger than the labels drawn."
+        )
+    return notes

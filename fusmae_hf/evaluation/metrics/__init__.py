@@ -1,13 +1,13 @@
 """Metrics as modules of `evaluate`, which load from this folder without a network.
 
-Each is a folder that `evaluate.load(<folder>)` takes as well. The arithmetic is in `classification_scores` and
-`map_scores`.
+Each is a folder that `evaluate.load(<folder>)` takes as well. The arithmetic is in `fusmae_hf.evaluation.scores`.
 """
 
 import importlib.util
 from pathlib import Path
 from typing import Any
 
+import datasets
 import evaluate
 
 METRICS = (
@@ -46,3 +46,9 @@ def load_metric(name: str, **options: Any) -> evaluate.EvaluationModule:
     if importlib.util.find_spec("sklearn") is None:
         raise ImportError('Metrics need scikit-learn: `pip install -e ".[train]"` in a clone of the repository')
     return evaluate.load(str(folder), **options)
+
+
+def metric_info(description: str, inputs: str, values: Any) -> evaluate.MetricInfo:
+    """What a metric is and takes: predictions and references, both of the type `values` for each sample."""
+    features = datasets.Features({"predictions": values, "references": values})
+    return evaluate.MetricInfo(description=description, citation="", inputs_description=inputs, features=features)

@@ -4,13 +4,14 @@ import datasets
 import evaluate
 import torch
 
-from fusmae_hf.evaluation.map_scores import confusion_counts, intersection_over_union
+from fusmae_hf.evaluation.metrics import metric_info
+from fusmae_hf.evaluation.scores import confusion_counts, intersection_over_union
 
 
 class MeanIou(evaluate.Metric):
     """Keeps one number for each pair of classes, not the maps.
 
-    `add_batch` takes maps of any shape, `add_counts` what `confusion_counts` of `fusmae_hf.evaluation.map_scores`
+    `add_batch` takes maps of any shape, `add_counts` what `confusion_counts` of `fusmae_hf.evaluation.scores`
     counted elsewhere, such as on a device or in another process. Options for `evaluate.load`:
 
     Args:
@@ -29,23 +30,14 @@ class MeanIou(evaluate.Metric):
         self._reset()
 
     def _reset(self):
-        size = self.num_classes or 0
-        self.counts, self._filled = torch.zeros((size, size), dtype=torch.long), False
+        self.counts, self._filled = torch.zeros((self.num_classes or 0,) * 2, dtype=torch.long), False
 
     def _info(self) -> evaluate.MetricInfo:
-        return evaluate.MetricInfo(
-            description="Intersection over union of each class over all pixels together, and its mean.",
-            citation="",
-            inputs_description=(
-                "predictions and references: maps of class indices, (batch, height, width), the same size. "
-                "class_names: a name for each class."
-            ),
-            features=datasets.Features(
-                {
-                    "predictions": datasets.Sequence(datasets.Sequence(datasets.Value("int64"))),
-                    "references": datasets.Sequence(datasets.Sequence(datasets.Value("int64"))),
-                }
-            ),
+        return metric_info(
+            "Intersection over union of each class over all pixels together, and its mean.",
+            "predictions and references: maps of class indices, (batch, height, width), the same size. class_names: a "
+            "name for each class.",
+            datasets.Sequence(datasets.Sequence(datasets.Value("int64"))),
         )
 
     def add_batch(self, *, predictions=None, references=None):

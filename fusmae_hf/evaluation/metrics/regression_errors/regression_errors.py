@@ -2,8 +2,10 @@
 
 import datasets
 import evaluate
+import numpy as np
 
-from fusmae_hf.evaluation.map_scores import RegressionSums
+from fusmae_hf.evaluation.metrics import metric_info
+from fusmae_hf.evaluation.scores import error_sums, errors_of_sums
 
 
 class RegressionErrors(evaluate.Metric):
@@ -14,40 +16,39 @@ class RegressionErrors(evaluate.Metric):
         if self.num_process > 1:
             raise ValueError("This metric does not gather over processes: gather predictions and references first.")
         self.ignore_nan = ignore_nan
-        self._sums = None
+        self._sums = []
 
     def _info(self) -> evaluate.MetricInfo:
-        return evaluate.MetricInfo(
-            description="Root mean squared error, mean absolute error, coefficient of determination, and bias.",
-            citation="",
-            inputs_description="predictions and references: numbers of the same shape.",
-            features=datasets.Features(
-                {"predictions": datasets.Value("float64"), "references": datasets.Value("float64")}
-            ),
+        return metric_info(
+            "Root mean squared error, mean absolute error, coefficient of determination, and bias.",
+            "predictions and references: numbers of the same shape.",
+            datasets.Value("float64"),
         )
 
     def add_batch(self, *, predictions=None, references=None):
         """Add numbers of any shape."""
-        sums = self._sums or RegressionSums()
-        missing = sums.num_missing
-        sums.add(predictions, references)
-        if sums.num_missing > missing and not self.ignore_nan:
-            self._sums = None
+        predicted, truth = (np.asarray(values, dtype=np.float64) for values in (predictions, references))
+        if predicted.shape != truth.shape:
+            raise ValueError(f"predictions of shape {predicted.shape} for references of shape {truth.shape}.")
+        there = ~np.isnan(truth)
+        for what, values in (("predictions", predicted[there]), ("references", truth[there])):
+            if not np.isfinite(values).all():
+                raise ValueError(f"{np.count_nonzero(~np.isfinite(values))} {what} are NaN or infinite.")
+        if not self.ignore_nan and not there.all():
             raise ValueError(
-                f"{sums.num_missing - missing} references are NaN. To leave them out, load the metric with "
-                "ignore_nan=True."
+                f"{(~there).sum()} references are NaN. To leave them out, load the metric with ignore_nan=True."
             )
-        self._sums = sums
+        self._sums.append(error_sums(predicted, truth))
 
     def add(self, *, prediction=None, reference=None):
         """Add one number."""
         self.add_batch(predictions=prediction, references=reference)
 
     def compute(self, *, predictions=None, references=None):
-        """Errors of everything added since the last call; see `RegressionSums.errors`."""
+        """Errors of everything added since the last call; see `errors_of_sums`."""
         if predictions is not None or references is not None:
             self.add_batch(predictions=predictions, references=references)
-        if self._sums is None:
+        if not self._sums:
             raise ValueError("Nothing was added: pass predictions and references, or call add_batch first.")
-        errors, self._sums = self._sums.errors(), None
-        return errors
+        sums, self._sums = self._sums, []
+        return errors_of_sums(sums)

@@ -6,7 +6,7 @@ Neither tells of places, seasons or sensors that the data does not hold.
 """
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -91,24 +91,56 @@ def bootstrap_interval(
 
     Source: Efron and Tibshirani, "An Introduction to the Bootstrap" (1993), by `scipy.stats.bootstrap`.
     """
-    _check_confidence(confidence)
     values = [np.asarray(array) for array in arrays]
     lengths = sorted({len(array) for array in values})
-    if len(lengths) != 1 or lengths[0] < 2:
+    if len(lengths) != 1:
         raise ValueError(f"Give arrays of the same number of samples, at least two, not of {lengths}.")
 
-    def of_rows(rows: np.ndarray) -> float:
-        rows = rows.astype(np.int64)
-        result = score(*(array[rows] for array in values))
-        if result is None or not np.isfinite(result):
-            raise ValueError(
-                f"The score is {result} for {len(np.unique(rows))} of {lengths[0]} samples, drawn with replacement, "
-                "but must be a number for each draw. Take a score that is defined where a rare class is missing, "
-                "such as a micro average."
-            )
-        return float(result)
+    def of_rows(rows: np.ndarray) -> dict[str, float | None]:
+        return {"score": score(*(array[rows] for array in values))}
 
-    everything = np.arange(lengths[0])
+    intervals = bootstrap_intervals(
+        of_rows, lengths[0], confidence=confidence, resamples=resamples, method=method, seed=seed
+    )
+    return intervals["score"]
+
+
+def bootstrap_intervals(
+    scores: Callable[[np.ndarray], Mapping[str, float | None]],
+    num_samples: int,
+    *,
+    confidence: float = 0.95,
+    resamples: int = 1000,
+    method: Literal["percentile", "BCa"] = "percentile",
+    seed: int = 0,
+) -> dict[str, Interval]:
+    """As [`bootstrap_interval`], of several scores at once, from the same draws.
+
+    Args:
+        scores: gives them by name for the rows drawn, `(num_samples,)` int64.
+        num_samples: number of rows.
+        confidence, resamples, method, seed: see there.
+
+    Raises:
+        ValueError: see there.
+    """
+    _check_confidence(confidence)
+    if num_samples < 2:
+        raise ValueError(f"Give arrays of the same number of samples, at least two, not of [{num_samples}].")
+    everything = np.arange(num_samples)
+
+    def of_rows(rows: np.ndarray) -> np.ndarray:
+        found = scores(rows.astype(np.int64))
+        for name, value in found.items():
+            if value is None or not np.isfinite(value):
+                raise ValueError(
+                    f"The {name} is {value} for {len(np.unique(rows))} of {num_samples} samples, drawn with "
+                    "replacement, but must be a number for each draw. Take a score that is defined where a rare class "
+                    "is missing, such as a micro average."
+                )
+        return np.array(list(found.values()))
+
+    estimates = dict(zip(scores(everything), of_rows(everything).tolist(), strict=True))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", stats.DegenerateDataWarning)  # that is an error below
         drawn = stats.bootstrap(
@@ -121,20 +153,18 @@ def bootstrap_interval(
             method=method,
             rng=np.random.default_rng(seed),
         )
-    low, high = (float(end) for end in drawn.confidence_interval)
-    if not np.isfinite([low, high]).all():
-        raise ValueError(
-            f"There is no {method} interval for scores from {drawn.bootstrap_distribution.min()} to "
-            f"{drawn.bootstrap_distribution.max()} of {resamples} resamples: take method='percentile'."
-        )
-    return Interval(
-        of_rows(everything),
-        low,
-        high,
-        float(drawn.standard_error),
-        confidence,
-        f"sampling of the {lengths[0]} test samples, for one trained model; not training again",
-    )
+    intervals = {}
+    for number, (name, estimate) in enumerate(estimates.items()):
+        low, high = (float(ends[number]) for ends in drawn.confidence_interval)
+        if not np.isfinite([low, high]).all():
+            of_resamples = drawn.bootstrap_distribution[number]
+            raise ValueError(
+                f"There is no {method} interval for scores from {of_resamples.min()} to {of_resamples.max()} of "
+                f"{resamples} resamples: take method='percentile'."
+            )
+        covers = f"sampling of the {num_samples} test samples, for one trained model; not training again"
+        intervals[name] = Interval(estimate, low, high, float(drawn.standard_error[number]), confidence, covers)
+    return intervals
 
 
 def mean_and_interval(values: Sequence[float], confidence: float = 0.95) -> Interval:

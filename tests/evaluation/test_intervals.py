@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from fusmae_hf.evaluation.classification_scores import average_precision
-from fusmae_hf.evaluation.confidence import bootstrap_interval, mean_and_interval, paired_comparison
+from fusmae_hf.evaluation.intervals import bootstrap_interval, mean_and_interval, paired_comparison
+from fusmae_hf.evaluation.scores import average_precision
 
 
 def micro(scores, references):
