@@ -18,4 +18,5 @@ IMAGES = (*SENSORS, "label_map")
 """Rasters of a pair, as readers name them and as columns of a shard."""
 
 TASKS = ("single_label_classification", "multi_label_classification", "semantic_segmentation", "regression")
-"""What a model is fine-tuned for, in the words of transformers' `problem_type`."""
+"""What a model is fine-tuned for, in the words of transformers' `problem_type`. Regression is of a quantity for each
+pixel, or, with a target column, for each scene."""

@@ -19,6 +19,7 @@ from typing import Any
 
 from transformers import EarlyStoppingCallback, set_seed
 
+from fusmae_hf.data.tasks import FineTuningTask
 from fusmae_hf.hub.checkpoints import CheckpointNotWrittenError
 from fusmae_hf.hub.finetuned_card import write_fine_tuned_card
 from fusmae_hf.shards.loading import PairDataset
@@ -37,7 +38,6 @@ from fusmae_hf.training.finetuning.models import add_lora, build_model, freeze_e
 from fusmae_hf.training.finetuning.results import draw_pictures, evaluate_sensors, write_maps, write_predictions
 from fusmae_hf.training.finetuning.score_intervals import score_intervals
 from fusmae_hf.training.finetuning.score_tables import class_table, finished_run, score_table, write_summary
-from fusmae_hf.training.finetuning.tasks import FineTuningTask
 from fusmae_hf.training.finetuning.trainer import FineTuningTrainer
 from fusmae_hf.training.loop.nonfinite import NonFiniteError
 from fusmae_hf.training.loop.output_folder import require_writable

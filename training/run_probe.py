@@ -20,6 +20,7 @@ import torch
 from transformers import PreTrainedModel, set_seed
 
 from fusmae_hf import FusMAEConfig, FusMAEImageProcessor
+from fusmae_hf.data.tasks import FineTuningTask
 from fusmae_hf.evaluation.band_features import BandStatistics
 from fusmae_hf.evaluation.features import Features, Pooling, extract_features, weights_hash
 from fusmae_hf.evaluation.scene_labels import class_indices
@@ -39,7 +40,6 @@ from fusmae_hf.training.finetuning.score_tables import (
     score_table,
     write_summary,
 )
-from fusmae_hf.training.finetuning.tasks import FineTuningTask
 from fusmae_hf.training.loop.output_folder import require_writable
 from fusmae_hf.training.loop.records import content_of, data_record, explained, fresh_processor
 from fusmae_hf.training.sources import open_splits

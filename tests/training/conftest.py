@@ -9,13 +9,13 @@ import torch
 
 from fusmae_hf import FusMAEConfig, FusMAEForPreTraining, FusMAEImageProcessor
 from fusmae_hf.data.augmentation import PairAugmentation
+from fusmae_hf.data.tasks import FineTuningTask
 from fusmae_hf.prepare.preparation import prepare
 from fusmae_hf.shards.loading import PairDataset, load_pairs
 from fusmae_hf.simulation.pairs import SimulatedPairs, SimulationOptions
 from fusmae_hf.training.arguments import PretrainingArguments
 from fusmae_hf.training.finetuning.arguments import FineTuningArguments
 from fusmae_hf.training.finetuning.labels import quantity_scale, read_targets
-from fusmae_hf.training.finetuning.tasks import FineTuningTask
 from fusmae_hf.training.finetuning.trainer import FineTuningTrainer
 from fusmae_hf.training.pretraining.trainer import FusMAETrainer
 from fusmae_hf.training.run_finetune import main

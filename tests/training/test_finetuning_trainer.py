@@ -7,8 +7,8 @@ from safetensors.torch import load_file
 
 from fusmae_hf import FusMAEImageProcessor
 from fusmae_hf.data.augmentation import PairAugmentation
+from fusmae_hf.data.finetuning_collation import FineTuningCollator
 from fusmae_hf.shards.loading import load_pairs
-from fusmae_hf.training.finetuning.collation import FineTuningCollator
 from fusmae_hf.training.finetuning.labels import PairSubset
 from fusmae_hf.training.finetuning.models import add_lora, freeze_encoder, output_layer, rescale_output
 from fusmae_hf.training.finetuning.results import evaluate_sensors

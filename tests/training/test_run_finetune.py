@@ -14,6 +14,7 @@ from PIL import Image
 from transformers import AutoImageProcessor, AutoModelForImageClassification, AutoModelForSemanticSegmentation
 
 from fusmae_hf import FusMAEForImageClassification
+from fusmae_hf.data.tasks import FineTuningTask
 from fusmae_hf.evaluation.classification_scores import average_precision
 from fusmae_hf.plots.scores import plot_confusion, plot_scores_by_class
 from fusmae_hf.shards.loading import load_pairs
@@ -26,7 +27,6 @@ from fusmae_hf.training.finetuning.labels import (
     quantity_scale,
     read_columns,
 )
-from fusmae_hf.training.finetuning.tasks import FineTuningTask
 from fusmae_hf.training.run_finetune import main
 from fusmae_hf.vocabulary import TASKS
 

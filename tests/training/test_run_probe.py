@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from fusmae_hf import FusMAEConfig
+from fusmae_hf.data.tasks import FineTuningTask
 from fusmae_hf.evaluation import probes
 from fusmae_hf.evaluation.band_features import BandStatistics
 from fusmae_hf.evaluation.classification_scores import accuracy, average_precision, f1
@@ -20,7 +21,6 @@ from fusmae_hf.training import run_probe
 from fusmae_hf.training.finetuning.metrics import TaskMetrics, headline
 from fusmae_hf.training.finetuning.probe_arguments import ProbeArguments
 from fusmae_hf.training.finetuning.score_intervals import _scores, score_intervals
-from fusmae_hf.training.finetuning.tasks import FineTuningTask
 from fusmae_hf.vocabulary import TASKS
 
 from .labelled_pairs import CLASSES, write_labelled

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from fusmae_hf.data.tasks import FineTuningTask
 from fusmae_hf.evaluation.label_fractions import (
     LabelFraction,
     draw_label_fraction,
@@ -11,7 +12,6 @@ from fusmae_hf.evaluation.label_fractions import (
 )
 from fusmae_hf.shards.loading import PairDataset
 from fusmae_hf.training.finetuning.labels import PairSubset, class_matrix, read_columns
-from fusmae_hf.training.finetuning.tasks import FineTuningTask
 
 
 def drawn_ids(

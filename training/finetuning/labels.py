@@ -10,11 +10,11 @@ import pyarrow.parquet as pq
 from torch.utils.data import Dataset
 
 from fusmae_hf.data.checks import PIXEL_DTYPES
+from fusmae_hf.data.tasks import FineTuningTask
 from fusmae_hf.shards.decoding import DamagedShardError
 from fusmae_hf.shards.loading import LocalPairDataset, PairDataset
 from fusmae_hf.shards.order import EpochSampler, SequentialPairSampler
 from fusmae_hf.shards.shard_files import read_row_group
-from fusmae_hf.training.finetuning.tasks import FineTuningTask
 
 _MAP = ("label_map", "label_map_dtype", "label_map_shape")
 

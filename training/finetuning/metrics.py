@@ -8,9 +8,9 @@ import numpy as np
 import torch
 from transformers import EvalPrediction
 
+from fusmae_hf.data.tasks import FineTuningTask
 from fusmae_hf.evaluation.map_scores import confusion_counts, errors_of_sums
 from fusmae_hf.evaluation.metrics import load_metric
-from fusmae_hf.training.finetuning.tasks import FineTuningTask
 
 
 def predictions_of(

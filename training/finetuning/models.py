@@ -8,10 +8,10 @@ from transformers import PreTrainedModel
 
 from fusmae_hf import FusMAEConfig, FusMAEImageProcessor, FusMAEModel
 from fusmae_hf.data.pairs import PairsInfo
+from fusmae_hf.data.tasks import FineTuningTask
 from fusmae_hf.hub.checkpoint_loading import looked_up
 from fusmae_hf.training.arguments import CheckpointArguments, SourceArguments
 from fusmae_hf.training.finetuning.arguments import FineTuningModelArguments
-from fusmae_hf.training.finetuning.tasks import FineTuningTask
 from fusmae_hf.training.loop.records import fresh_processor
 
 HEAD_FIELDS = {"segmentation_hidden_size", "segmentation_indices", "classifier_norm"}

@@ -12,12 +12,12 @@ import torch
 from PIL import Image
 from transformers import PreTrainedModel
 
+from fusmae_hf.data.tasks import FineTuningTask
 from fusmae_hf.files.names import file_stem
 from fusmae_hf.plots.scores import class_colours, plot_confusion, plot_scores_by_class, plot_segmentation
 from fusmae_hf.shards.loading import PairDataset
 from fusmae_hf.training.finetuning.metrics import confusion_of, counted
 from fusmae_hf.training.finetuning.score_tables import SENSOR_NAMES
-from fusmae_hf.training.finetuning.tasks import FineTuningTask
 from fusmae_hf.training.finetuning.trainer import FineTuningTrainer
 from fusmae_hf.training.loop.pair_trainer import has_no_data, packed
 from fusmae_hf.vocabulary import Sensors

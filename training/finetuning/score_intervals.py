@@ -5,8 +5,8 @@ from typing import Any
 
 import numpy as np
 
+from fusmae_hf.data.tasks import FineTuningTask
 from fusmae_hf.training.finetuning.metrics import TaskMetrics, counted, headline
-from fusmae_hf.training.finetuning.tasks import FineTuningTask
 
 Score = Callable[[np.ndarray], float | None]
 """Of pairs drawn with replacement, given by their rows `(pairs,)`."""

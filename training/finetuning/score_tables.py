@@ -10,9 +10,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from fusmae_hf.data.tasks import FineTuningTask
 from fusmae_hf.files.plain_markdown import inline
 from fusmae_hf.training.finetuning.metrics import headline
-from fusmae_hf.training.finetuning.tasks import FineTuningTask
 
 SENSOR_NAMES = {"both": "both sensors", "sar": "SAR alone", "optical": "optical alone"}
 """How tables call the sensors that a model is shown."""

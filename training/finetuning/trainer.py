@@ -11,11 +11,11 @@ from transformers import PreTrainedModel
 
 from fusmae_hf import FusMAEImageProcessor
 from fusmae_hf.data.augmentation import PairAugmentation
+from fusmae_hf.data.finetuning_collation import LabelCollator
+from fusmae_hf.data.tasks import FineTuningTask
 from fusmae_hf.shards.loading import PairDataset
-from fusmae_hf.training.finetuning.collation import LabelCollator
 from fusmae_hf.training.finetuning.labels import PairSubset
 from fusmae_hf.training.finetuning.metrics import TaskMetrics, predictions_of
-from fusmae_hf.training.finetuning.tasks import FineTuningTask
 from fusmae_hf.training.loop.pair_trainer import PairTrainer
 from fusmae_hf.vocabulary import Sensors
 

@@ -15,10 +15,10 @@ from typing import Any
 import yaml
 
 from fusmae_hf import FusMAEConfig
+from fusmae_hf.data.tasks import FineTuningTask
 from fusmae_hf.shards.loading import PairDataset
 from fusmae_hf.training.arguments import SourceArguments
 from fusmae_hf.training.finetuning.labels import check_labels
-from fusmae_hf.training.finetuning.tasks import FineTuningTask
 from fusmae_hf.training.loop.records import content_of
 from fusmae_hf.training.protocol.steps import Step, run_step, settings_hash
 from fusmae_hf.training.protocol.table import write_protocol

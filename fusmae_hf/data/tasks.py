@@ -8,11 +8,9 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from fusmae_hf import FusMAEForImageClassification, FusMAEForSemanticSegmentation
 from fusmae_hf.data.pairs import PairsInfo
+from fusmae_hf.modeling.modeling_fusmae import FusMAEForImageClassification, FusMAEForSemanticSegmentation
 from fusmae_hf.vocabulary import TASKS
-
-"""Names of the tasks. Regression is of a quantity for each pixel, or, with a target column, for each scene."""
 
 _BEST = {
     "single_label_classification": "accuracy",

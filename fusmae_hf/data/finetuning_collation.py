@@ -5,12 +5,12 @@ from typing import Any
 
 import torch
 
-from fusmae_hf import FusMAEImageProcessor
 from fusmae_hf.data.augmentation import PairAugmentation
 from fusmae_hf.data.collation import PairCollator
 from fusmae_hf.data.inputs import PairInputs
 from fusmae_hf.data.pairs import PairsInfo
-from fusmae_hf.training.finetuning.tasks import FineTuningTask
+from fusmae_hf.data.tasks import FineTuningTask
+from fusmae_hf.modeling.image_processing_fusmae import FusMAEImageProcessor
 from fusmae_hf.vocabulary import Sensors
 
 _MASKS = ("pixel_mask", "pixel_mask_sar")
