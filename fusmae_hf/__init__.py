@@ -28,12 +28,12 @@ from fusmae_hf.modeling.modeling_fusmae import (
 )
 
 if TYPE_CHECKING:
-    from fusmae_hf.hub.push import push_model
+    from fusmae_hf.hub.push_model import push_model
     from fusmae_hf.shards.loading import load_pairs
 
 __version__ = "0.1.0"
 
-_LAZY = {"load_pairs": "fusmae_hf.shards.loading", "push_model": "fusmae_hf.hub.push"}
+_LAZY = {"load_pairs": "fusmae_hf.shards.loading", "push_model": "fusmae_hf.hub.push_model"}
 
 __all__ = [
     "PRESETS",

@@ -177,7 +177,8 @@ def _verify(arguments: argparse.Namespace) -> int:
 
 
 def _push(arguments: argparse.Namespace) -> int:
-    from fusmae_hf.hub.push import is_model, push_model, push_shards, require_pushable
+    from fusmae_hf.hub.push_model import is_model, push_model, require_pushable
+    from fusmae_hf.hub.push_shards import push_shards
     from fusmae_hf.prepare.statistics import DatasetStatistics
 
     require_pushable(arguments.shards)

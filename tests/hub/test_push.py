@@ -9,8 +9,7 @@ import pytest
 import yaml
 from huggingface_hub import constants
 
-from fusmae_hf.hub.dataset_card import dataset_card, hub_license, size_category
-from fusmae_hf.hub.push import push_shards
+from fusmae_hf.hub.push_shards import dataset_card, hub_license, push_shards, size_category
 from fusmae_hf.prepare.statistics import band_statistics
 from fusmae_hf.shards.dataset_info import read_dataset_info
 from tests.hub_server import running_hub
@@ -234,7 +233,7 @@ READ_BACK = """
 import sys
 import torch
 from fusmae_hf import load_pairs
-from fusmae_hf.hub.push import push_shards
+from fusmae_hf.hub.push_shards import push_shards
 from fusmae_hf.prepare.statistics import band_statistics
 from fusmae_hf.prepare.verification import verify_shards
 

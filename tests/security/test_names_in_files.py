@@ -12,7 +12,7 @@ from markdown_it import MarkdownIt
 
 from fusmae_hf.files.names import file_stem
 from fusmae_hf.files.plain_markdown import code, inline
-from fusmae_hf.hub.dataset_card import dataset_card
+from fusmae_hf.hub.push_shards import dataset_card
 from fusmae_hf.plots.scores import plot_confusion
 from fusmae_hf.prepare.inspection import contact_sheet
 from fusmae_hf.shards.dataset_info import read_dataset_info
