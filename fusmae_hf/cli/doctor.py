@@ -1,4 +1,4 @@
-"""The sub-command `fusmae doctor`: what an installation can do, and what it lacks."""
+"""The command `fusmae doctor`: what an installation can do, and what it lacks."""
 
 import argparse
 import platform
@@ -8,7 +8,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-# What the command needs is imported when it runs, so that `fusmae --help` is quick.
+from fusmae_hf.cli.command import add_command
 
 PACKAGE = "fusmae_hf"
 EXAMPLE_PAIRS = "bigearthnet-common==2.8.0"
@@ -17,13 +17,13 @@ EXAMPLE_PAIRS = "bigearthnet-common==2.8.0"
 
 def add_doctor(commands: Any, parents: list[argparse.ArgumentParser]) -> None:
     """Add `fusmae doctor`."""
-    command = commands.add_parser(
+    command = add_command(
+        commands,
+        parents,
         "doctor",
-        help="show versions, devices and what is missing",
-        description="Print versions, devices, attention back ends, cache folders and missing packages. The exit code\n"
+        "show versions, devices and what is missing",
+        "Print versions, devices, attention back ends, cache folders and missing packages. The exit code\n"
         "is 1 where a required package is missing or of an unsupported version, or attention does not run on the CPU.",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        parents=parents,
     )
     command.set_defaults(run=_doctor)
 

@@ -1,11 +1,11 @@
-"""The sub-command `fusmae show`: one picture of a pair, of what a model makes of it, or of a run."""
+"""The command `fusmae show`: one picture of a pair, of what a model makes of it, or of a run."""
 
 import argparse
 import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-# What the command needs is imported when it runs, so that `fusmae --help` is quick.
+from fusmae_hf.cli.command import add_command
 
 if TYPE_CHECKING:
     import torch
@@ -28,19 +28,18 @@ SIMULATED_PAIRS = 1000
 def add_show(commands: Any, parents: list[argparse.ArgumentParser]) -> None:
     """Add `fusmae show`."""
     kinds = "\n".join(f"  {name:<16}{meaning}" for name, meaning in KINDS.items())
-    command = commands.add_parser(
+    command = add_command(
+        commands,
+        parents,
         "show",
-        help="draw a pair, what a model makes of it, or the losses of a run",
-        description="Draw one picture of a pair, of what a checkpoint makes of it, or of a pretraining run.\n\n"
+        "draw a pair, what a model makes of it, or the losses of a run",
+        "Draw one picture of a pair, of what a checkpoint makes of it, or of a pretraining run.\n\n"
         f"kinds of pictures (--what):\n{kinds}\n\n"
         "reconstruction, attention and embedding need a checkpoint; a run folder brings its own.",
-        epilog="examples:\n"
-        "  fusmae show shards/reben --what false-colour --bands B11,B08,B04 --index 7\n"
-        "  fusmae show simulated --what attention --checkpoint outputs/pretrain --patch 4,5\n"
-        "  fusmae show outputs/pretrain --what reconstruction --data shards/reben --split test\n"
-        "  fusmae show outputs/pretrain --what loss --output loss.png",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        parents=parents,
+        "fusmae show shards/reben --what false-colour --bands B11,B08,B04 --index 7",
+        "fusmae show simulated --what attention --checkpoint outputs/pretrain --patch 4,5",
+        "fusmae show outputs/pretrain --what reconstruction --data shards/reben --split test",
+        "fusmae show outputs/pretrain --what loss --output loss.png",
     )
     command.add_argument(
         "source",
