@@ -16,7 +16,8 @@ from fusmae_hf.evaluation.interpolation import interpolate_visible
 from fusmae_hf.files.plain_markdown import inline
 from fusmae_hf.modeling.image_processing_fusmae import FusMAEImageProcessor
 from fusmae_hf.modeling.modeling_fusmae import FusMAEForPreTraining, FusMAEReconstruction
-from fusmae_hf.plots.model import pair_title, plot_cross_attention, plot_errors
+from fusmae_hf.plots.model import plot_cross_attention, plot_errors
+from fusmae_hf.plots.pairs import pair_title
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -30,10 +30,9 @@ def add_app(commands: Any, parents: list[argparse.ArgumentParser]) -> None:
 
 
 def _app(arguments: argparse.Namespace) -> int:
-    from fusmae_hf.app.page import build, launch
+    from fusmae_hf.app.page import serve_app
 
     if arguments.split and not arguments.shards:
         raise ValueError("--split is for the shards of --shards: simulated pairs have none.")
-    page = build(arguments.checkpoint, arguments.shards, arguments.split or "test")
-    launch(page, arguments.host, arguments.port)
+    serve_app(arguments.checkpoint, arguments.shards, arguments.split or "test", arguments.host, arguments.port)
     return 0

@@ -108,25 +108,25 @@ def is_run_folder(folder: Path) -> bool:
 def _draw(
     what: str, pair: "Pair", info: "PairsInfo", checkpoint: str | None, arguments: argparse.Namespace
 ) -> "Figure":
-    from fusmae_hf.plots import model as visualization
-    from fusmae_hf.plots.pairs import FALSE_COLOUR, TRUE_COLOUR
+    from fusmae_hf.plots import model as of_model
+    from fusmae_hf.plots import pairs as of_pairs
 
     if what in ("rgb", "false-colour"):
-        channels = TRUE_COLOUR if what == "rgb" else arguments.bands or FALSE_COLOUR
-        return visualization.plot_composite(pair, info, channels)
+        channels = of_pairs.TRUE_COLOUR if what == "rgb" else arguments.bands or of_pairs.FALSE_COLOUR
+        return of_pairs.plot_composite(pair, info, channels)
     if what == "sar":
-        return visualization.plot_backscatter(pair, info)
+        return of_pairs.plot_backscatter(pair, info)
     assert checkpoint is not None  # for the type checker: `_show` has refused it
     model, processor, inputs = _load(checkpoint, pair, info, decoders=what == "reconstruction")
     if what == "embedding":
-        return visualization.plot_embedding(visualization.embedding_colours(model, inputs), pair, info)
+        return of_model.plot_embedding(of_model.embedding_colours(model, inputs), pair, info)
     rows, columns = (side // model.config.patch_size for side in inputs["pixel_values"].shape[2:])
     if what == "attention":
         row, column = arguments.patch or (rows // 2, columns // 2)
-        maps = visualization.cross_attention_maps(model, inputs, row, column)
-        return visualization.plot_cross_attention(maps, pair, info, row, column)
-    pictures = visualization.reconstruct_images(model, inputs | mask_noise(rows * columns, arguments.seed), processor)
-    return visualization.plot_errors(pictures, processor, visualization.pair_title(pair, info))
+        maps = of_model.cross_attention_maps(model, inputs, row, column)
+        return of_model.plot_cross_attention(maps, pair, info, row, column)
+    pictures = of_model.reconstruct_images(model, inputs | mask_noise(rows * columns, arguments.seed), processor)
+    return of_model.plot_errors(pictures, processor, of_pairs.pair_title(pair, info))
 
 
 def mask_noise(num_patches: int, seed: int) -> dict[str, "torch.Tensor"]:
@@ -179,7 +179,7 @@ def _load(checkpoint: str, pair: "Pair", info: "PairsInfo", decoders: bool) -> t
 
 
 def _losses(source: str) -> "Figure":
-    from fusmae_hf.plots.model import plot_losses
+    from fusmae_hf.plots.scores import plot_losses
 
     return plot_losses(read_log_history(Path(source)), f"Reconstruction losses of {source}")
 
