@@ -65,7 +65,7 @@ def test_files_and_commands_that_a_page_names_exist(page):
     for path in set(re.findall(r"(?<![\w/])training/[\w./-]+\.(?:py|yaml)\b", text)):
         assert (ROOT / path).is_file(), path
     targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), flags=re.MULTILINE))
-    assert set(re.findall(r"\bmake ([a-z-]+)", text)) <= targets
+    assert set(re.findall(r"(?:^|`)make ([a-z-]+)", text, flags=re.MULTILINE)) <= targets
 
 
 def test_commands_shown_have_the_options_they_are_shown_with():
