@@ -43,19 +43,12 @@ def missing_requirements() -> dict[str, list[str]]:
         marker = requirement.marker
         wanted = [extra for extra in extras if marker is None or marker.evaluate({"extra": extra})]
         # A marker that holds without any extra holds with each.
-        problem = _problem(requirement.name, requirement.specifier)
-        for extra in wanted[:1] if "" in wanted else wanted:
-            if problem:
+        version = _version(requirement.name)
+        if version is None or not requirement.specifier.contains(version, prereleases=True):
+            problem = "not installed" if version is None else f"{version} is installed"
+            for extra in wanted[:1] if "" in wanted else wanted:
                 missing[extra].append(f"{requirement.name}{requirement.specifier} ({problem})")
     return missing
-
-
-def _problem(name: str, specifier: Any) -> str | None:
-    """Why a distribution does not meet a `packaging.specifiers.SpecifierSet`, None where it does."""
-    version = _version(name)
-    if version is None:
-        return "not installed"
-    return None if specifier.contains(version, prereleases=True) else f"{version} is installed"
 
 
 def _version(name: str) -> str | None:
@@ -67,14 +60,7 @@ def _version(name: str) -> str | None:
 
 
 def attention_kernels(device: str) -> dict[str, list[str]]:
-    """Kernels of scaled dot-product attention that run on a device, by data type.
-
-    Args:
-        device: such as `"cpu"` or `"cuda:0"`.
-
-    Returns:
-        Names of `torch.nn.attention.SDPBackend` in small letters, for `"float32"` and `"bfloat16"`.
-    """
+    """Kernels of scaled dot-product attention that run on a device such as `"cuda:0"`, in float32 and bfloat16."""
     import torch
     from torch.nn.attention import SDPBackend, sdpa_kernel
 

@@ -40,10 +40,10 @@ def _push(arguments: argparse.Namespace) -> int:
     from fusmae_hf.prepare.statistics import DatasetStatistics
 
     require_pushable(arguments.shards)
+    options = {"private": arguments.private, "revision": arguments.revision}
     if is_model(arguments.shards):
         if arguments.statistics:
             raise ValueError(f"`--statistics` is for shards, but {arguments.shards} is a model.")
-        options = {"private": arguments.private, "revision": arguments.revision}
         print(push_model(arguments.shards, arguments.repository, **options))
         return 0
     statistics = None
@@ -54,13 +54,5 @@ def _push(arguments: argparse.Namespace) -> int:
             raise ValueError(
                 f"{arguments.statistics} holds no statistics ({error!r}). Write it with `fusmae stats --json`."
             ) from error
-    print(
-        push_shards(
-            arguments.shards,
-            arguments.repository,
-            private=arguments.private,
-            revision=arguments.revision,
-            statistics=statistics,
-        )
-    )
+    print(push_shards(arguments.shards, arguments.repository, statistics=statistics, **options))
     return 0

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 from fusmae_hf.cli.command import add_command
 
 if TYPE_CHECKING:
-    import torch
     from matplotlib.figure import Figure
 
     from fusmae_hf.data.pairs import Pair, PairsInfo
@@ -75,7 +74,10 @@ def _patch(text: str) -> tuple[int, int]:
 
 
 def _show(arguments: argparse.Namespace) -> int:
-    is_run = is_run_folder(Path(arguments.source))
+    from fusmae_hf.plots.scores import plot_losses
+
+    folder = Path(arguments.source)
+    is_run = (folder / "config.json").is_file() or any(folder.glob("checkpoint-*/"))
     what = arguments.what or ("loss" if is_run else "rgb")
     for option, kind in (("bands", "false-colour"), ("patch", "attention")):
         if getattr(arguments, option) and what != kind:
@@ -86,7 +88,8 @@ def _show(arguments: argparse.Namespace) -> int:
     if not output.parent.is_dir():
         raise FileNotFoundError(f"There is no folder {output.parent} to write {output.name} to.")
     if what == "loss":
-        figure, shown = _losses(arguments.source), f"losses of {arguments.source}"
+        figure = plot_losses(read_log_history(folder), f"Reconstruction losses of {folder}")
+        shown = f"losses of {arguments.source}"
     else:
         data = (arguments.data or "simulated") if is_run else arguments.source
         checkpoint = arguments.checkpoint or (arguments.source if is_run else None)
@@ -100,14 +103,13 @@ def _show(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def is_run_folder(folder: Path) -> bool:
-    """Whether a folder holds a model or checkpoints of a training."""
-    return (folder / "config.json").is_file() or any(folder.glob("checkpoint-*/"))
-
-
 def _draw(
     what: str, pair: "Pair", info: "PairsInfo", checkpoint: str | None, arguments: argparse.Namespace
 ) -> "Figure":
+    import torch
+
+    from fusmae_hf.data.inputs import PairInputs
+    from fusmae_hf.hub.checkpoint_loading import load_checkpoint
     from fusmae_hf.plots import model as of_model
     from fusmae_hf.plots import pairs as of_pairs
 
@@ -117,7 +119,9 @@ def _draw(
     if what == "sar":
         return of_pairs.plot_backscatter(pair, info)
     assert checkpoint is not None  # for the type checker: `_show` has refused it
-    model, processor, inputs = _load(checkpoint, pair, info, decoders=what == "reconstruction")
+    model, processor = load_checkpoint(checkpoint, decoders=what == "reconstruction")
+    batch = {"sar": torch.from_numpy(pair.sar)[None], "optical": torch.from_numpy(pair.optical)[None]}
+    inputs = PairInputs(processor, info)(batch)
     if what == "embedding":
         return of_model.plot_embedding(of_model.embedding_colours(model, inputs), pair, info)
     rows, columns = (side // model.config.patch_size for side in inputs["pixel_values"].shape[2:])
@@ -125,16 +129,10 @@ def _draw(
         row, column = arguments.patch or (rows // 2, columns // 2)
         maps = of_model.cross_attention_maps(model, inputs, row, column)
         return of_model.plot_cross_attention(maps, pair, info, row, column)
-    pictures = of_model.reconstruct_images(model, inputs | mask_noise(rows * columns, arguments.seed), processor)
+    generator = torch.Generator().manual_seed(arguments.seed)
+    noise = {name: torch.rand((1, rows * columns), generator=generator) for name in ("noise", "noise_sar")}
+    pictures = of_model.reconstruct_images(model, inputs | noise, processor)
     return of_model.plot_errors(pictures, processor, of_pairs.pair_title(pair, info))
-
-
-def mask_noise(num_patches: int, seed: int) -> dict[str, "torch.Tensor"]:
-    """`noise` and `noise_sar` `(1, num_patches)` of a pair: the same masks for the same seed."""
-    import torch
-
-    generator = torch.Generator().manual_seed(seed)
-    return {name: torch.rand((1, num_patches), generator=generator) for name in ("noise", "noise_sar")}
 
 
 def _read_pair(data: str, split: str | None, index: int) -> tuple["Pair", "PairsInfo"]:
@@ -166,34 +164,8 @@ def _require_index(index: int, number: int, place: str) -> None:
         raise ValueError(f"There is no pair {index} in the {place}: --index is 0 to {number - 1}.")
 
 
-def _load(checkpoint: str, pair: "Pair", info: "PairsInfo", decoders: bool) -> tuple[Any, Any, dict[str, Any]]:
-    """Model and processor of a checkpoint, and the inputs for a pair."""
-    import torch
-
-    from fusmae_hf.data.inputs import PairInputs
-    from fusmae_hf.hub.checkpoint_loading import load_checkpoint
-
-    model, processor = load_checkpoint(checkpoint, decoders=decoders)
-    batch = {"sar": torch.from_numpy(pair.sar)[None], "optical": torch.from_numpy(pair.optical)[None]}
-    return model, processor, PairInputs(processor, info)(batch)
-
-
-def _losses(source: str) -> "Figure":
-    from fusmae_hf.plots.scores import plot_losses
-
-    return plot_losses(read_log_history(Path(source)), f"Reconstruction losses of {source}")
-
-
 def read_log_history(run: Path) -> list[dict[str, float]]:
-    """What the Trainer logged in a run: of `trainer_state.json` in the folder, or in its last written checkpoint.
-
-    Args:
-        run: output folder of a pretraining, or one of its checkpoints.
-
-    Raises:
-        FileNotFoundError: there is no record.
-        ValueError: a record is damaged, or it is not of a pretraining.
-    """
+    """What the Trainer logged in a run: of `trainer_state.json` in the folder, or in its last written checkpoint."""
     from fusmae_hf.hub.checkpoints import checkpoints_in
 
     files = [folder / "trainer_state.json" for folder in (run, *(checkpoints_in(run) if run.is_dir() else []))]

@@ -222,16 +222,15 @@ def write_fine_tuned_card(
         for metric, title in _SCORES.items()
         if values.get(metric) is not None
     ]
-    data = ModelCardData(
-        model_name=name,
+    data = _metadata(
+        name,
+        evaluated,
+        info,
+        kind,
         library_name="peft" if record["adapter"] else "transformers",
-        pipeline_tag=kind,
         tags=[*(tag for tag in TAGS if tag != "masked-autoencoder"), task.replace("_", "-")],
-        license="apache-2.0",
         base_model=record["base_model"],
-        datasets=_dataset_names(info),
         metrics=sorted({result.metric_type for result in evaluated}),
-        eval_results=evaluated or None,
     )
     body = render(
         "fine_tuned.md",
@@ -319,23 +318,24 @@ def _labels(config: FusMAEConfig) -> list[str]:
 
 
 def _metadata(
-    name: str, results: list[EvalResult], info: PairsInfo | None, task: str = "image-feature-extraction"
+    name: str,
+    results: list[EvalResult],
+    info: PairsInfo | None,
+    task: str = "image-feature-extraction",
+    **fields: Any,
 ) -> ModelCardData:
-    return ModelCardData(
-        model_name=name,
-        library_name="transformers",
-        pipeline_tag=task,
-        tags=list(TAGS),
-        license="apache-2.0",
-        datasets=_dataset_names(info) if info else None,
-        metrics=sorted({result.metric_type for result in results}) or None,
-        eval_results=results or None,
-    )
-
-
-def _dataset_names(info: PairsInfo) -> list[str] | None:
-    """Name of a dataset for the metadata of a card; None where the Hub would not take it for one."""
-    return [info.name] if re.fullmatch(r"[\w.-]+(/[\w.-]+)?", info.name) else None
+    usual = {
+        "model_name": name,
+        "library_name": "transformers",
+        "pipeline_tag": task,
+        "tags": list(TAGS),
+        "license": "apache-2.0",
+        # None where the Hub would not take the name for that of a dataset
+        "datasets": [info.name] if info and re.fullmatch(r"[\w.-]+(/[\w.-]+)?", info.name) else None,
+        "metrics": sorted({result.metric_type for result in results}) or None,
+        "eval_results": results or None,
+    }
+    return ModelCardData(**usual | fields)
 
 
 def render(template: str, **fields: Any) -> str:
