@@ -37,7 +37,7 @@ class Completion:
     """What a model made of one pair.
 
     Attributes:
-        pictures: as `visualization.reconstruct_images` gives them: by sensor `original` and `reconstruction`
+        pictures: as `reconstruct_images` gives them: by sensor `original` and `reconstruction`
             `(1, bands, height, width)` in digital numbers or dB, and `visible` `(1, height, width)` bool. Pixels
             without data count as visible, since there is nothing to compare them with.
         rmse: by sensor, root mean squared error of the hidden pixels that hold data: that of the model and that of
