@@ -25,7 +25,7 @@ from fusmae_hf import FusMAEConfig, FusMAEImageProcessor
 from fusmae_hf.data.pairs import Pair, PairReader, PairsInfo
 from fusmae_hf.evaluation.confidence import mean_and_interval
 from fusmae_hf.hub.cards import ProbeScore, write_model_card
-from fusmae_hf.prepare.preparation import prepare
+from fusmae_hf.preparation.prepare import prepare
 from fusmae_hf.readers.bigearthnet import BigEarthNet, example_pairs_root
 from fusmae_hf.readers.reben import ReBEN
 from fusmae_hf.shards.dataset_info import FILE_NAME, read_dataset_info

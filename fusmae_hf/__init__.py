@@ -55,7 +55,7 @@ _LAZY = {
     "plot_embedding": "fusmae_hf.plots.model",
     "plot_errors": "fusmae_hf.plots.model",
     "predict_visible_mean": "fusmae_hf.evaluation.interpolation",
-    "prepare": "fusmae_hf.prepare.preparation",
+    "prepare": "fusmae_hf.preparation.prepare",
     "push_model": "fusmae_hf.hub.push_model",
     "push_shards": "fusmae_hf.hub.push_shards",
     "reconstruct_images": "fusmae_hf.plots.model",

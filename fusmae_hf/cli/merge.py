@@ -25,8 +25,8 @@ def add_merge(commands: Any, parents: list[argparse.ArgumentParser]) -> None:
 
 
 def _merge(arguments: argparse.Namespace) -> None:
-    from fusmae_hf.prepare.preparation import describe_dataset
-    from fusmae_hf.prepare.state import merge_parts
+    from fusmae_hf.preparation.prepare import describe_dataset
+    from fusmae_hf.preparation.state import merge_parts
 
     dataset = merge_parts(arguments.out, arguments.parts)
     print("\n".join(describe_dataset(dataset)))

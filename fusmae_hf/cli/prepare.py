@@ -103,7 +103,7 @@ def _add_options(
 
 
 def _prepare(arguments: argparse.Namespace) -> None:
-    from fusmae_hf.prepare.preparation import prepare
+    from fusmae_hf.preparation.prepare import prepare
 
     archive: Archive = arguments.archive
     given = vars(arguments)

@@ -37,7 +37,7 @@ def add_push(commands: Any, parents: list[argparse.ArgumentParser]) -> None:
 def _push(arguments: argparse.Namespace) -> int:
     from fusmae_hf.hub.push_model import is_model, push_model, require_pushable
     from fusmae_hf.hub.push_shards import push_shards
-    from fusmae_hf.prepare.statistics import DatasetStatistics
+    from fusmae_hf.preparation.statistics import DatasetStatistics
 
     require_pushable(arguments.shards)
     options = {"private": arguments.private, "revision": arguments.revision}

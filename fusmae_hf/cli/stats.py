@@ -41,7 +41,7 @@ def add_stats(commands: Any, parents: list[argparse.ArgumentParser]) -> None:
 
 
 def _stats(arguments: argparse.Namespace) -> int:
-    from fusmae_hf.prepare.statistics import band_statistics, write_processor
+    from fusmae_hf.preparation.statistics import band_statistics, write_processor
     from fusmae_hf.shards.loading import load_pairs
 
     statistics = band_statistics(

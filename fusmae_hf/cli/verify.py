@@ -27,7 +27,7 @@ def add_verify(commands: Any, parents: list[argparse.ArgumentParser]) -> None:
 
 
 def _verify(arguments: argparse.Namespace) -> int:
-    from fusmae_hf.prepare.verification import verify_shards
+    from fusmae_hf.preparation.verification import verify_shards
 
     report = verify_shards(arguments.shards, arguments.split, quick=arguments.quick, progress=True)
     print(report)

@@ -10,8 +10,8 @@ from huggingface_hub import CommitOperationAdd, CommitOperationDelete, DatasetCa
 
 from fusmae_hf.hub.cards import card_text, render
 from fusmae_hf.hub.push_model import pushable, repository
-from fusmae_hf.prepare.statistics import DatasetStatistics, dataset_title, scale_in_words
-from fusmae_hf.prepare.verification import verify_shards
+from fusmae_hf.preparation.statistics import DatasetStatistics, dataset_title, scale_in_words
+from fusmae_hf.preparation.verification import verify_shards
 from fusmae_hf.shards.dataset_info import FILE_NAME, DatasetInfo, read_dataset_info
 from fusmae_hf.shards.left_out import FILE_NAME as LEFT_OUT_NAME
 

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from fusmae_hf.cli.main import main
-from fusmae_hf.prepare.inspection import contact_sheet, inspect_shards
+from fusmae_hf.preparation.inspection import contact_sheet, inspect_shards
 from fusmae_hf.readers.archives import ARCHIVES
 from fusmae_hf.shards.writing import read_dataset_info
 from tests.readers.bigearthnet_fixtures import V1_PAIRS, VV_DB, make_bigearthnet, make_reben
@@ -113,7 +113,7 @@ def test_an_interrupt_ends_with_a_word_and_code_130(reben, tmp_path, capsys, mon
     def interrupt(*arguments):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("fusmae_hf.prepare.preparation.read_pair", interrupt)
+    monkeypatch.setattr("fusmae_hf.preparation.prepare.read_pair", interrupt)
     assert main(["prepare", "reben", str(reben), str(tmp_path)]) == 130
     assert "Interrupted. Finished files are kept: run the same command again" in capsys.readouterr().err
 

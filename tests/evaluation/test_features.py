@@ -14,7 +14,7 @@ from fusmae_hf.evaluation import features as features_module
 from fusmae_hf.evaluation.band_features import BandStatistics
 from fusmae_hf.evaluation.features import Features, extract_features, weights_hash
 from fusmae_hf.evaluation.scene_labels import class_indices, label_matrix, read_scene_labels
-from fusmae_hf.prepare.preparation import prepare
+from fusmae_hf.preparation.prepare import prepare
 from fusmae_hf.shards.loading import PairDataset
 from fusmae_hf.simulation.pairs import SimulatedPairs, SimulationOptions
 from tests.small_shards import INFO, edit_shard, make_pair, write_shards

@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from fusmae_hf.hub.push_shards import dataset_card, hub_license, push_shards, size_category
-from fusmae_hf.prepare.statistics import band_statistics
+from fusmae_hf.preparation.statistics import band_statistics
 from fusmae_hf.shards.dataset_info import read_dataset_info
 from tests.hub_server import running_hub
 from tests.small_shards import INFO, make_pair, run_command, write_shards
@@ -220,8 +220,8 @@ import sys
 import torch
 from fusmae_hf import load_pairs
 from fusmae_hf.hub.push_shards import push_shards
-from fusmae_hf.prepare.statistics import band_statistics
-from fusmae_hf.prepare.verification import verify_shards
+from fusmae_hf.preparation.statistics import band_statistics
+from fusmae_hf.preparation.verification import verify_shards
 
 folder, name = sys.argv[1:]
 first = push_shards(folder, name)

@@ -10,7 +10,7 @@ from huggingface_hub import ModelCard
 
 from fusmae_hf import FusMAEConfig, FusMAEForImageClassification, FusMAEForPreTraining, FusMAEImageProcessor
 from fusmae_hf.hub.push_model import push_model
-from fusmae_hf.prepare.preparation import prepare
+from fusmae_hf.preparation.prepare import prepare
 from fusmae_hf.simulation.pairs import SimulatedPairs, SimulationOptions
 from fusmae_hf.training.loop.checkpointing import CheckpointingTrainer
 from tests.small_shards import run_command

@@ -14,7 +14,7 @@ from fusmae_hf.files.names import file_stem
 from fusmae_hf.files.plain_markdown import code, inline
 from fusmae_hf.hub.push_shards import dataset_card
 from fusmae_hf.plots.scores import plot_confusion
-from fusmae_hf.prepare.inspection import contact_sheet
+from fusmae_hf.preparation.inspection import contact_sheet
 from fusmae_hf.shards.dataset_info import read_dataset_info
 from fusmae_hf.training.finetuning.score_tables import class_table
 from tests.small_shards import INFO, make_pair, write_shards

@@ -16,7 +16,7 @@ from typing import Any
 from fusmae_hf import __version__
 from fusmae_hf.files.atomic import explain_failed_write, incomplete_path, write_atomically
 from fusmae_hf.files.strict_json import parse_json
-from fusmae_hf.prepare.plan import PlanSummary
+from fusmae_hf.preparation.plan import PlanSummary
 from fusmae_hf.shards import left_out as left_out_file
 from fusmae_hf.shards.dataset_info import FILE_NAME, DatasetInfo, ShardRecord, read_dataset_info, write_dataset_info
 from fusmae_hf.shards.left_out import LeftOut, read_left_out, write_left_out
