@@ -54,6 +54,7 @@ _LAZY = {
     "plot_cross_attention": "fusmae_hf.plots.model",
     "plot_embedding": "fusmae_hf.plots.model",
     "plot_errors": "fusmae_hf.plots.model",
+    "plot_pair": "fusmae_hf.plots.pairs",
     "predict_visible_mean": "fusmae_hf.evaluation.interpolation",
     "prepare": "fusmae_hf.preparation.prepare",
     "push_model": "fusmae_hf.hub.push_model",

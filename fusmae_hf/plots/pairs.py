@@ -183,6 +183,8 @@ def plot_composite(pair: Pair, info: PairsInfo, channels: Sequence[str] = TRUE_C
         info: band names of its dataset.
         channels: names of the bands for red, green and blue. True colour has one stretch for all three, which keeps
             the hues; anything else one for each band.
+
+    Raises:
         ValueError: `channels` are not three bands of the dataset.
     """
     missing = [name for name in channels if name not in info.optical_bands]
