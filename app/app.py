@@ -2,9 +2,9 @@
 
 import os
 
-from fusmae_hf.app.page import build, launch
+from fusmae_hf import serve_app
 
 if "FUSMAE_CHECKPOINT" not in os.environ:
     raise SystemExit("Set the variable FUSMAE_CHECKPOINT to a pretraining checkpoint: a folder or a Hub id.")
 
-launch(build(os.environ["FUSMAE_CHECKPOINT"]), host="0.0.0.0", port=7860)
+serve_app(os.environ["FUSMAE_CHECKPOINT"], host="0.0.0.0", port=7860)

@@ -29,7 +29,7 @@ from fusmae_hf import load_pairs
 from fusmae_hf.data.collation import PairCollator
 from fusmae_hf.data.pairs import Pair
 from fusmae_hf.modeling.sensors_fusmae import OPTICAL_BANDS, OPTICAL_RESOLUTION, SAR_BANDS
-from fusmae_hf.prepare.preparation import prepare
+from fusmae_hf.preparation.prepare import prepare
 from fusmae_hf.readers.reben import ReBEN
 from fusmae_hf.simulation.pairs import SimulatedPairs
 

@@ -42,7 +42,7 @@ from train_step import fusmae, machine_of, peak_flops, synchronize, vitmae
 
 from fusmae_hf import FusMAEImageProcessor
 from fusmae_hf.data.pairs import Pair
-from fusmae_hf.prepare.preparation import prepare
+from fusmae_hf.preparation.prepare import prepare
 from fusmae_hf.simulation.pairs import SimulatedPairs, SimulationOptions
 
 Figures = dict[str, Any]
@@ -487,7 +487,7 @@ def must_spawn() -> bool:
 def process_context() -> Any:
     """How to start processes: forked from one that has imported everything, or anew where those could use no GPU."""
     processes = multiprocessing.get_context("forkserver")
-    processes.set_forkserver_preload(["inference", "fusmae_hf.prepare.preparation", "fusmae_hf.simulation.pairs"])
+    processes.set_forkserver_preload(["inference", "fusmae_hf.preparation.prepare", "fusmae_hf.simulation.pairs"])
     with ProcessPoolExecutor(max_workers=1, mp_context=processes) as forked:
         return multiprocessing.get_context("spawn") if forked.submit(must_spawn).result() else processes
 

@@ -24,9 +24,8 @@ from typing import Any
 from fusmae_hf import FusMAEConfig, FusMAEImageProcessor
 from fusmae_hf.data.pairs import Pair, PairReader, PairsInfo
 from fusmae_hf.evaluation.intervals import mean_and_interval
-from fusmae_hf.evaluation.probe_scores import ProbeScore
-from fusmae_hf.hub.model_card import write_model_card
-from fusmae_hf.prepare.preparation import prepare
+from fusmae_hf.hub.cards import ProbeScore, write_model_card
+from fusmae_hf.preparation.prepare import prepare
 from fusmae_hf.readers.bigearthnet import BigEarthNet, example_pairs_root
 from fusmae_hf.readers.reben import ReBEN
 from fusmae_hf.shards.dataset_info import FILE_NAME, read_dataset_info

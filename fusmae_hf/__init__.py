@@ -4,7 +4,7 @@ Importing this package registers Fus-MAE with the Auto classes of transformers; 
 """
 
 import importlib
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from transformers import (
     AutoBackbone,
@@ -27,13 +27,43 @@ from fusmae_hf.modeling.modeling_fusmae import (
     FusMAEPreTrainedModel,
 )
 
-if TYPE_CHECKING:
-    from fusmae_hf.hub.push import push_model
-    from fusmae_hf.shards.loading import load_pairs
-
 __version__ = "0.1.0"
 
-_LAZY = {"load_pairs": "fusmae_hf.shards.loading", "push_model": "fusmae_hf.hub.push"}
+_LAZY = {
+    "FineTuningCollator": "fusmae_hf.data.finetuning_collation",
+    "FineTuningTask": "fusmae_hf.data.tasks",
+    "OPTICAL_BANDS_L1C": "fusmae_hf.modeling.sensors_fusmae",
+    "Pair": "fusmae_hf.data.pairs",
+    "PairAugmentation": "fusmae_hf.data.augmentation",
+    "PairCollator": "fusmae_hf.data.collation",
+    "PairError": "fusmae_hf.errors",
+    "PairInputs": "fusmae_hf.data.inputs",
+    "PairsInfo": "fusmae_hf.data.pairs",
+    "SimulatedPairs": "fusmae_hf.simulation.pairs",
+    "SimulationOptions": "fusmae_hf.simulation.pairs",
+    "cross_attention_maps": "fusmae_hf.plots.model",
+    "embedding_colours": "fusmae_hf.plots.model",
+    "example_pairs": "fusmae_hf.readers.archives",
+    "extract_features": "fusmae_hf.evaluation.features",
+    "interpolate_visible": "fusmae_hf.evaluation.baselines",
+    "linear_probe": "fusmae_hf.evaluation.probes",
+    "load_pairs": "fusmae_hf.shards.loading",
+    "open_archive": "fusmae_hf.readers.archives",
+    "plot_backscatter": "fusmae_hf.plots.pairs",
+    "plot_composite": "fusmae_hf.plots.pairs",
+    "plot_cross_attention": "fusmae_hf.plots.model",
+    "plot_embedding": "fusmae_hf.plots.model",
+    "plot_errors": "fusmae_hf.plots.model",
+    "plot_pair": "fusmae_hf.plots.pairs",
+    "predict_visible_mean": "fusmae_hf.evaluation.baselines",
+    "prepare": "fusmae_hf.preparation.prepare",
+    "push_model": "fusmae_hf.hub.push_model",
+    "push_shards": "fusmae_hf.hub.push_shards",
+    "reconstruct_images": "fusmae_hf.plots.model",
+    "serve_app": "fusmae_hf.app.page",
+    "visible_pixels": "fusmae_hf.evaluation.baselines",
+}
+"""Where the public names that are loaded when asked for are defined."""
 
 __all__ = [
     "PRESETS",
@@ -46,8 +76,7 @@ __all__ = [
     "FusMAEModel",
     "FusMAEPreTrainedModel",
     "__version__",
-    "load_pairs",
-    "push_model",
+    *_LAZY,
 ]
 
 AutoConfig.register("fusmae", FusMAEConfig, exist_ok=True)
@@ -63,3 +92,7 @@ def __getattr__(name: str) -> Any:
     if name in _LAZY:
         return getattr(importlib.import_module(_LAZY[name]), name)
     raise AttributeError(f"module 'fusmae_hf' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_LAZY})

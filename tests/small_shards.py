@@ -1,6 +1,5 @@
 """Small folders of shards, sound and damaged, for the tests of what is done with shards."""
 
-import argparse
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -10,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from fusmae_hf.cli import shards as shard_commands
+from fusmae_hf.cli.main import build_parser
 from fusmae_hf.data.pairs import Pair, PairsInfo
 from fusmae_hf.shards.format import pair_checksum
 from fusmae_hf.shards.writing import write_dataset_info, write_shard
@@ -98,12 +97,6 @@ def with_pixels(pair: Pair, **pixels: np.ndarray) -> Pair:
 
 
 def run_command(*arguments: str | Path) -> int:
-    """Run a sub-command through a parser that holds all of `shard_commands`; its exit code."""
-    parser = argparse.ArgumentParser(prog="fusmae")
-    debugging = argparse.ArgumentParser(add_help=False)
-    debugging.add_argument("--debug", action="store_true")
-    commands = parser.add_subparsers(required=True)
-    for add in ("add_inspect", "add_stats", "add_verify", "add_push"):
-        getattr(shard_commands, add)(commands, [debugging])
-    parsed = parser.parse_args([str(argument) for argument in arguments])
+    """Run a command of `fusmae` that lets errors through; its exit code."""
+    parsed = build_parser().parse_args([str(argument) for argument in arguments])
     return parsed.run(parsed)

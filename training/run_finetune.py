@@ -19,8 +19,8 @@ from transformers import EarlyStoppingCallback, set_seed
 
 from fusmae_hf.data.tasks import FineTuningTask
 from fusmae_hf.files.finished import settings_hash, write_record
+from fusmae_hf.hub.cards import write_fine_tuned_card
 from fusmae_hf.hub.checkpoints import CheckpointNotWrittenError
-from fusmae_hf.hub.finetuned_card import write_fine_tuned_card
 from fusmae_hf.shards.loading import PairDataset
 from fusmae_hf.training.arguments import PairArguments, parse_arguments
 from fusmae_hf.training.finetuning.arguments import FineTuningArguments, FineTuningModelArguments, TaskArguments

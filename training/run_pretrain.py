@@ -15,9 +15,9 @@ from transformers import set_seed
 
 from fusmae_hf import FusMAEConfig, FusMAEForPreTraining, FusMAEImageProcessor
 from fusmae_hf.data.pairs import PairsInfo
+from fusmae_hf.hub.cards import error_unit, results_table, write_model_card
 from fusmae_hf.hub.checkpoint_loading import looked_up
 from fusmae_hf.hub.checkpoints import CheckpointNotWrittenError
-from fusmae_hf.hub.model_card import error_unit, results_table, write_model_card
 from fusmae_hf.training.arguments import DataArguments, ModelArguments, PretrainingArguments, parse_arguments
 from fusmae_hf.training.loop.nonfinite import NonFiniteError
 from fusmae_hf.training.loop.output_folder import require_writable

@@ -6,7 +6,7 @@ from typing import Any
 
 from fusmae_hf.data.augmentation import PairAugmentation
 from fusmae_hf.data.pairs import PairReader
-from fusmae_hf.prepare.preparation import prepare
+from fusmae_hf.preparation.prepare import prepare
 from fusmae_hf.readers.bigearthnet import BigEarthNet, example_pairs_root
 from fusmae_hf.readers.reben import ReBEN
 from fusmae_hf.shards.dataset_info import FILE_NAME, read_dataset_info

@@ -49,6 +49,17 @@ def _gradio() -> Any:
     return gradio
 
 
+def serve_app(
+    checkpoint: str | os.PathLike[str],
+    shards: str | os.PathLike[str] | None = None,
+    split: str = "test",
+    host: str = "127.0.0.1",
+    port: int | None = None,
+) -> None:
+    """Serve the demo page until interrupted: `build`, then `launch`, where arguments and errors are told."""
+    launch(build(checkpoint, shards, split), host, port)
+
+
 def build(
     checkpoint: str | os.PathLike[str], shards: str | os.PathLike[str] | None = None, split: str = "test"
 ) -> "gradio.Blocks":

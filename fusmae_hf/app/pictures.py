@@ -16,7 +16,8 @@ from fusmae_hf.evaluation.baselines import interpolate_visible
 from fusmae_hf.files.plain_text import inline
 from fusmae_hf.modeling.image_processing_fusmae import FusMAEImageProcessor
 from fusmae_hf.modeling.modeling_fusmae import FusMAEForPreTraining, FusMAEReconstruction
-from fusmae_hf.plots.model import pair_title, plot_cross_attention, plot_errors
+from fusmae_hf.plots.model import plot_cross_attention, plot_errors
+from fusmae_hf.plots.pairs import pair_title
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -36,7 +37,7 @@ class Completion:
     """What a model made of one pair.
 
     Attributes:
-        pictures: as `visualization.reconstruct_images` gives them: by sensor `original` and `reconstruction`
+        pictures: as `reconstruct_images` gives them: by sensor `original` and `reconstruction`
             `(1, bands, height, width)` in digital numbers or dB, and `visible` `(1, height, width)` bool. Pixels
             without data count as visible, since there is nothing to compare them with.
         rmse: by sensor, root mean squared error of the hidden pixels that hold data: that of the model and that of

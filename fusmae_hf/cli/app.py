@@ -1,24 +1,23 @@
-"""The sub-command `fusmae app`: the demo page."""
+"""The command `fusmae app`: the demo page."""
 
 import argparse
 from typing import Any
 
-# What the command needs is imported when it runs, so that `fusmae --help` is quick.
+from fusmae_hf.cli.command import add_command
 
 
 def add_app(commands: Any, parents: list[argparse.ArgumentParser]) -> None:
     """Add `fusmae app`."""
-    command = commands.add_parser(
+    command = add_command(
+        commands,
+        parents,
         "app",
-        help="serve a page on which a checkpoint reconstructs pairs",
-        description="Serve a page on which a pretraining checkpoint reconstructs what is hidden of a pair:\n"
+        "serve a page on which a checkpoint reconstructs pairs",
+        "Serve a page on which a pretraining checkpoint reconstructs what is hidden of a pair:\n"
         "a simulated one, one of a folder of shards, or an uploaded one.\n"
         'Needs the extra `app`: `pip install -e ".[app]"` in a clone of the repository.',
-        epilog="examples:\n"
-        "  fusmae app --checkpoint outputs/pretrain\n"
-        "  fusmae app --checkpoint outputs/pretrain --shards shards/reben --split validation",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        parents=parents,
+        "fusmae app --checkpoint outputs/pretrain",
+        "fusmae app --checkpoint outputs/pretrain --shards shards/reben --split validation",
     )
     command.add_argument(
         "--checkpoint", required=True, metavar="CHECKPOINT", help="pretraining checkpoint: a folder or a Hub id"
@@ -31,10 +30,9 @@ def add_app(commands: Any, parents: list[argparse.ArgumentParser]) -> None:
 
 
 def _app(arguments: argparse.Namespace) -> int:
-    from fusmae_hf.app.page import build, launch
+    from fusmae_hf.app.page import serve_app
 
     if arguments.split and not arguments.shards:
         raise ValueError("--split is for the shards of --shards: simulated pairs have none.")
-    page = build(arguments.checkpoint, arguments.shards, arguments.split or "test")
-    launch(page, arguments.host, arguments.port)
+    serve_app(arguments.checkpoint, arguments.shards, arguments.split or "test", arguments.host, arguments.port)
     return 0

@@ -1,4 +1,4 @@
-"""The sub-command `fusmae doctor`: what an installation can do, and what it lacks."""
+"""The command `fusmae doctor`: what an installation can do, and what it lacks."""
 
 import argparse
 import platform
@@ -8,7 +8,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-# What the command needs is imported when it runs, so that `fusmae --help` is quick.
+from fusmae_hf.cli.command import add_command
 
 PACKAGE = "fusmae_hf"
 EXAMPLE_PAIRS = "bigearthnet-common==2.8.0"
@@ -17,13 +17,13 @@ EXAMPLE_PAIRS = "bigearthnet-common==2.8.0"
 
 def add_doctor(commands: Any, parents: list[argparse.ArgumentParser]) -> None:
     """Add `fusmae doctor`."""
-    command = commands.add_parser(
+    command = add_command(
+        commands,
+        parents,
         "doctor",
-        help="show versions, devices and what is missing",
-        description="Print versions, devices, attention back ends, cache folders and missing packages. The exit code\n"
+        "show versions, devices and what is missing",
+        "Print versions, devices, attention back ends, cache folders and missing packages. The exit code\n"
         "is 1 where a required package is missing or of an unsupported version, or attention does not run on the CPU.",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        parents=parents,
     )
     command.set_defaults(run=_doctor)
 
@@ -43,19 +43,12 @@ def missing_requirements() -> dict[str, list[str]]:
         marker = requirement.marker
         wanted = [extra for extra in extras if marker is None or marker.evaluate({"extra": extra})]
         # A marker that holds without any extra holds with each.
-        problem = _problem(requirement.name, requirement.specifier)
-        for extra in wanted[:1] if "" in wanted else wanted:
-            if problem:
+        version = _version(requirement.name)
+        if version is None or not requirement.specifier.contains(version, prereleases=True):
+            problem = "not installed" if version is None else f"{version} is installed"
+            for extra in wanted[:1] if "" in wanted else wanted:
                 missing[extra].append(f"{requirement.name}{requirement.specifier} ({problem})")
     return missing
-
-
-def _problem(name: str, specifier: Any) -> str | None:
-    """Why a distribution does not meet a `packaging.specifiers.SpecifierSet`, None where it does."""
-    version = _version(name)
-    if version is None:
-        return "not installed"
-    return None if specifier.contains(version, prereleases=True) else f"{version} is installed"
 
 
 def _version(name: str) -> str | None:
@@ -67,14 +60,7 @@ def _version(name: str) -> str | None:
 
 
 def attention_kernels(device: str) -> dict[str, list[str]]:
-    """Kernels of scaled dot-product attention that run on a device, by data type.
-
-    Args:
-        device: such as `"cpu"` or `"cuda:0"`.
-
-    Returns:
-        Names of `torch.nn.attention.SDPBackend` in small letters, for `"float32"` and `"bfloat16"`.
-    """
+    """Kernels of scaled dot-product attention that run on a device such as `"cuda:0"`, in float32 and bfloat16."""
     import torch
     from torch.nn.attention import SDPBackend, sdpa_kernel
 

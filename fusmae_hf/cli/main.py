@@ -13,9 +13,13 @@ from tqdm import tqdm
 from fusmae_hf import __version__
 from fusmae_hf.cli.app import add_app
 from fusmae_hf.cli.doctor import add_doctor
-from fusmae_hf.cli.prepare import add_merge, add_prepare
-from fusmae_hf.cli.shards import add_inspect, add_push, add_stats, add_verify
+from fusmae_hf.cli.inspect import add_inspect
+from fusmae_hf.cli.merge import add_merge
+from fusmae_hf.cli.prepare import add_prepare
+from fusmae_hf.cli.push import add_push
 from fusmae_hf.cli.show import add_show
+from fusmae_hf.cli.stats import add_stats
+from fusmae_hf.cli.verify import add_verify
 from fusmae_hf.errors import USER_ERRORS
 
 ENTRY_POINTS = "fusmae_hf.commands"

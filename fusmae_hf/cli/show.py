@@ -1,14 +1,13 @@
-"""The sub-command `fusmae show`: one picture of a pair, of what a model makes of it, or of a run."""
+"""The command `fusmae show`: one picture of a pair, of what a model makes of it, or of a run."""
 
 import argparse
 import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-# What the command needs is imported when it runs, so that `fusmae --help` is quick.
+from fusmae_hf.cli.command import add_command
 
 if TYPE_CHECKING:
-    import torch
     from matplotlib.figure import Figure
 
     from fusmae_hf.data.pairs import Pair, PairsInfo
@@ -28,19 +27,18 @@ SIMULATED_PAIRS = 1000
 def add_show(commands: Any, parents: list[argparse.ArgumentParser]) -> None:
     """Add `fusmae show`."""
     kinds = "\n".join(f"  {name:<16}{meaning}" for name, meaning in KINDS.items())
-    command = commands.add_parser(
+    command = add_command(
+        commands,
+        parents,
         "show",
-        help="draw a pair, what a model makes of it, or the losses of a run",
-        description="Draw one picture of a pair, of what a checkpoint makes of it, or of a pretraining run.\n\n"
+        "draw a pair, what a model makes of it, or the losses of a run",
+        "Draw one picture of a pair, of what a checkpoint makes of it, or of a pretraining run.\n\n"
         f"kinds of pictures (--what):\n{kinds}\n\n"
         "reconstruction, attention and embedding need a checkpoint; a run folder brings its own.",
-        epilog="examples:\n"
-        "  fusmae show shards/reben --what false-colour --bands B11,B08,B04 --index 7\n"
-        "  fusmae show simulated --what attention --checkpoint outputs/pretrain --patch 4,5\n"
-        "  fusmae show outputs/pretrain --what reconstruction --data shards/reben --split test\n"
-        "  fusmae show outputs/pretrain --what loss --output loss.png",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        parents=parents,
+        "fusmae show shards/reben --what false-colour --bands B11,B08,B04 --index 7",
+        "fusmae show simulated --what attention --checkpoint outputs/pretrain --patch 4,5",
+        "fusmae show outputs/pretrain --what reconstruction --data shards/reben --split test",
+        "fusmae show outputs/pretrain --what loss --output loss.png",
     )
     command.add_argument(
         "source",
@@ -76,7 +74,10 @@ def _patch(text: str) -> tuple[int, int]:
 
 
 def _show(arguments: argparse.Namespace) -> int:
-    is_run = is_run_folder(Path(arguments.source))
+    from fusmae_hf.plots.scores import plot_losses
+
+    folder = Path(arguments.source)
+    is_run = (folder / "config.json").is_file() or any(folder.glob("checkpoint-*/"))
     what = arguments.what or ("loss" if is_run else "rgb")
     for option, kind in (("bands", "false-colour"), ("patch", "attention")):
         if getattr(arguments, option) and what != kind:
@@ -87,7 +88,8 @@ def _show(arguments: argparse.Namespace) -> int:
     if not output.parent.is_dir():
         raise FileNotFoundError(f"There is no folder {output.parent} to write {output.name} to.")
     if what == "loss":
-        figure, shown = _losses(arguments.source), f"losses of {arguments.source}"
+        figure = plot_losses(read_log_history(folder), f"Reconstruction losses of {folder}")
+        shown = f"losses of {arguments.source}"
     else:
         data = (arguments.data or "simulated") if is_run else arguments.source
         checkpoint = arguments.checkpoint or (arguments.source if is_run else None)
@@ -101,41 +103,36 @@ def _show(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def is_run_folder(folder: Path) -> bool:
-    """Whether a folder holds a model or checkpoints of a training."""
-    return (folder / "config.json").is_file() or any(folder.glob("checkpoint-*/"))
-
-
 def _draw(
     what: str, pair: "Pair", info: "PairsInfo", checkpoint: str | None, arguments: argparse.Namespace
 ) -> "Figure":
-    from fusmae_hf.plots import model as visualization
-    from fusmae_hf.plots.pairs import FALSE_COLOUR, TRUE_COLOUR
+    import torch
+
+    from fusmae_hf.data.inputs import PairInputs
+    from fusmae_hf.hub.checkpoint_loading import load_checkpoint
+    from fusmae_hf.plots import model as of_model
+    from fusmae_hf.plots import pairs as of_pairs
 
     if what in ("rgb", "false-colour"):
-        channels = TRUE_COLOUR if what == "rgb" else arguments.bands or FALSE_COLOUR
-        return visualization.plot_composite(pair, info, channels)
+        channels = of_pairs.TRUE_COLOUR if what == "rgb" else arguments.bands or of_pairs.FALSE_COLOUR
+        return of_pairs.plot_composite(pair, info, channels)
     if what == "sar":
-        return visualization.plot_backscatter(pair, info)
+        return of_pairs.plot_backscatter(pair, info)
     assert checkpoint is not None  # for the type checker: `_show` has refused it
-    model, processor, inputs = _load(checkpoint, pair, info, decoders=what == "reconstruction")
+    model, processor = load_checkpoint(checkpoint, decoders=what == "reconstruction")
+    batch = {"sar": torch.from_numpy(pair.sar)[None], "optical": torch.from_numpy(pair.optical)[None]}
+    inputs = PairInputs(processor, info)(batch)
     if what == "embedding":
-        return visualization.plot_embedding(visualization.embedding_colours(model, inputs), pair, info)
+        return of_model.plot_embedding(of_model.embedding_colours(model, inputs), pair, info)
     rows, columns = (side // model.config.patch_size for side in inputs["pixel_values"].shape[2:])
     if what == "attention":
         row, column = arguments.patch or (rows // 2, columns // 2)
-        maps = visualization.cross_attention_maps(model, inputs, row, column)
-        return visualization.plot_cross_attention(maps, pair, info, row, column)
-    pictures = visualization.reconstruct_images(model, inputs | mask_noise(rows * columns, arguments.seed), processor)
-    return visualization.plot_errors(pictures, processor, visualization.pair_title(pair, info))
-
-
-def mask_noise(num_patches: int, seed: int) -> dict[str, "torch.Tensor"]:
-    """`noise` and `noise_sar` `(1, num_patches)` of a pair: the same masks for the same seed."""
-    import torch
-
-    generator = torch.Generator().manual_seed(seed)
-    return {name: torch.rand((1, num_patches), generator=generator) for name in ("noise", "noise_sar")}
+        maps = of_model.cross_attention_maps(model, inputs, row, column)
+        return of_model.plot_cross_attention(maps, pair, info, row, column)
+    generator = torch.Generator().manual_seed(arguments.seed)
+    noise = {name: torch.rand((1, rows * columns), generator=generator) for name in ("noise", "noise_sar")}
+    pictures = of_model.reconstruct_images(model, inputs | noise, processor)
+    return of_model.plot_errors(pictures, processor, of_pairs.pair_title(pair, info))
 
 
 def _read_pair(data: str, split: str | None, index: int) -> tuple["Pair", "PairsInfo"]:
@@ -167,34 +164,8 @@ def _require_index(index: int, number: int, place: str) -> None:
         raise ValueError(f"There is no pair {index} in the {place}: --index is 0 to {number - 1}.")
 
 
-def _load(checkpoint: str, pair: "Pair", info: "PairsInfo", decoders: bool) -> tuple[Any, Any, dict[str, Any]]:
-    """Model and processor of a checkpoint, and the inputs for a pair."""
-    import torch
-
-    from fusmae_hf.data.inputs import PairInputs
-    from fusmae_hf.hub.checkpoint_loading import load_checkpoint
-
-    model, processor = load_checkpoint(checkpoint, decoders=decoders)
-    batch = {"sar": torch.from_numpy(pair.sar)[None], "optical": torch.from_numpy(pair.optical)[None]}
-    return model, processor, PairInputs(processor, info)(batch)
-
-
-def _losses(source: str) -> "Figure":
-    from fusmae_hf.plots.model import plot_losses
-
-    return plot_losses(read_log_history(Path(source)), f"Reconstruction losses of {source}")
-
-
 def read_log_history(run: Path) -> list[dict[str, float]]:
-    """What the Trainer logged in a run: of `trainer_state.json` in the folder, or in its last written checkpoint.
-
-    Args:
-        run: output folder of a pretraining, or one of its checkpoints.
-
-    Raises:
-        FileNotFoundError: there is no record.
-        ValueError: a record is damaged, or it is not of a pretraining.
-    """
+    """What the Trainer logged in a run: of `trainer_state.json` in the folder, or in its last written checkpoint."""
     from fusmae_hf.hub.checkpoints import checkpoints_in
 
     files = [folder / "trainer_state.json" for folder in (run, *(checkpoints_in(run) if run.is_dir() else []))]

@@ -1,94 +1,59 @@
-"""Pictures of pairs and of what a model does: composites, reconstructions, attention, embeddings, loss curves."""
+"""Pictures of what a model does: reconstructions, attention, embeddings.
 
-import re
-from collections.abc import Sequence
+Functions that draw raise an ImportError with the pip command where matplotlib is not installed.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
 from fusmae_hf.data.pairs import Pair, PairsInfo
-from fusmae_hf.evaluation.baselines import visible_pixels
-from fusmae_hf.files.plain_text import plain_text
-from fusmae_hf.modeling.modeling_fusmae import unpatchify
-from fusmae_hf.plots.pairs import FALSE_COLOUR, TRUE_COLOUR, composite, composite_title, draw_sar, new_figure
+from fusmae_hf.plots.pairs import (
+    FALSE_COLOUR,
+    TRUE_COLOUR,
+    composite,
+    composite_title,
+    draw_sar,
+    new_figure,
+    pair_title,
+)
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
-    from matplotlib.lines import Line2D
 
     from fusmae_hf.modeling.image_processing_fusmae import FusMAEImageProcessor
     from fusmae_hf.modeling.modeling_fusmae import FusMAEForPreTraining, FusMAEPreTrainedModel
 
-_HELD_OUT = re.compile(
-    r"eval_(?:(?P<source>.+?)_)??(?P<key>optical_loss|sar_loss|loss)(?:_(?P<kind>visible_mean|interpolation))?"
-)
 
 HIDDEN_GREY = 0.55
 """Brightness of masked patches in pictures."""
 
 
-def plot_composite(pair: Pair, info: PairsInfo, channels: Sequence[str] = TRUE_COLOUR) -> "Figure":
-    """One optical patch with three bands as red, green and blue, from their 2nd to their 98th percentile.
-
-    Args:
-        pair: what to draw.
-        info: band names of its dataset.
-        channels: names of the bands for red, green and blue. True colour has one stretch for all three, which keeps
-            the hues; anything else one for each band.
-
-    Raises:
-        ImportError: matplotlib is not installed; names the pip command.
-        ValueError: `channels` are not three bands of the dataset.
-    """
-    missing = [name for name in channels if name not in info.optical_bands]
-    if missing or len(channels) != 3:
-        raise ValueError(
-            f"A composite takes three optical bands, but {', '.join(channels)} were asked for; "
-            f"{info.name} has {', '.join(info.optical_bands)}."
-        )
-    figure = new_figure(4.4, 4.7)
-    axis = figure.subplots()
-    axis.imshow(composite(pair.optical, info.optical_bands, channels))
-    axis.set_axis_off()
-    axis.set_title(f"{composite_title(info.optical_bands, channels)}\n({', '.join(channels)})", fontsize=9)
-    figure.suptitle(pair_title(pair, info), fontsize=9)
-    return figure
+@contextmanager
+def _evaluating(model: "FusMAEPreTrainedModel") -> Iterator[None]:
+    """Without gradients and dropout; the mode of the model is as before afterwards."""
+    training = model.training
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        model.train(training)
 
 
-def plot_backscatter(pair: Pair, info: PairsInfo) -> "Figure":
-    """Each SAR band in dB, and VV over VH, which is their difference in dB.
-
-    Linear power is converted to dB; raw values are drawn as they are, without a ratio.
-
-    Args:
-        pair: what to draw.
-        info: band names and units of its dataset.
-
-    Raises:
-        ImportError: matplotlib is not installed; names the pip command.
-    """
-    sar, units = pair.sar.astype(np.float32), info.sar_units
-    if units == "linear":
-        sar, units = 10 * np.log10(np.where(sar > 0, sar, np.nan)), "db"
-    panels = dict(zip(info.sar_bands, sar, strict=True))
-    if units == "db" and {"VV", "VH"} <= panels.keys():
-        panels["VV / VH"] = panels["VV"] - panels["VH"]
-    figure = new_figure(3.6 * len(panels), 3.7)
-    for axis, (name, values) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True):
-        draw_sar(axis, values, name, units)
-        axis.set_axis_off()
-    figure.suptitle(pair_title(pair, info), fontsize=9)
-    return figure
+def _draw_sensor(axis: "Axes", sensor: str, pair: Pair, info: PairsInfo) -> None:
+    """The optical patch in true colour, or the first SAR band."""
+    if sensor == "optical":
+        axis.imshow(composite(pair.optical, info.optical_bands, TRUE_COLOUR))
+        axis.set_title(composite_title(info.optical_bands, TRUE_COLOUR), fontsize=9)
+    else:
+        draw_sar(axis, pair.sar[0], info.sar_bands[0], info.sar_units)
 
 
-def pair_title(pair: Pair, info: PairsInfo) -> str:
-    """Name of a pair and of its dataset, for the title of a picture; says where the imagery is simulated."""
-    return f"{plain_text(pair.id)} ({'simulated imagery' if info.simulated else info.name})"
-
-
-@torch.no_grad()
 def cross_attention_maps(
     model: "FusMAEPreTrainedModel", inputs: dict[str, torch.Tensor], row: int, column: int
 ) -> dict[str, np.ndarray]:
@@ -114,13 +79,12 @@ def cross_attention_maps(
     if not (0 <= row < rows and 0 <= column < columns):
         raise ValueError(f"There is no patch {row},{column}: rows are 0 to {rows - 1}, columns 0 to {columns - 1}.")
     before = model.config._attn_implementation
-    training = model.training
     model.set_attn_implementation("eager")
     try:
-        of_optical, of_sar = model.eval().base_model(**inputs, output_attentions=True).cross_attentions
+        with _evaluating(model):
+            of_optical, of_sar = model.base_model(**inputs, output_attentions=True).cross_attentions
     finally:
         model.set_attn_implementation(before)
-        model.train(training)
     weights = {"optical": of_sar, "sar": of_optical}
     number = row * columns + column
     return {
@@ -140,9 +104,6 @@ def plot_cross_attention(maps: dict[str, np.ndarray], pair: Pair, info: PairsInf
 
     Returns:
         A figure; weights are in multiples of those of a patch that looks everywhere alike.
-
-    Raises:
-        ImportError: matplotlib is not installed; names the pip command.
     """
     figure = new_figure(10.4, 7)
     from matplotlib.patches import Rectangle
@@ -152,11 +113,7 @@ def plot_cross_attention(maps: dict[str, np.ndarray], pair: Pair, info: PairsInf
         weights = maps[queried] * maps[queried].size
         side = pair.optical.shape[1] // len(weights)
         for axis, sensor in zip(of_row, ("sar" if queried == "optical" else "optical", queried), strict=False):
-            if sensor == "optical":
-                axis.imshow(composite(pair.optical, info.optical_bands, TRUE_COLOUR))
-                axis.set_title(composite_title(info.optical_bands, TRUE_COLOUR), fontsize=9)
-            else:
-                draw_sar(axis, pair.sar[0], info.sar_bands[0], info.sar_units)
+            _draw_sensor(axis, sensor, pair, info)
         corner = (column * side - 0.5, row * side - 0.5)
         of_row[0].add_patch(Rectangle(corner, side, side, fill=False, color="yellow", linewidth=1.8))
         of_row[0].set_title(f"{name} patch, row {row}, column {column}", fontsize=9)
@@ -174,7 +131,6 @@ def plot_cross_attention(maps: dict[str, np.ndarray], pair: Pair, info: PairsInf
     return figure
 
 
-@torch.no_grad()
 def embedding_colours(
     model: "FusMAEPreTrainedModel", inputs: dict[str, torch.Tensor]
 ) -> dict[str, tuple[np.ndarray, float]]:
@@ -188,9 +144,8 @@ def embedding_colours(
         By sensor: `(rows, columns, 3)` in [0, 1], each component stretched from its 2nd to its 98th percentile, black
         where a patch holds no data; and the share of the variance in the three. Colours of sensors do not compare.
     """
-    training = model.training
-    outputs = model.eval().base_model(**inputs)
-    model.train(training)
+    with _evaluating(model):
+        outputs = model.base_model(**inputs)
     colours = {}
     for sensor, suffix in (("optical", ""), ("sar", "_sar")):
         if outputs[f"{sensor}_hidden_state"] is None:
@@ -224,19 +179,12 @@ def plot_embedding(colours: dict[str, tuple[np.ndarray, float]], pair: Pair, inf
         colours: what `embedding_colours` returns for this pair.
         pair: what the model saw.
         info: band names and units of its dataset.
-
-    Raises:
-        ImportError: matplotlib is not installed; names the pip command.
     """
     figure = new_figure(7.4, 3.5 * len(colours) + 0.4)
     for of_row, (sensor, (picture, share)) in zip(
         figure.subplots(len(colours), 2, squeeze=False), colours.items(), strict=True
     ):
-        if sensor == "optical":
-            of_row[0].imshow(composite(pair.optical, info.optical_bands, TRUE_COLOUR))
-            of_row[0].set_title(composite_title(info.optical_bands, TRUE_COLOUR), fontsize=9)
-        else:
-            draw_sar(of_row[0], pair.sar[0], info.sar_bands[0], info.sar_units)
+        _draw_sensor(of_row[0], sensor, pair, info)
         of_row[1].imshow(picture, interpolation="nearest")
         name = "optical" if sensor == "optical" else "SAR"
         of_row[1].set_title(f"{name} tokens\n3 components: {share:.0%} of the variance", fontsize=9)
@@ -246,14 +194,10 @@ def plot_embedding(colours: dict[str, tuple[np.ndarray, float]], pair: Pair, inf
     return figure
 
 
-@torch.no_grad()
 def reconstruct_images(
     model: "FusMAEForPreTraining", inputs: dict[str, torch.Tensor], processor: "FusMAEImageProcessor"
 ) -> dict[str, dict[str, np.ndarray]]:
-    """What a model sees of a batch and what it makes of it, in physical units.
-
-    A model with `norm_pix_loss` predicts patches without brightness and contrast; those of the visible patches stand
-    in, as in `FusMAEForPreTraining.reconstruct`.
+    """What a model sees of a batch and what it makes of it, in physical units; see `FusMAEForPreTraining.reconstruct`.
 
     Args:
         model: pretraining model.
@@ -264,29 +208,16 @@ def reconstruct_images(
         By sensor (`"optical"` in digital numbers, `"sar"` in dB): `original`, `reconstruction` with visible patches
         kept, both `(batch_size, bands, height, width)`, and `visible` `(batch_size, height, width)` bool.
     """
-    training = model.training
-    model.eval()
-    outputs = model(**inputs)
-    model.train(training)
+    given = {name: values for name, values in inputs.items() if not name.startswith("noise")}
+    with _evaluating(model):
+        masks = model(**inputs)
+        outputs = model.reconstruct(**given, mask=masks.mask, mask_sar=masks.mask_sar)
     pictures = {}
     for sensor, suffix in (("optical", ""), ("sar", "_sar")):
-        images = inputs.get(f"pixel_values{suffix}")
-        if images is None:
-            continue
-        size = model.config.patch_size
-        height, width = images.shape[2:]
-        visible = visible_pixels(outputs[f"mask{suffix}"], height, width, size)
-        logits = outputs[f"logits{suffix}"].float()
-        if model.config.norm_pix_loss:
-            valid = inputs.get(f"pixel_mask{suffix}")
-            logits = model._assume_levels(logits, images, visible if valid is None else visible & valid)
-        predicted = unpatchify(logits, size, height, width)
-        kept = torch.where(visible[:, None], images, predicted)
-        pictures[sensor] = {
-            "original": processor.denormalize(images, sensor).cpu().numpy(),
-            "reconstruction": processor.denormalize(kept, sensor).cpu().numpy(),
-            "visible": visible.cpu().numpy(),
-        }
+        if inputs.get(f"pixel_values{suffix}") is not None:
+            images = {"original": inputs[f"pixel_values{suffix}"], "reconstruction": outputs[f"pixel_values{suffix}"]}
+            pictures[sensor] = {name: processor.denormalize(x, sensor).cpu().numpy() for name, x in images.items()}
+            pictures[sensor]["visible"] = ~outputs[f"reconstructed{suffix}"].cpu().numpy()
     return pictures
 
 
@@ -303,9 +234,6 @@ def plot_reconstructions(
 
     Returns:
         A matplotlib figure with one row a pair. All pictures of a view share one stretch, that of the input.
-
-    Raises:
-        ImportError: matplotlib is not installed; names the pip command.
     """
     views = _views(pictures, processor)
     number = len(next(iter(pictures.values()))["original"])
@@ -342,9 +270,6 @@ def plot_errors(
         processor: its band names.
         title: written above; say what the data is.
         pair: which pair of the batch.
-
-    Raises:
-        ImportError: matplotlib is not installed; names the pip command.
     """
     views = _views(pictures, processor)
     figure = new_figure(10, 2.35 * len(views) + 0.5)
@@ -402,55 +327,3 @@ def _views(pictures: dict[str, Any], processor: "FusMAEImageProcessor") -> list[
     if "sar" in pictures:
         views += [(f"SAR {band}", "sar", [index]) for index, band in enumerate(processor.sar_bands)]
     return views
-
-
-def plot_losses(log_history: Sequence[dict[str, float]], title: str) -> "Figure":
-    """Losses of training and of held-out pairs against the step, a panel for each sensor and one for their sum.
-
-    Args:
-        log_history: `trainer.state.log_history`.
-        title: written above.
-
-    Raises:
-        ImportError: matplotlib is not installed; names the pip command.
-    """
-    panels = {"loss": "both sensors", "optical_loss": "optical", "sar_loss": "SAR"}
-    figure = new_figure(4.2 * len(panels), 4.4)
-    colours: dict[str, str] = {}
-    shown: dict[str, Line2D] = {}
-    for axis, (key, name) in zip(figure.subplots(1, len(panels)), panels.items(), strict=True):
-        for label, points in _curves(log_history, key).items():
-            source, _, kind = label.partition(", ")
-            steps, values = zip(*points, strict=True)
-            (line,) = axis.plot(
-                steps,
-                values,
-                label=label,
-                color=colours.setdefault(source, f"C{len(colours)}"),
-                linestyle={"": "-", "mean of the visible": ":", "interpolated": "--"}[kind],
-                linewidth=1.2 if not kind else 0.9,
-                marker="o" if not kind and source != "training" else None,
-                markersize=3,
-            )
-            shown.setdefault(label, line)
-        axis.set_title(name, fontsize=9)
-        axis.set_xlabel("step")
-        axis.set_ylabel("mean squared error (normalised units)", fontsize=8)
-        axis.grid(alpha=0.3)
-    figure.legend(list(shown.values()), list(shown), loc="outside lower center", ncols=3, fontsize=7)
-    figure.suptitle(title, fontsize=10)
-    return figure
-
-
-def _curves(log_history: Sequence[dict[str, float]], key: str) -> dict[str, list[tuple[float, float]]]:
-    """(step, value) of every logged series of the loss `key`, by the name to show."""
-    curves: dict[str, list[tuple[float, float]]] = {}
-    for entry in log_history:
-        for logged, value in entry.items():
-            if logged == key:
-                curves.setdefault("training", []).append((entry["step"], value))
-            elif (match := _HELD_OUT.fullmatch(logged)) and match["key"] == key:
-                kind = {None: "", "visible_mean": ", mean of the visible", "interpolation": ", interpolated"}
-                label = f"held out {match['source'] or ''}".strip() + kind[match["kind"]]
-                curves.setdefault(label, []).append((entry["step"], value))
-    return curves

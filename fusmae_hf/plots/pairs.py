@@ -175,6 +175,61 @@ def plot_pair(
     return figure
 
 
+def plot_composite(pair: Pair, info: PairsInfo, channels: Sequence[str] = TRUE_COLOUR) -> "Figure":
+    """One optical patch with three bands as red, green and blue, from their 2nd to their 98th percentile.
+
+    Args:
+        pair: what to draw.
+        info: band names of its dataset.
+        channels: names of the bands for red, green and blue. True colour has one stretch for all three, which keeps
+            the hues; anything else one for each band.
+
+    Raises:
+        ValueError: `channels` are not three bands of the dataset.
+    """
+    missing = [name for name in channels if name not in info.optical_bands]
+    if missing or len(channels) != 3:
+        raise ValueError(
+            f"A composite takes three optical bands, but {', '.join(channels)} were asked for; "
+            f"{info.name} has {', '.join(info.optical_bands)}."
+        )
+    figure = new_figure(4.4, 4.7)
+    axis = figure.subplots()
+    axis.imshow(composite(pair.optical, info.optical_bands, channels))
+    axis.set_axis_off()
+    axis.set_title(f"{composite_title(info.optical_bands, channels)}\n({', '.join(channels)})", fontsize=9)
+    figure.suptitle(pair_title(pair, info), fontsize=9)
+    return figure
+
+
+def plot_backscatter(pair: Pair, info: PairsInfo) -> "Figure":
+    """Each SAR band in dB, and VV over VH, which is their difference in dB.
+
+    Linear power is converted to dB; raw values are drawn as they are, without a ratio.
+
+    Args:
+        pair: what to draw.
+        info: band names and units of its dataset.
+    """
+    sar, units = pair.sar.astype(np.float32), info.sar_units
+    if units == "linear":
+        sar, units = 10 * np.log10(np.where(sar > 0, sar, np.nan)), "db"
+    panels = dict(zip(info.sar_bands, sar, strict=True))
+    if units == "db" and {"VV", "VH"} <= panels.keys():
+        panels["VV / VH"] = panels["VV"] - panels["VH"]
+    figure = new_figure(3.6 * len(panels), 3.7)
+    for axis, (name, values) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True):
+        draw_sar(axis, values, name, units)
+        axis.set_axis_off()
+    figure.suptitle(pair_title(pair, info), fontsize=9)
+    return figure
+
+
+def pair_title(pair: Pair, info: PairsInfo) -> str:
+    """Name of a pair and of its dataset, for the title of a picture; says where the imagery is simulated."""
+    return f"{plain_text(pair.id)} ({'simulated imagery' if info.simulated else info.name})"
+
+
 def _draw_quantity(axes: "Axes", label_map: np.ndarray, units: str) -> None:
     """Draw values from zero (or the smallest, if below) to their 98th percentile, with a scale."""
     finite = label_map[np.isfinite(label_map)]

@@ -1,5 +1,9 @@
-"""Pictures of what a fine-tuned model gets right: scores by class, confusion, segmented maps."""
+"""Pictures of training and of what a fine-tuned model gets right: losses, scores by class, confusion, segmented maps.
 
+Functions that draw raise an ImportError with the pip command where matplotlib is not installed.
+"""
+
+import re
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
@@ -9,8 +13,63 @@ from fusmae_hf.plots.pairs import TRUE_COLOUR, composite, draw_sar, new_figure
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+    from matplotlib.lines import Line2D
 
     from fusmae_hf.data.pairs import PairsInfo
+
+
+_HELD_OUT = re.compile(
+    r"eval_(?:(?P<source>.+?)_)??(?P<key>optical_loss|sar_loss|loss)(?:_(?P<kind>visible_mean|interpolation))?"
+)
+
+
+def plot_losses(log_history: Sequence[dict[str, float]], title: str) -> "Figure":
+    """Losses of training and of held-out pairs against the step, a panel for each sensor and one for their sum.
+
+    Args:
+        log_history: `trainer.state.log_history`.
+        title: written above.
+    """
+    panels = {"loss": "both sensors", "optical_loss": "optical", "sar_loss": "SAR"}
+    figure = new_figure(4.2 * len(panels), 4.4)
+    colours: dict[str, str] = {}
+    shown: dict[str, Line2D] = {}
+    for axis, (key, name) in zip(figure.subplots(1, len(panels)), panels.items(), strict=True):
+        for label, points in _curves(log_history, key).items():
+            source, _, kind = label.partition(", ")
+            steps, values = zip(*points, strict=True)
+            (line,) = axis.plot(
+                steps,
+                values,
+                label=label,
+                color=colours.setdefault(source, f"C{len(colours)}"),
+                linestyle={"": "-", "mean of the visible": ":", "interpolated": "--"}[kind],
+                linewidth=1.2 if not kind else 0.9,
+                marker="o" if not kind and source != "training" else None,
+                markersize=3,
+            )
+            shown.setdefault(label, line)
+        axis.set_title(name, fontsize=9)
+        axis.set_xlabel("step")
+        axis.set_ylabel("mean squared error (normalised units)", fontsize=8)
+        axis.grid(alpha=0.3)
+    figure.legend(list(shown.values()), list(shown), loc="outside lower center", ncols=3, fontsize=7)
+    figure.suptitle(title, fontsize=10)
+    return figure
+
+
+def _curves(log_history: Sequence[dict[str, float]], key: str) -> dict[str, list[tuple[float, float]]]:
+    """(step, value) of every logged series of the loss `key`, by the name to show."""
+    curves: dict[str, list[tuple[float, float]]] = {}
+    for entry in log_history:
+        for logged, value in entry.items():
+            if logged == key:
+                curves.setdefault("training", []).append((entry["step"], value))
+            elif (match := _HELD_OUT.fullmatch(logged)) and match["key"] == key:
+                kind = {None: "", "visible_mean": ", mean of the visible", "interpolation": ", interpolated"}
+                label = f"held out {match['source'] or ''}".strip() + kind[match["kind"]]
+                curves.setdefault(label, []).append((entry["step"], value))
+    return curves
 
 
 def plot_scores_by_class(scores: Mapping[str, Mapping[str, float | None]], measure: str, title: str) -> "Figure":
@@ -23,9 +82,6 @@ def plot_scores_by_class(scores: Mapping[str, Mapping[str, float | None]], measu
 
     Returns:
         A matplotlib figure.
-
-    Raises:
-        ImportError: matplotlib is not installed; names the pip command.
     """
     classes = list(next(iter(scores.values())))
     figure = new_figure(8, 1.4 + 0.16 * len(classes) * (len(scores) + 1))
@@ -58,9 +114,6 @@ def plot_confusion(counts: np.ndarray, class_names: Sequence[str], title: str) -
 
     Returns:
         A matplotlib figure. A class without a reference has an empty row.
-
-    Raises:
-        ImportError: matplotlib is not installed; names the pip command.
     """
     totals = counts.sum(axis=1, keepdims=True)
     shares = np.divide(counts, totals, out=np.full(counts.shape, np.nan), where=totals > 0)
@@ -108,9 +161,6 @@ def plot_segmentation(
 
     Returns:
         A matplotlib figure with one row a pair.
-
-    Raises:
-        ImportError: matplotlib is not installed; names the pip command.
     """
     figure = new_figure(10.5, 2.5 * len(pairs) + 0.9)
     from matplotlib.patches import Patch as Swatch

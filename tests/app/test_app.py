@@ -359,8 +359,7 @@ def test_the_space_serves_the_checkpoint_that_its_variable_names(monkeypatch):
     with pytest.raises(SystemExit, match="FUSMAE_CHECKPOINT"):
         runpy.run_path(str(script))
     served = []
-    monkeypatch.setattr(app, "build", lambda checkpoint: f"page of {checkpoint}")
-    monkeypatch.setattr(app, "launch", lambda page, host, port: served.append((page, host, port)))
+    monkeypatch.setattr(app, "serve_app", lambda checkpoint, host, port: served.append((checkpoint, host, port)))
     monkeypatch.setenv("FUSMAE_CHECKPOINT", "somebody/fusmae")
     runpy.run_path(str(script))
-    assert served == [("page of somebody/fusmae", "0.0.0.0", 7860)]
+    assert served == [("somebody/fusmae", "0.0.0.0", 7860)]

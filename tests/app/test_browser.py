@@ -58,6 +58,7 @@ def page(browser, address):
     page.get_by_role("button", name="Reconstruct", exact=True).wait_for()
     yield page
     page.close()
+    assert len(page.hosts) > 10
     assert set(page.hosts) <= {urlsplit(address).netloc, ""}  # without a host: data: and blob:
     assert complaints == []
 
@@ -144,14 +145,6 @@ def test_a_sensor_is_hidden_entirely(page, sensor, other):
     expect(summary_row(page, other)).to_contain_text("75%")
 
 
-def test_with_nothing_hidden_there_is_nothing_to_compare(page):
-    page.get_by_label("number input for Mask ratio").fill("0")
-    reconstruct(page)
-    expect_pictures(page)
-    expect(summary_row(page, "optical")).to_contain_text("0% nothing to compare")
-    expect(summary_row(page, "SAR")).to_contain_text("0% nothing to compare")
-
-
 def test_progress_is_shown(page, monkeypatch):
     seen, complete = threading.Event(), app.complete
 
@@ -179,9 +172,6 @@ def test_an_uploaded_pair_is_reconstructed(page, files, suffix):
     ("given", "message"),
     [
         ({"offset": ""}, "Given: no offset."),
-        ({"offset": "many"}, "Given: offset 'many'. Expected: a number such as 0 or 1000."),
-        ({"sar_bands": "VV"}, "Given: 1 names ['VV'] for the SAR file, which has 2 bands."),
-        ({"sar_bands": ""}, "Given: 0 names [] for the SAR file, which has 2 bands."),
         ({"sar_bands": "VV, HH"}, "sar: bands ['VH'] are needed but were not given."),
         ({"sar_bands": "<img src=x onerror=alert(1)>, VH"}, "given: ['<img src=x onerror=alert(1)>', 'VH']"),
         ({"sar_bands": "${6*7}{{value}}, VH"}, "given: ['${6*7}{{value}}', 'VH']"),
@@ -194,19 +184,6 @@ def test_what_is_wrong_with_an_upload_is_said_in_the_page(page, files, given, me
     expect(failure(page)).to_contain_text("This cannot be reconstructed.")
     expect(failure(page)).to_be_in_viewport()
     assert failure(page).locator("img").count() == 0
-
-
-def test_without_files_the_page_asks_for_them(page):
-    page.get_by_label("upload", exact=True).check()
-    reconstruct(page)
-    expect(failure(page)).to_contain_text("Given: no file.", timeout=PATIENCE)
-
-
-def test_an_image_that_is_too_large_is_refused(page, files):
-    large = np.zeros((2, 300, 300), np.float32), np.zeros((12, 300, 300), np.uint16)
-    describe_upload(page, *files(".npy", *large))
-    reconstruct(page)
-    expect(failure(page)).to_contain_text("at most 256 px a side", timeout=PATIENCE)
 
 
 def test_an_error_takes_the_place_of_the_pictures_and_goes_once_it_is_mended(page):
@@ -222,10 +199,3 @@ def test_an_error_takes_the_place_of_the_pictures_and_goes_once_it_is_mended(pag
     reconstruct(page)
     expect_pictures(page)
     expect(failure(page)).not_to_be_visible()
-
-
-def test_only_the_page_itself_is_asked_for_anything(page, address):
-    reconstruct(page)
-    expect_pictures(page)
-    assert len(page.hosts) > 10
-    assert set(page.hosts) == {urlsplit(address).netloc}

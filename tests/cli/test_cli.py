@@ -4,15 +4,14 @@ import re
 import shutil
 from pathlib import Path
 
-import numpy as np
 import pytest
 from PIL import Image
 
 from fusmae_hf.cli.main import main
-from fusmae_hf.prepare.inspection import contact_sheet, inspect_shards
+from fusmae_hf.preparation.inspection import contact_sheet, inspect_shards
 from fusmae_hf.readers.archives import ARCHIVES
-from fusmae_hf.shards.dataset_info import read_dataset_info
-from tests.readers.bigearthnet_fixtures import V1_PAIRS, VH_DB, VV_DB, make_bigearthnet, make_reben
+from fusmae_hf.shards.writing import read_dataset_info
+from tests.readers.bigearthnet_fixtures import V1_PAIRS, VV_DB, make_bigearthnet, make_reben
 
 
 @pytest.fixture(scope="module")
@@ -114,7 +113,7 @@ def test_an_interrupt_ends_with_a_word_and_code_130(reben, tmp_path, capsys, mon
     def interrupt(*arguments):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("fusmae_hf.prepare.preparation.read_pair", interrupt)
+    monkeypatch.setattr("fusmae_hf.preparation.prepare.read_pair", interrupt)
     assert main(["prepare", "reben", str(reben), str(tmp_path)]) == 130
     assert "Interrupted. Finished files are kept: run the same command again" in capsys.readouterr().err
 
@@ -191,27 +190,6 @@ def test_inspect_prints_a_table_and_draws_a_picture(shards, tmp_path, capsys):
     assert re.search(rf"VV +{VV_DB:.2f} ", printed)
     with Image.open(picture) as image:
         assert image.width > 500
-
-
-def test_band_statistics_leave_no_data_out_and_keep_band_order(shards):
-    found = inspect_shards(str(shards))
-    assert [(band.sensor, band.band) for band in found.bands[:3]] == [("sar", "VV"), ("sar", "VH"), ("optical", "B01")]
-    vv, vh, b01 = found.bands[:3]
-    assert (vv.mean, vh.mean) == (pytest.approx(VV_DB, abs=0.01), pytest.approx(VH_DB, abs=0.01))
-    assert vv.std == pytest.approx(np.sqrt(0.5), abs=0.01)  # of the sine in the fixture
-    assert b01.minimum == 300
-    assert b01.no_data == 0
-    assert found.num_pairs == 3
-
-
-def test_fewer_pairs_can_be_looked_at(shards):
-    found = inspect_shards(str(shards), max_pairs=2, num_pictured=5)
-    assert found.num_pairs == 2
-    assert len(found.pairs) == 2
-
-
-def test_pictured_pairs_come_from_all_over_the_dataset(shards):
-    assert {pair.split for pair in inspect_shards(str(shards)).pairs} == {"train", "validation", "test"}
 
 
 @pytest.mark.parametrize("damage", ["cut", "gone"])

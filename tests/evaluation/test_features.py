@@ -20,7 +20,7 @@ from fusmae_hf.evaluation.features import (
     read_scene_labels,
     weights_hash,
 )
-from fusmae_hf.prepare.preparation import prepare
+from fusmae_hf.preparation.prepare import prepare
 from fusmae_hf.shards.loading import PairDataset
 from fusmae_hf.simulation.pairs import SimulatedPairs, SimulationOptions
 from tests.small_shards import INFO, edit_shard, make_pair, write_shards

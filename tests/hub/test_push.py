@@ -4,14 +4,11 @@ import subprocess
 import sys
 from dataclasses import replace
 
-import huggingface_hub
 import pytest
 import yaml
-from huggingface_hub import constants
 
-from fusmae_hf.hub.dataset_card import dataset_card, hub_license, size_category
-from fusmae_hf.hub.push import push_shards
-from fusmae_hf.prepare.statistics import band_statistics
+from fusmae_hf.hub.push_shards import dataset_card, hub_license, push_shards, size_category
+from fusmae_hf.preparation.statistics import band_statistics
 from fusmae_hf.shards.dataset_info import read_dataset_info
 from tests.hub_server import running_hub
 from tests.small_shards import INFO, make_pair, run_command, write_shards
@@ -23,18 +20,6 @@ NAME = "user/small"
 def shards(tmp_path_factory):
     info = INFO.__class__(**{**vars(INFO), "optical_factors": (1, 1, 1, 2), "optical_offset": 1000.0})
     return write_shards(tmp_path_factory.mktemp("shards"), info)
-
-
-@pytest.fixture
-def hub(monkeypatch):
-    """A Hub to which this process pushes."""
-    with running_hub() as server:
-        monkeypatch.setattr(constants, "ENDPOINT", server.url)
-        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)  # the server is in this machine
-        monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
-        monkeypatch.setattr(huggingface_hub.hf_api, "is_xet_available", lambda: False)
-        monkeypatch.setenv("HF_TOKEN", "hf_secret")
-        yield server
 
 
 def card_of(folder, **options):
@@ -234,9 +219,9 @@ READ_BACK = """
 import sys
 import torch
 from fusmae_hf import load_pairs
-from fusmae_hf.hub.push import push_shards
-from fusmae_hf.prepare.statistics import band_statistics
-from fusmae_hf.prepare.verification import verify_shards
+from fusmae_hf.hub.push_shards import push_shards
+from fusmae_hf.preparation.statistics import band_statistics
+from fusmae_hf.preparation.verification import verify_shards
 
 folder, name = sys.argv[1:]
 first = push_shards(folder, name)

@@ -5,33 +5,19 @@ import os
 import subprocess
 import sys
 
-import huggingface_hub
 import pytest
-from huggingface_hub import ModelCard, constants
+from huggingface_hub import ModelCard
 
 from fusmae_hf import FusMAEConfig, FusMAEForImageClassification, FusMAEForPreTraining, FusMAEImageProcessor
-from fusmae_hf.hub.push import push_model
-from fusmae_hf.prepare.preparation import prepare
+from fusmae_hf.hub.push_model import push_model
+from fusmae_hf.preparation.prepare import prepare
 from fusmae_hf.simulation.pairs import SimulatedPairs, SimulationOptions
 from fusmae_hf.training.loop.checkpointing import CheckpointingTrainer
-from tests.hub_server import running_hub
 from tests.small_shards import run_command
 
 NAME = "user/model"
 ONLINE = {"HF_HUB_OFFLINE": "0", "TRANSFORMERS_OFFLINE": "0", "HF_HUB_DISABLE_XET": "1"}
 """What a process needs to talk to the Hub of the test, whatever the environment says."""
-
-
-@pytest.fixture
-def hub(monkeypatch):
-    """A Hub to which this process pushes."""
-    with running_hub() as server:
-        monkeypatch.setattr(constants, "ENDPOINT", server.url)
-        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-        monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
-        monkeypatch.setattr(huggingface_hub.hf_api, "is_xet_available", lambda: False)
-        monkeypatch.setenv("HF_TOKEN", "hf_secret")
-        yield server
 
 
 @pytest.fixture

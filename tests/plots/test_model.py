@@ -7,12 +7,10 @@ from fusmae_hf.data.inputs import PairInputs
 from fusmae_hf.plots.model import (
     cross_attention_maps,
     embedding_colours,
-    plot_backscatter,
-    plot_composite,
     plot_errors,
     reconstruct_images,
 )
-from fusmae_hf.plots.pairs import percentile_stretch
+from fusmae_hf.plots.pairs import percentile_stretch, plot_backscatter, plot_composite
 from fusmae_hf.simulation.pairs import SimulatedPairs
 
 PAIRS = SimulatedPairs(1)

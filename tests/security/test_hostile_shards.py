@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fusmae_hf.evaluation.features import read_scene_labels
-from fusmae_hf.prepare.verification import verify_shards
+from fusmae_hf.preparation.verification import verify_shards
 from fusmae_hf.shards.dataset_info import FILE_NAME, read_dataset_info
 from fusmae_hf.shards.decoding import DamagedShardError
 from fusmae_hf.shards.loading import load_pairs

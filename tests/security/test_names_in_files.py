@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 
 from fusmae_hf.files.plain_text import code, file_stem, inline
-from fusmae_hf.hub.dataset_card import dataset_card
+from fusmae_hf.hub.push_shards import dataset_card
 from fusmae_hf.plots.scores import plot_confusion
-from fusmae_hf.prepare.inspection import contact_sheet
+from fusmae_hf.preparation.inspection import contact_sheet
 from fusmae_hf.shards.dataset_info import read_dataset_info
 from fusmae_hf.training.finetuning.results import class_table
 from tests.small_shards import INFO, make_pair, write_shards

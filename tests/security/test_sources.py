@@ -18,7 +18,7 @@ ALLOWED = {
     # Catches `pickle.UnpicklingError`, with which torch refuses what `weights_only=True` forbids.
     "fusmae_hf/hub/checkpoints.py": {"pickle"},
     # Sends our own readers and pairs between processes that we started, through pipes that nobody else holds.
-    "fusmae_hf/prepare/work.py": {"multiprocessing.reduction"},
+    "fusmae_hf/preparation/work.py": {"multiprocessing.reduction"},
 }
 
 

@@ -19,7 +19,7 @@ from transformers import EarlyStoppingCallback, Trainer, TrainerCallback
 
 from fusmae_hf.hub import checkpoints
 from fusmae_hf.hub.checkpoints import CheckpointNotWrittenError, problem_of, settle, surplus
-from fusmae_hf.prepare.preparation import prepare
+from fusmae_hf.preparation.prepare import prepare
 from fusmae_hf.shards import streamed as streamed_reading
 from fusmae_hf.shards.loading import PairDataset, load_pairs
 from fusmae_hf.simulation.pairs import SimulatedPairs, SimulationOptions

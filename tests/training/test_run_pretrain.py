@@ -13,8 +13,8 @@ from transformers import AutoImageProcessor, AutoModel
 import fusmae_hf
 from fusmae_hf import FusMAEConfig, FusMAEImageProcessor
 from fusmae_hf.cli.main import main as run_fusmae
-from fusmae_hf.hub.model_card import results_table
-from fusmae_hf.plots.model import plot_losses
+from fusmae_hf.hub.cards import results_table
+from fusmae_hf.plots.scores import plot_losses
 from fusmae_hf.shards.loading import load_pairs
 from fusmae_hf.training.arguments import (
     DataArguments,

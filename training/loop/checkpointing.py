@@ -9,7 +9,7 @@ from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from fusmae_hf.hub import checkpoints
-from fusmae_hf.hub.push import push_model
+from fusmae_hf.hub.push_model import push_model
 
 
 class CheckpointingTrainer(Trainer):

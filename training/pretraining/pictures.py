@@ -7,7 +7,8 @@ import torch
 from transformers import TrainerCallback
 
 from fusmae_hf import FusMAEForPreTraining
-from fusmae_hf.plots.model import plot_losses, plot_reconstructions, reconstruct_images
+from fusmae_hf.plots.model import plot_reconstructions, reconstruct_images
+from fusmae_hf.plots.scores import plot_losses
 from fusmae_hf.shards.loading import PairDataset
 from fusmae_hf.training.pretraining.trainer import FusMAETrainer
 

@@ -12,7 +12,7 @@ import pyarrow as pa
 from fusmae_hf.data.checks import PIXEL_DTYPES
 from fusmae_hf.data.pairs import PairsInfo
 from fusmae_hf.modeling.sensors_fusmae import BASELINE_0400_OFFSET
-from fusmae_hf.prepare.band_moments import BandValues, add_optical, optical_without_data, split_bands
+from fusmae_hf.preparation.band_moments import BandValues, add_optical, optical_without_data, split_bands
 from fusmae_hf.shards.dataset_info import ShardRecord
 from fusmae_hf.shards.decoding import RowsInMemory, decode_pairs
 from fusmae_hf.shards.format import pair_checksum, stored_size

@@ -20,8 +20,8 @@ import torch
 
 from fusmae_hf.data.pairs import Pair, PairReader
 from fusmae_hf.errors import PairError
-from fusmae_hf.prepare.plan import PlannedFile
-from fusmae_hf.prepare.state import FinishedFile, write_record
+from fusmae_hf.preparation.plan import PlannedFile
+from fusmae_hf.preparation.state import FinishedFile, write_record
 from fusmae_hf.shards.dataset_info import LeftOut
 from fusmae_hf.shards.writing import ShardWriter
 

@@ -16,7 +16,7 @@ from typing import Any
 from fusmae_hf import __version__
 from fusmae_hf.files.atomic import explain_failed_write, incomplete_path, write_atomically
 from fusmae_hf.files.strict_json import parse_json
-from fusmae_hf.prepare.plan import PlanSummary
+from fusmae_hf.preparation.plan import PlanSummary
 from fusmae_hf.shards.dataset_info import (
     FILE_NAME,
     LEFT_OUT_NAME,

@@ -6,7 +6,7 @@ import fsspec
 import numpy as np
 import pytest
 
-from fusmae_hf.prepare.verification import CHECKS, verify_shards
+from fusmae_hf.preparation.verification import CHECKS, verify_shards
 from fusmae_hf.shards.dataset_info import FILE_NAME
 from tests.small_shards import INFO, SIZE, edit_shard, make_pair, run_command, with_pixels, write_shards
 

@@ -8,7 +8,7 @@ import numpy as np
 from fusmae_hf.data.pairs import PairsInfo
 from fusmae_hf.modeling.sensors_fusmae import OPTICAL_WAVELENGTH, STATISTICS
 from fusmae_hf.plots.pairs import new_figure
-from fusmae_hf.prepare.statistics import BandSummary, dataset_title, published_figures
+from fusmae_hf.preparation.statistics import BandSummary, dataset_title, published_figures
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

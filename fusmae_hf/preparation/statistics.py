@@ -17,7 +17,7 @@ from fusmae_hf.data.pairs import PairsInfo
 from fusmae_hf.files.atomic import write_atomically
 from fusmae_hf.modeling.image_processing_fusmae import FusMAEImageProcessor
 from fusmae_hf.modeling.sensors_fusmae import STATISTICS
-from fusmae_hf.prepare.band_moments import BandValues, Distribution, add_optical, add_sar, stored_scale
+from fusmae_hf.preparation.band_moments import BandValues, Distribution, add_optical, add_sar, stored_scale
 from fusmae_hf.shards.decoding import RowsInMemory, decode_pairs
 from fusmae_hf.shards.loading import StreamedPairDataset, load_pairs
 from fusmae_hf.vocabulary import IMAGES

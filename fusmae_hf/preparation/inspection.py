@@ -16,7 +16,7 @@ from fusmae_hf.data.native_resolution import expand_bands
 from fusmae_hf.data.pairs import Pair, PairsInfo
 from fusmae_hf.files.plain_text import plain_text
 from fusmae_hf.plots.pairs import FALSE_COLOUR, TRUE_COLOUR, composite, composite_title, draw_sar, new_figure
-from fusmae_hf.prepare.statistics import (
+from fusmae_hf.preparation.statistics import (
     BandSummary,
     SensorBands,
     dataset_title,

@@ -1,4 +1,4 @@
-"""Pushing to the Hub: a folder of shards as a dataset repository, a checkpoint as a model repository."""
+"""Pushing checkpoints to the Hub, as model repositories."""
 
 import json
 import os
@@ -10,11 +10,8 @@ from pathlib import Path
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, ModelCard
 from huggingface_hub.utils import validate_repo_id
 
-from fusmae_hf.hub.dataset_card import dataset_card
-from fusmae_hf.hub.model_card import plain_card
-from fusmae_hf.prepare.statistics import DatasetStatistics, dataset_title
-from fusmae_hf.prepare.verification import verify_shards
-from fusmae_hf.shards.dataset_info import FILE_NAME, LEFT_OUT_NAME, read_dataset_info
+from fusmae_hf.hub.cards import plain_card
+from fusmae_hf.shards.dataset_info import FILE_NAME
 
 MODEL_FILES = (
     "README.md", ".eval_results/*.yaml", "config.json", "preprocessor_config.json", "*.safetensors",
@@ -28,112 +25,6 @@ _WEIGHTS, _INDEX = "model.safetensors", "model.safetensors.index.json"
 _OLD_FILES = (
     "model*.safetensors", "adapter_model*.safetensors", "model.safetensors.index.json", "training_args.bin", "runs/*",
 )  # fmt: skip
-
-
-@dataclass(frozen=True)
-class PushReport:
-    """What `push_shards` did; prints as a sentence.
-
-    Attributes:
-        url: page of the repository.
-        commit: the commit that made the dataset complete, to pin it: `hf://datasets/<user>/<name>@<commit>`.
-        pairs: number of pairs in it.
-        files: number of shards.
-        bytes: size of the shards.
-        deleted: files of an earlier preparation that were deleted from it.
-    """
-
-    url: str
-    commit: str
-    pairs: int
-    files: int
-    bytes: int
-    deleted: tuple[str, ...]
-
-    def __str__(self) -> str:
-        files = "1 file" if self.files == 1 else f"{self.files:,} files"
-        gone = f" {len(self.deleted):,} files of an earlier preparation were deleted." if self.deleted else ""
-        return (
-            f"Pushed {self.pairs:,} pairs in {files} ({self.bytes / 1e6:,.1f} MB) to {self.url}, "
-            f"commit {self.commit}.{gone}"
-        )
-
-
-def push_shards(
-    folder: str | os.PathLike[str],
-    repo_id: str,
-    *,
-    private: bool = False,
-    revision: str | None = None,
-    statistics: DatasetStatistics | None = None,
-) -> PushReport:
-    """Push a prepared folder to the Hub, made if need be, with a card written from its `dataset_info.json`.
-
-    The shards go first and `dataset_info.json` last, with the card and the deletion of shards of an earlier
-    preparation in one commit: until then readers see what was there before, or an error, never half a dataset.
-    `huggingface_hub` uploads them, in as many commits as the Hub likes, with its own progress bars, threads and token
-    (`hf auth login`, or `HF_TOKEN`). After an interruption the same call goes on where it stopped.
-
-    Args:
-        folder: a folder of shards on this machine, whole: its footers are checked first.
-        repo_id: `<user>/<name>`.
-        private: make the repository private.
-        revision: branch to push to, made if need be; the main one by default.
-        statistics: band statistics for the card.
-
-    Raises:
-        FileNotFoundError: there is no such folder or no `dataset_info.json` in it.
-        ValueError: the name is none, the folder is not whole, the statistics are of another dataset, the Hub refuses
-            the card, or the repository exists and is public although it should be private.
-        OSError: the Hub cannot be reached or refuses, such as without a token.
-    """
-    folder = _pushable(folder, repo_id)
-    dataset = read_dataset_info(folder)
-    found = verify_shards(folder, quick=True)
-    if not found.sound:
-        raise ValueError(
-            f"{folder} is not whole, so nothing was pushed: {found.errors[0]} ({len(found.errors):,} errors in all; "
-            f"`fusmae verify {folder} --quick` names them.)"
-        )
-    if statistics is not None and statistics.name != dataset_title(dataset.info):
-        raise ValueError(f"The statistics are of {statistics.name}, but {folder} holds {dataset_title(dataset.info)}.")
-    card = dataset_card(dataset, repo_id, revision=revision, statistics=statistics)
-    api = HfApi()
-    card.validate()
-    url = _repository(api, repo_id, "dataset", private, revision)
-    shards = [shard for of_split in dataset.splits.values() for shard in of_split]
-    names = {shard.name for shard in shards}
-    pairs = sum(shard.rows for shard in shards)
-    try:
-        api.upload_folder(
-            repo_id=repo_id,
-            repo_type="dataset",
-            folder_path=folder,
-            revision=revision,
-            allow_patterns=sorted(names),
-            commit_message=f"Upload {len(shards):,} shards of {dataset.info.name}",
-        )
-    except RuntimeError as error:  # huggingface_hub's, where an upload fails for good
-        raise OSError(
-            f"{error} ({error.__cause__}) What has arrived is kept there: run the same command again to go on."
-        ) from error
-    small = {FILE_NAME: (folder / FILE_NAME).read_bytes(), "README.md": str(card).encode()}
-    if (folder / LEFT_OUT_NAME).exists():
-        small[LEFT_OUT_NAME] = (folder / LEFT_OUT_NAME).read_bytes()
-    stale = tuple(
-        name
-        for name in api.list_repo_files(repo_id, repo_type="dataset", revision=revision)
-        if name not in names | small.keys() and (name == LEFT_OUT_NAME or fnmatch(name, "data/*-*-of-*.parquet"))
-    )
-    commit = api.create_commit(
-        repo_id,
-        [CommitOperationAdd(name, content) for name, content in small.items()]
-        + [CommitOperationDelete(name) for name in stale],
-        repo_type="dataset",
-        revision=revision,
-        commit_message=f"Describe {pairs:,} pairs of {dataset.info.name}",
-    )
-    return PushReport(str(url), commit.oid, pairs, len(shards), sum(shard.bytes for shard in shards), stale)
 
 
 @dataclass(frozen=True)
@@ -187,12 +78,12 @@ def push_model(
             repository exists and is public although it should be private.
         OSError: the Hub cannot be reached or refuses, such as without a token.
     """
-    folder = _pushable(folder, repo_id)
+    folder = pushable(folder, repo_id)
     _check_whole(folder)
     card = _card(folder, repo_id)
     api = HfApi(token=token)
     card.validate()
-    url = _repository(api, repo_id, "model", private, revision)
+    url = repository(api, repo_id, "model", private, revision)
     here = {path.relative_to(folder).as_posix() for pattern in MODEL_FILES for path in folder.glob(pattern)}
     if not _in_shards(folder):  # `save_pretrained` leaves the index of an earlier one there
         here.discard(_INDEX)
@@ -270,7 +161,8 @@ def require_pushable(folder: str | os.PathLike[str]) -> None:
     )
 
 
-def _pushable(folder: str | os.PathLike[str], repo_id: str) -> Path:
+def pushable(folder: str | os.PathLike[str], repo_id: str) -> Path:
+    """A folder on this machine, for a repository with a name that the Hub takes; a ValueError otherwise."""
     validate_repo_id(repo_id)
     if "/" not in repo_id:
         raise ValueError(f"{repo_id!r} lacks the user: give <user>/<name>.")
@@ -279,7 +171,7 @@ def _pushable(folder: str | os.PathLike[str], repo_id: str) -> Path:
     return Path(folder)
 
 
-def _repository(api: HfApi, repo_id: str, kind: str, private: bool, revision: str | None) -> str:
+def repository(api: HfApi, repo_id: str, kind: str, private: bool, revision: str | None) -> str:
     """Make a repository and a branch where there is none; gives its page."""
     url = api.create_repo(repo_id, repo_type=kind, private=private or None, exist_ok=True)
     if private and not api.repo_info(repo_id, repo_type=kind).private:

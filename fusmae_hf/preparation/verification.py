@@ -11,8 +11,8 @@ import pyarrow.parquet as pq
 from tqdm.auto import tqdm
 
 from fusmae_hf.files.strict_json import parse_json
-from fusmae_hf.prepare.row_verification import VISIBLE_BANDS, RowVerification
-from fusmae_hf.prepare.verification_report import CHECKS, QUICK, Problem, Severity, VerificationReport, count_of
+from fusmae_hf.preparation.row_verification import VISIBLE_BANDS, RowVerification
+from fusmae_hf.preparation.verification_report import CHECKS, QUICK, Problem, Severity, VerificationReport, count_of
 from fusmae_hf.shards.dataset_info import DatasetInfo, ShardRecord, read_dataset_info, read_left_out
 from fusmae_hf.shards.format import FORMAT_VERSION, METADATA_KEY, content_hash, shard_schema
 from fusmae_hf.shards.reading import ShardFile, check_decoded_size

@@ -15,8 +15,8 @@ from fusmae_hf.data.pairs import Pair, PairReader
 from fusmae_hf.data.plausibility import check_plausible
 from fusmae_hf.errors import PairError
 from fusmae_hf.files.atomic import sweep_incomplete
-from fusmae_hf.prepare.plan import PlannedFile, PlanSummary, PreparationPlan, plan_preparation
-from fusmae_hf.prepare.state import (
+from fusmae_hf.preparation.plan import PlannedFile, PlanSummary, PreparationPlan, plan_preparation
+from fusmae_hf.preparation.state import (
     FinishedFile,
     describe_missing,
     finish,
@@ -26,7 +26,7 @@ from fusmae_hf.prepare.state import (
     remove_state,
     write_summary,
 )
-from fusmae_hf.prepare.work import WritingOptions, read_pair, write_files
+from fusmae_hf.preparation.work import WritingOptions, read_pair, write_files
 from fusmae_hf.shards.dataset_info import FILE_NAME as DATASET_INFO
 from fusmae_hf.shards.dataset_info import LEFT_OUT_NAME, DatasetInfo, LeftOut, read_dataset_info, read_left_out
 from fusmae_hf.shards.writing import row_checksum

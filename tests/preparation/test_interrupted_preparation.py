@@ -14,10 +14,10 @@ import pytest
 from fusmae_hf.cli.main import main
 from fusmae_hf.data.pairs import Pair, PairsInfo
 from fusmae_hf.errors import PairError
-from fusmae_hf.prepare import work as preparation_tasks
-from fusmae_hf.prepare.plan import plan_preparation
-from fusmae_hf.prepare.preparation import prepare
-from fusmae_hf.prepare.state import merge_parts
+from fusmae_hf.preparation import work as preparation_tasks
+from fusmae_hf.preparation.plan import plan_preparation
+from fusmae_hf.preparation.prepare import prepare
+from fusmae_hf.preparation.state import merge_parts
 from fusmae_hf.shards.dataset_info import read_dataset_info, read_left_out
 
 SIZES = {"rows_per_shard": 6, "row_group_rows": 2}
@@ -85,7 +85,7 @@ def whole(tmp_path_factory):
 def processes():
     """How to start a process: quickly, since the package is already imported there."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["fusmae_hf.prepare.work", __name__])
+    context.set_forkserver_preload(["fusmae_hf.preparation.work", __name__])
     return context
 
 
@@ -189,7 +189,7 @@ def test_a_worker_that_is_killed_is_named_by_its_file_and_costs_only_that(tmp_pa
     name = next(file.name for file in plan.files if die_at in file.indices)
     (tmp_path / "begun").touch()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("fusmae_hf.prepare.preparation._begin", begin_without_reading)
+        patch.setattr("fusmae_hf.preparation.prepare._begin", begin_without_reading)
         with pytest.raises(ChildProcessError, match=rf"{name} ended without a word \(signal 9, SIGKILL\).*memory"):
             prepare(reader, tmp_path / "out", num_proc=2, **SIZES)
     assert not (tmp_path / "out" / "dataset_info.json").exists()
@@ -199,7 +199,7 @@ def test_a_worker_that_is_killed_is_named_by_its_file_and_costs_only_that(tmp_pa
 
 
 def begin_without_reading(reader, plan, folder, there, on_error):
-    from fusmae_hf.prepare.state import write_summary
+    from fusmae_hf.preparation.state import write_summary
 
     write_summary(folder, plan.summary, plan.left_out)
     return plan.summary
@@ -278,7 +278,7 @@ def test_a_disk_that_is_full_in_the_middle_loses_one_file(tmp_path, whole, proce
     full = OSError(errno.ENOSPC, "No space left on device")
     reader = Numbered(raise_at=29, error=full, survived=tmp_path / "survived")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("fusmae_hf.prepare.preparation._begin", begin_without_reading)
+        patch.setattr("fusmae_hf.preparation.prepare._begin", begin_without_reading)
         with pytest.raises(OSError, match="No space left on device"):
             prepare(reader, tmp_path / "out", num_proc=num_proc, **SIZES)
     kept = len(list((tmp_path / "out" / "data").iterdir()))

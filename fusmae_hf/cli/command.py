@@ -1,0 +1,28 @@
+"""How a command is added to `fusmae`."""
+
+import argparse
+from typing import Any
+
+
+def add_command(
+    commands: Any, parents: list[argparse.ArgumentParser], name: str, summary: str, description: str, *examples: str
+) -> argparse.ArgumentParser:
+    """Add a command; its module imports what the work needs when it runs, so that `fusmae --help` is quick.
+
+    Args:
+        commands: where `argparse` collects sub-commands.
+        parents: parsers with the options of every command.
+        name: what the user types.
+        summary: its line in `fusmae --help`.
+        description: what it does, in lines as they are to be shown.
+        examples: calls of it.
+    """
+    title = "example" if len(examples) == 1 else "examples"
+    return commands.add_parser(
+        name,
+        help=summary,
+        description=description,
+        epilog="\n  ".join([f"{title}:", *examples]) if examples else None,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        parents=parents,
+    )

@@ -1,0 +1,33 @@
+"""The command `fusmae merge`: parts of one preparation become one folder of shards."""
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from fusmae_hf.cli.command import add_command
+from fusmae_hf.cli.prepare import GO_ON, LOOK
+
+
+def add_merge(commands: Any, parents: list[argparse.ArgumentParser]) -> None:
+    """Add `fusmae merge`."""
+    command = add_command(
+        commands,
+        parents,
+        "merge",
+        "bring parts of one preparation together",
+        "Bring the files together that `fusmae prepare --part i/n` wrote into folders of their own.\n"
+        "Files are linked where that is possible, otherwise copied; the parts stay as they are.",
+        "fusmae merge shards/ part-1/ part-2/ part-3/",
+    )
+    command.add_argument("out", type=Path, help="folder for all shards: new, empty, or one of the parts")
+    command.add_argument("parts", type=Path, nargs="+", metavar="PART", help="folder that a part was written into")
+    command.set_defaults(run=_merge, interrupted=GO_ON)
+
+
+def _merge(arguments: argparse.Namespace) -> None:
+    from fusmae_hf.preparation.prepare import describe_dataset
+    from fusmae_hf.preparation.state import merge_parts
+
+    dataset = merge_parts(arguments.out, arguments.parts)
+    print("\n".join(describe_dataset(dataset)))
+    print(LOOK.format(out=arguments.out))

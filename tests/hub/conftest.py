@@ -1,0 +1,17 @@
+import huggingface_hub
+import pytest
+from huggingface_hub import constants
+
+from tests.hub_server import running_hub
+
+
+@pytest.fixture
+def hub(monkeypatch):
+    """A Hub to which this process pushes."""
+    with running_hub() as server:
+        monkeypatch.setattr(constants, "ENDPOINT", server.url)
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)  # the server is in this machine
+        monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+        monkeypatch.setattr(huggingface_hub.hf_api, "is_xet_available", lambda: False)
+        monkeypatch.setenv("HF_TOKEN", "hf_secret")
+        yield server
