@@ -10,7 +10,7 @@ import torch
 from fusmae_hf.data.pairs import Pair, PairsInfo
 from fusmae_hf.evaluation.interpolation import visible_pixels
 from fusmae_hf.files.strict_json import plain_text
-from fusmae_hf.modeling.modeling_fusmae import unpatchify
+from fusmae_hf.modeling.patches_fusmae import unpatchify
 from fusmae_hf.plots.pairs import FALSE_COLOUR, TRUE_COLOUR, composite, composite_title, draw_sar, new_figure
 
 if TYPE_CHECKING:
