@@ -12,13 +12,7 @@ from fusmae_hf import (
     FusMAEModel,
 )
 
-CLASSES = [
-    FusMAEModel,
-    FusMAEForPreTraining,
-    FusMAEForImageClassification,
-    FusMAEForSemanticSegmentation,
-    FusMAEBackbone,
-]
+from .conftest import CLASSES
 
 
 def tensors(outputs) -> list[torch.Tensor]:

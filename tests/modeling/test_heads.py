@@ -20,7 +20,7 @@ from fusmae_hf import (
 from fusmae_hf.modeling.labels_fusmae import dense_loss
 from fusmae_hf.modeling.modeling_fusmae import fuse_map
 
-HEADS = [FusMAEModel, FusMAEForImageClassification, FusMAEForSemanticSegmentation, FusMAEBackbone]
+from .conftest import HEADS
 
 
 def features(outputs) -> torch.Tensor:

@@ -4,11 +4,8 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from fusmae_hf import (
-    FusMAEBackbone,
     FusMAEConfig,
-    FusMAEForImageClassification,
     FusMAEForPreTraining,
-    FusMAEForSemanticSegmentation,
     FusMAEModel,
 )
 from fusmae_hf.modeling.modeling_fusmae import FusMAEDecoder, FusMAEFusionLayer
@@ -19,7 +16,7 @@ from fusmae_hf.modeling.patches_fusmae import (
     unpatchify,
 )
 
-from .conftest import TINY
+from .conftest import CLASSES, TINY
 
 SENSORS = [("pixel_values", "optical"), ("pixel_values_sar", "sar")]
 
@@ -274,16 +271,7 @@ def test_a_patch_without_data_does_not_change_the_other_tokens(tiny, images):
 # --- bad input -----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    "model_class",
-    [
-        FusMAEModel,
-        FusMAEForPreTraining,
-        FusMAEForImageClassification,
-        FusMAEForSemanticSegmentation,
-        FusMAEBackbone,
-    ],
-)
+@pytest.mark.parametrize("model_class", CLASSES)
 @pytest.mark.parametrize(
     ("change", "message"),
     [
