@@ -1034,17 +1034,8 @@ class FusMAEForPreTraining(FusMAEPreTrainedModel):
         gsd: float | None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> tuple[FusMAEModelOutput, dict[str, torch.Tensor], tuple[torch.Tensor, ...]]:
-        """Encode what is visible of some pairs and decode every patch of `sensors`.
-
-        Args:
-            sensors: which to decode.
-            ids_keep: by sensor, the visible patches `(batch_size, kept)`; None: all that the inputs hold.
-            inputs: of the encoder.
-            gsd: see [`FusMAEModel`].
-
-        Returns:
-            The encoder's output, logits by sensor, and maps of the decoders' fusion.
-        """
+        """Encode the patches `ids_keep` of each sensor, `(batch_size, kept)` or None for all, and decode every patch
+        of `sensors`. Returns the encoder's output, logits by sensor, and maps of the decoders' fusion."""
         encoded = self.fusmae(**inputs, ids_keep=ids_keep["optical"], ids_keep_sar=ids_keep["sar"], gsd=gsd, **kwargs)
         images = given_images(inputs["pixel_values"], inputs["pixel_values_sar"])
         grid = (images.shape[2] // self.config.patch_size, images.shape[3] // self.config.patch_size)
