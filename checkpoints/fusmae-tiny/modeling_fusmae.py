@@ -43,16 +43,6 @@ SENSORS = {"optical": "", "sar": "_sar"}
 OTHER = {"optical": "sar", "sar": "optical"}
 
 
-class FusMAEKwargs(TransformersKwargs, total=False):
-    """What heads pass on to [`FusMAEModel`], which explains it."""
-
-    pixel_mask: torch.Tensor | None
-    pixel_mask_sar: torch.Tensor | None
-    optical_available: torch.Tensor | None
-    sar_available: torch.Tensor | None
-    gsd: float | None
-
-
 @dataclass
 class FusMAEModelOutput(ModelOutput):
     r"""
@@ -518,7 +508,6 @@ class FusMAEPreTrainedModel(BandSelectionMixin, PreTrainedModel):
         pixel_mask_sar: torch.Tensor | None = None,
         optical_available: torch.Tensor | None = None,
         sar_available: torch.Tensor | None = None,
-        **_,
     ) -> dict[str, torch.Tensor | None]:
         """Which patches of each sensor hold data: `(batch_size, patches)` bool, or None where all do.
 
@@ -638,15 +627,16 @@ class FusMAEModel(FusMAEPreTrainedModel):
         self,
         stages: list[int],
         hidden_states: tuple[torch.Tensor, ...],
-        pixel_values: torch.Tensor | None = None,
-        pixel_values_sar: torch.Tensor | None = None,
-        **kwargs: Unpack[FusMAEKwargs],
+        pixel_values: torch.Tensor | None,
+        pixel_values_sar: torch.Tensor | None,
+        *masks: torch.Tensor | None,
     ) -> tuple[torch.Tensor, ...]:
         """Maps `(batch_size, hidden_size, rows, columns)` of some stages, from the `hidden_states` of [`forward`].
 
-        After the last layer norm, the mean over the sensors that are present at a place; zero where none is.
+        `masks` are its inputs up to `sar_available`. After the last layer norm, the mean over the sensors that are
+        present at a place; zero where none is.
         """
-        presence = self._present_patches(pixel_values, pixel_values_sar, **kwargs)
+        presence = self._present_patches(pixel_values, pixel_values_sar, *masks)
         given = {"optical": pixel_values, "sar": pixel_values_sar}
         present = [presence[sensor] for sensor, images in given.items() if images is not None]
         height, width = given_images(pixel_values, pixel_values_sar).shape[2:]
@@ -1238,12 +1228,18 @@ class FusMAEForImageClassification(FusMAEPreTrainedModel):
         self,
         pixel_values: torch.Tensor | None = None,
         pixel_values_sar: torch.Tensor | None = None,
+        pixel_mask: torch.Tensor | None = None,
+        pixel_mask_sar: torch.Tensor | None = None,
+        optical_available: torch.Tensor | None = None,
+        sar_available: torch.Tensor | None = None,
         labels: torch.Tensor | None = None,
-        **kwargs: Unpack[FusMAEKwargs],
+        gsd: float | None = None,
+        **kwargs: Unpack[TransformersKwargs],
     ) -> FusMAEHeadOutput:
         r"""
         Args:
-            pixel_values, pixel_values_sar, kwargs: As in [`FusMAEModel`].
+            pixel_values, pixel_values_sar, pixel_mask, pixel_mask_sar, optical_available, sar_available, gsd:
+                As in [`FusMAEModel`].
             labels (`torch.Tensor`):
                 Single label: integers `(batch_size,)` in `[0, num_labels)`, -100 to leave a sample out. Multi-label:
                 floats `(batch_size, num_labels)` in [0, 1]. Regression: floats `(batch_size, num_labels)`, or
@@ -1254,7 +1250,8 @@ class FusMAEForImageClassification(FusMAEPreTrainedModel):
         """
         if labels is not None:
             check_labels(labels, given_images(pixel_values, pixel_values_sar), self.config)
-        encoded = self.fusmae(pixel_values, pixel_values_sar, **kwargs)
+        inputs = (pixel_values, pixel_values_sar, pixel_mask, pixel_mask_sar, optical_available, sar_available)
+        encoded = self.fusmae(*inputs, gsd=gsd, **kwargs)
         logits, loss = self.classifier(self.pooled_layernorm(encoded.pooler_output)), None
         if labels is not None:
             kind = resolve_problem_type(self.config, labels)
@@ -1339,12 +1336,18 @@ class FusMAEForSemanticSegmentation(FusMAEPreTrainedModel):
         self,
         pixel_values: torch.Tensor | None = None,
         pixel_values_sar: torch.Tensor | None = None,
+        pixel_mask: torch.Tensor | None = None,
+        pixel_mask_sar: torch.Tensor | None = None,
+        optical_available: torch.Tensor | None = None,
+        sar_available: torch.Tensor | None = None,
         labels: torch.Tensor | None = None,
-        **kwargs: Unpack[FusMAEKwargs],
+        gsd: float | None = None,
+        **kwargs: Unpack[TransformersKwargs],
     ) -> FusMAEHeadOutput:
         r"""
         Args:
-            pixel_values, pixel_values_sar, kwargs: As in [`FusMAEModel`].
+            pixel_values, pixel_values_sar, pixel_mask, pixel_mask_sar, optical_available, sar_available, gsd:
+                As in [`FusMAEModel`].
             labels (`torch.Tensor`):
                 Of the same ground as the images, at their size or a whole multiple or fraction of it; logits are
                 upsampled to them. Classes: integers `(batch_size, height, width)` in `[0, num_labels)`, with
@@ -1357,9 +1360,10 @@ class FusMAEForSemanticSegmentation(FusMAEPreTrainedModel):
         """
         if labels is not None:
             check_labels(labels, given_images(pixel_values, pixel_values_sar), self.config, dense=True)
-        encoded = self.fusmae(pixel_values, pixel_values_sar, **kwargs)
+        inputs = (pixel_values, pixel_values_sar, pixel_mask, pixel_mask_sar, optical_available, sar_available)
+        encoded = self.fusmae(*inputs, gsd=gsd, **kwargs)
         stages, states = self.config.segmentation_stages, encoded.hidden_states
-        logits = self.decoder(self.fusmae.feature_maps(stages, states, pixel_values, pixel_values_sar, **kwargs))
+        logits = self.decoder(self.fusmae.feature_maps(stages, states, *inputs))
         return FusMAEHeadOutput(
             loss=None if labels is None else dense_loss(logits, labels, self.config),
             logits=logits,
@@ -1402,20 +1406,26 @@ class FusMAEBackbone(BackboneMixin, FusMAEPreTrainedModel):
         self,
         pixel_values: torch.Tensor | None = None,
         pixel_values_sar: torch.Tensor | None = None,
-        **kwargs: Unpack[FusMAEKwargs],
+        pixel_mask: torch.Tensor | None = None,
+        pixel_mask_sar: torch.Tensor | None = None,
+        optical_available: torch.Tensor | None = None,
+        sar_available: torch.Tensor | None = None,
+        gsd: float | None = None,
+        **kwargs: Unpack[TransformersKwargs],
     ) -> FusMAEBackboneOutput:
         r"""
         Args:
-            pixel_values, pixel_values_sar, kwargs:
+            pixel_values, pixel_values_sar, pixel_mask, pixel_mask_sar, optical_available, sar_available, gsd:
                 As in [`FusMAEModel`]. A sample without a sensor gets the maps of the other one; a place without data
                 in any sensor is zero.
 
         Raises:
             ValueError: no sensor is given, or shapes disagree with the configuration or with each other.
         """
-        encoded = self.fusmae(pixel_values, pixel_values_sar, **kwargs)
+        inputs = (pixel_values, pixel_values_sar, pixel_mask, pixel_mask_sar, optical_available, sar_available)
+        encoded = self.fusmae(*inputs, gsd=gsd, **kwargs)
         stages, states = [self.stage_names.index(name) for name in self.out_features], encoded.hidden_states
-        maps = self.fusmae.feature_maps(stages, states, pixel_values, pixel_values_sar, **kwargs)
+        maps = self.fusmae.feature_maps(stages, states, *inputs)
         return FusMAEBackboneOutput(
             feature_maps=maps,  # type: ignore[arg-type] - transformers annotates one map, where there are several
             hidden_states=states,
