@@ -978,7 +978,7 @@ class FusMAEForPreTraining(FusMAEPreTrainedModel):
         masks = self.draw_masks(batch_size, num_patches, noise, noise_sar, images.device)
         ids_keep = dict(zip(SENSORS, masks, strict=True))
         given = [sensor for sensor, suffix in SENSORS.items() if inputs[f"pixel_values{suffix}"] is not None]
-        groups = [(slice(0, batch_size), True, True)]
+        groups = [(slice(None), True, True)]
         if self.training and len(given) == 2:
             groups = self.dropout_groups(batch_size)
         found: dict[str, list[torch.Tensor]] = {}
