@@ -30,6 +30,7 @@ from train_step import machine_of, peak_flops, synchronize
 from fusmae_hf import FusMAEConfig, FusMAEForPreTraining
 from fusmae_hf.flops import pretraining_flops
 from fusmae_hf.modeling import modeling_fusmae as modeling
+from fusmae_hf.training.arguments import spell_out_attention
 
 TOLERANCE = 2e-2
 """Relative difference of losses in bf16 up to which a result counts as unchanged."""
@@ -42,6 +43,7 @@ class Way:
     Attributes:
         changes: entered around each step.
         fields: of the configuration that differ; the result differs with them.
+        attention: implementation, where it is not that of training.
         compiled: whether the model is compiled.
         checkpointing: whether activations are computed again in the backward pass.
         optimizer: arguments of AdamW; None leaves its step out.
@@ -50,6 +52,7 @@ class Way:
 
     changes: Callable[[], AbstractContextManager] = nullcontext
     fields: dict[str, Any] = field(default_factory=dict)
+    attention: str | None = None
     compiled: bool = False
     checkpointing: bool = False
     optimizer: dict[str, Any] | None = field(default_factory=lambda: {"fused": True})
@@ -59,12 +62,13 @@ class Way:
 def project_everything(
     self: modeling.FusMAEEmbeddings,
     images: torch.Tensor,
-    projection: nn.Linear,
+    sensor: str,
     ids_keep: torch.Tensor | None = None,
     present: torch.Tensor | None = None,
     scale: float = 1.0,
 ) -> torch.Tensor:
     """Embed every patch and choose the visible ones then, as many masked autoencoders do."""
+    projection = getattr(self, f"{sensor}_projection")
     rows, columns = images.shape[-2] // self.patch_size, images.shape[-1] // self.patch_size
     tokens = projection(modeling.patchify(images, self.patch_size).flatten(2))
     positions = modeling.position_embeddings(
@@ -74,25 +78,28 @@ def project_everything(
 
 
 def attend_fused(
-    module: Any, hidden_states: torch.Tensor, context: torch.Tensor, attention_mask: None, *args, **kwargs
+    self: modeling.FusMAEAttention,
+    hidden_states: torch.Tensor,
+    context: torch.Tensor,
+    attention_mask: None,
+    *args,
+    **kwargs,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Attention with queries, keys and values of self-attention from one product of the three weights in a row."""
     if hidden_states is not context:
-        return ATTEND(module, hidden_states, context, attention_mask, *args, **kwargs)
-    parts = (module.q_proj, module.k_proj, module.v_proj)
+        return ATTEND(self, hidden_states, context, attention_mask, *args, **kwargs)
+    parts = (self.q_proj, self.k_proj, self.v_proj)
     weight, bias = torch.cat([part.weight for part in parts]), torch.cat([part.bias for part in parts])
     joint = nn.functional.linear(hidden_states, weight, bias)
-    query, key, value = joint.unflatten(-1, (3, module.num_heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
-    attention = (
-        modeling.eager_attention_forward
-        if modeling.is_faster_spelt_out(query, key)
-        else modeling.ALL_ATTENTION_FUNCTIONS["sdpa"]
+    query, key, value = joint.unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
+    attention = modeling.ALL_ATTENTION_FUNCTIONS.get_interface(
+        self.config._attn_implementation, modeling.eager_attention_forward
     )
-    output, weights = attention(module, query, key, value, None, scaling=module.scaling)
-    return module.o_proj(output.reshape(*hidden_states.shape)), weights
+    output, weights = attention(self, query, key, value, None, scaling=self.scaling)
+    return self.o_proj(output.reshape(*hidden_states.shape)), weights
 
 
-ATTEND = modeling.attend
+ATTEND = modeling.FusMAEAttention.attend
 
 
 def masked_ids(mask: torch.Tensor, masked: int) -> torch.Tensor:
@@ -121,7 +128,7 @@ def decode_masked(
     patches = grid[0] * grid[1]
     ids, last = masked_ids(modeling.masked_patches(ids_keep, patches), patches - ids_keep.shape[1]), self.layers[-1]
     normed = last.layernorm_before(hidden_states)
-    attended, _ = modeling.attend(last.attention, modeling.take_tokens(normed, ids), normed, None)
+    attended, _ = last.attention.attend(modeling.take_tokens(normed, ids), normed, None)
     hidden_states = modeling.take_tokens(hidden_states, ids) + attended
     hidden_states = hidden_states + last.mlp(last.layernorm_after(hidden_states))
     return self.predict(self.layernorm(hidden_states)), None
@@ -153,11 +160,9 @@ def ways(compiled: bool) -> dict[str, Way]:
         "every patch projected, then gathered": Way(
             partial(patch.object, modeling.FusMAEEmbeddings, "forward", project_everything)
         ),
-        "PyTorch's fused attention everywhere": Way(
-            partial(patch.object, modeling, "is_faster_spelt_out", lambda query, key: False)
-        ),
+        "PyTorch's fused attention everywhere": Way(attention="sdpa"),
         "each of q, k, v casts its input": Way(partial(patch.object, modeling, "cast_once", lambda values: values)),
-        "q, k, v in one product": Way(partial(patch.object, modeling, "attend", attend_fused)),
+        "q, k, v in one product": Way(partial(patch.object, modeling.FusMAEAttention, "attend", attend_fused)),
         "masked patches alone decoded": Way(only_masked_decoded),
         "no decoder layers (a bound; another result)": Way(fields={"decoder_num_hidden_layers": 0}),
         "activations computed again": Way(checkpointing=True),
@@ -187,13 +192,15 @@ def measure(arguments: argparse.Namespace, device: str) -> dict[str, Any]:
     images = [torch.randn(batch, bands, size, size, device=device) for bands in (12, 2)]
     noise = torch.rand(batch, (size // config.patch_size) ** 2, device=device)
     plain = FusMAEForPreTraining(config).to(device).train()
+    spell_out_attention(plain, device, (size, size))
     expected, models = loss_of(plain, images, device, noise).item(), {}
     for name, way in compared.items():
         model = plain
-        if way.fields or way.compiled or way.checkpointing:
+        if way.fields or way.attention or way.compiled or way.checkpointing:
             model = FusMAEForPreTraining(FusMAEConfig.from_preset(arguments.preset, **way.fields))
             model.load_state_dict(plain.state_dict(), strict=not way.fields)
             model = model.to(device).train()
+            model.set_attn_implementation(way.attention or plain.config._attn_implementation)
         if way.checkpointing:
             model.activation_checkpointing_enable()
         if way.compiled:

@@ -34,6 +34,7 @@ from train_step import Contender, machine_of, synchronize, train
 from fusmae_hf import FusMAEConfig, FusMAEForPreTraining
 from fusmae_hf.flops import pretraining_flops
 from fusmae_hf.plots.pairs import new_figure
+from fusmae_hf.training.arguments import spell_out_attention
 
 
 @dataclass(frozen=True)
@@ -95,7 +96,9 @@ LABELS = {
 def step_seconds(point: Point, device: str, steps: int, group: dist.ProcessGroup | None = None) -> float:
     """Seconds a step, after one of warm-up, of a fresh model; in each process of the group, where there is one."""
     torch.manual_seed(0)
-    model: torch.nn.Module = FusMAEForPreTraining(point.config).to(device).train()
+    pretrained = FusMAEForPreTraining(point.config).to(device).train()
+    spell_out_attention(pretrained, device, (point.image_size, point.image_size))
+    model: torch.nn.Module = pretrained
     if group is not None:
         model = DistributedDataParallel(model, process_group=group)
     contender = Contender(model, lambda model, optical, sar: model(pixel_values=optical, pixel_values_sar=sar).loss)

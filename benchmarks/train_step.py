@@ -33,6 +33,7 @@ from tqdm import tqdm
 from transformers import PreTrainedModel, ViTMAEConfig, ViTMAEForPreTraining
 
 from fusmae_hf import FusMAEConfig, FusMAEForPreTraining
+from fusmae_hf.training.arguments import spell_out_attention
 
 Loss = Callable[[nn.Module, torch.Tensor, torch.Tensor], torch.Tensor]
 
@@ -68,7 +69,11 @@ def fusmae(arguments: argparse.Namespace) -> tuple[nn.Module, Loss]:
         mask_ratio=arguments.mask_ratio,
         **json.loads(arguments.config),
     )
-    model = FusMAEForPreTraining._from_config(config, attn_implementation=arguments.attention)
+    attention = {} if arguments.attention is None else {"attn_implementation": arguments.attention}
+    model = FusMAEForPreTraining._from_config(config, **attention)
+    if arguments.attention is None:
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        spell_out_attention(model, device, (arguments.image_size, arguments.image_size))
     return model, lambda model, optical, sar: model(pixel_values=optical, pixel_values_sar=sar).loss
 
 
@@ -85,7 +90,7 @@ def vitmae(arguments: argparse.Namespace) -> tuple[nn.Module, Loss]:
         num_channels=14,
         mask_ratio=arguments.mask_ratio,
     )
-    model = ViTMAEForPreTraining._from_config(config, attn_implementation=arguments.attention)
+    model = ViTMAEForPreTraining._from_config(config, attn_implementation=arguments.attention or "sdpa")
     return model, lambda model, optical, sar: model(pixel_values=torch.cat([optical, sar], dim=1)).loss
 
 
@@ -241,7 +246,9 @@ def main() -> None:
     parser.add_argument("--batch_size", type=int, default=16, help="pairs (default 16)")
     parser.add_argument("--rounds", type=int, default=5, help="measured rounds, after one of warm-up (default 5)")
     parser.add_argument("--steps", type=int, help="steps in each round (default 1, on a GPU 10)")
-    parser.add_argument("--attention", default="sdpa", help="implementation for all models (default sdpa)")
+    parser.add_argument(
+        "--attention", help="implementation for all models (default: that of training/run_pretrain.py; ViTMAE sdpa)"
+    )
     parser.add_argument("--config", default="{}", help="fields of FusMAEConfig that differ, as JSON")
     parser.add_argument("--peer", type=Path, nargs="*", default=[], help="files that build further models")
     parser.add_argument("--alone", action="store_true", help="FusMAE without ViTMAE")

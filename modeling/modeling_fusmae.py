@@ -1,22 +1,18 @@
 """Fus-MAE: a masked autoencoder that fuses SAR and optical patches with cross-attention.
 
-From top to bottom: outputs, patches and positions, attention, layers, encoder, decoder, masking and loss, heads.
+From top to bottom: outputs, embeddings, attention, layers, encoder, decoder, masking and loss, heads.
 """
 
-import contextlib
-import copy
-import os
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import nn
 from transformers import initialization as init
 from transformers.activations import ACT2FN
 from transformers.backbone_utils import BackboneMixin, filter_output_hidden_states
-from transformers.configuration_utils import PreTrainedConfig
 from transformers.masking_utils import create_bidirectional_mask
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BackboneOutput
@@ -27,17 +23,24 @@ from transformers.utils.generic import can_return_tuple, is_flash_attention_requ
 from transformers.utils.import_utils import is_tracing
 from transformers.utils.output_capturing import capture_outputs, maybe_install_capturing_hooks
 
+from .bands_fusmae import BandSelectionMixin
 from .configuration_fusmae import FusMAEConfig
-from .labels_fusmae import (
-    check_dense_labels,
-    check_image_labels,
-    count_labels,
-    resolve_problem_type,
-    weighs_classes,
-    weighted_loss,
+from .labels_fusmae import check_labels, count_labels, dense_loss, resolve_problem_type, weighted_loss
+from .patches_fusmae import (
+    masked_patches,
+    patchify,
+    position_embeddings,
+    reconstruction_error,
+    take_tokens,
+    unpatchify,
 )
 
 logger = logging.get_logger(__name__)
+
+SENSORS = {"optical": "", "sar": "_sar"}
+"""How the names of the inputs and outputs of each sensor end."""
+
+OTHER = {"optical": "sar", "sar": "optical"}
 
 
 @dataclass
@@ -75,24 +78,19 @@ class FusMAEModelOutput(ModelOutput):
 @dataclass
 class FusMAEForPreTrainingOutput(ModelOutput):
     r"""
-    Reconstruction of a batch of pairs. `N` is the number of patches of the whole grid.
+    Reconstruction of a batch of pairs. `N` is the number of patches of the whole grid. A sensor that is None has none
+    of its outputs.
 
     Args:
         loss (`torch.FloatTensor` of shape `()`):
             Weighted sum of `optical_loss` and `sar_loss`. None with `return_loss=False`.
-        optical_loss (`torch.FloatTensor` of shape `()`):
-            Mean squared error on the masked, valid pixels of the optical patch, in squared normalised units.
-        sar_loss (`torch.FloatTensor` of shape `()`):
-            The same for SAR. A sensor that is None has no loss.
-        logits (`torch.FloatTensor` of shape `(batch_size, N, optical_bands * patch_size ** 2)`):
-            Predicted optical pixels, by patch; the order within a patch is (band, row, column). `unpatchify` makes an
-            image of them. Normalised by patch where `config.norm_pix_loss`.
-        logits_sar (`torch.FloatTensor` of shape `(batch_size, N, sar_bands * patch_size ** 2)`):
-            Predicted SAR pixels, by patch.
-        mask (`torch.LongTensor` of shape `(batch_size, N)`):
-            1 where an optical patch was hidden from the encoder, 0 where it was seen.
-        mask_sar (`torch.LongTensor` of shape `(batch_size, N)`):
-            The same for SAR.
+        optical_loss, sar_loss (`torch.FloatTensor` of shape `()`):
+            Mean squared error on the masked, valid pixels of each sensor, in squared normalised units.
+        logits, logits_sar (`torch.FloatTensor` of shape `(batch_size, N, bands * patch_size ** 2)`):
+            Predicted pixels, by patch; the order within a patch is (band, row, column). `unpatchify` makes an image
+            of them. Normalised by patch where `config.norm_pix_loss`.
+        mask, mask_sar (`torch.LongTensor` of shape `(batch_size, N)`):
+            1 where a patch was hidden from the encoder, 0 where it was seen.
         hidden_states, attentions, cross_attentions:
             As in [`FusMAEModelOutput`], over the visible patches.
         decoder_cross_attentions (`tuple(torch.FloatTensor)`):
@@ -118,14 +116,10 @@ class FusMAEReconstruction(ModelOutput):
     Images of both sensors, reconstructed where they were not visible, in the normalised units of the inputs.
 
     Args:
-        pixel_values (`torch.FloatTensor` of shape `(batch_size, optical_bands, height, width)`):
-            The optical images: pixels as they were given where they were visible, predicted elsewhere.
-        pixel_values_sar (`torch.FloatTensor` of shape `(batch_size, sar_bands, height, width)`):
-            The same for SAR.
-        reconstructed (`torch.BoolTensor` of shape `(batch_size, height, width)`):
-            True where the optical pixels are predicted.
-        reconstructed_sar (`torch.BoolTensor` of shape `(batch_size, height, width)`):
-            True where the SAR pixels are predicted.
+        pixel_values, pixel_values_sar (`torch.FloatTensor` of shape `(batch_size, bands, height, width)`):
+            Pixels as they were given where they were visible, predicted elsewhere.
+        reconstructed, reconstructed_sar (`torch.BoolTensor` of shape `(batch_size, height, width)`):
+            True where the pixels of each sensor are predicted.
         assumed_levels (`bool`):
             True where mean and standard deviation of the predicted patches are assumed, not predicted
             (`config.norm_pix_loss`).
@@ -139,38 +133,18 @@ class FusMAEReconstruction(ModelOutput):
 
 
 @dataclass
-class FusMAEImageClassifierOutput(ModelOutput):
+class FusMAEHeadOutput(ModelOutput):
     r"""
-    Classification or regression of a batch of pairs.
+    Classification, regression or dense prediction of a batch of pairs.
 
     Args:
         loss (`torch.FloatTensor` of shape `()`):
             Where labels were given.
         logits (`torch.FloatTensor` of shape `(batch_size, num_labels)`):
-            Scores before softmax or sigmoid; the predicted values in regression.
-        hidden_states, attentions, cross_attentions:
-            As in [`FusMAEModelOutput`].
-    """
-
-    loss: torch.Tensor | None = None
-    logits: torch.Tensor | None = None
-    hidden_states: tuple[torch.Tensor, ...] | None = None
-    attentions: tuple[torch.Tensor, ...] | None = None
-    cross_attentions: tuple[torch.Tensor, ...] | None = None
-
-
-@dataclass
-class FusMAESemanticSegmenterOutput(ModelOutput):
-    r"""
-    Dense prediction for a batch of pairs.
-
-    Args:
-        loss (`torch.FloatTensor` of shape `()`):
-            Where labels were given.
-        logits (`torch.FloatTensor` of shape `(batch_size, num_labels, 4 * rows, 4 * columns)`):
-            Scores before softmax, or the predicted values in regression, four to the side of each patch of the grid:
-            one every 2 pixels at a patch size of 8. `FusMAEImageProcessor.post_process_semantic_segmentation` gives
-            label maps at any size.
+            Scores before softmax or sigmoid; the predicted values in regression. Of the dense head
+            `(batch_size, num_labels, 4 * rows, 4 * columns)`, four to the side of each patch of the grid: one every 2
+            pixels at a patch size of 8. `FusMAEImageProcessor.post_process_semantic_segmentation` gives label maps at
+            any size.
         hidden_states, attentions, cross_attentions:
             As in [`FusMAEModelOutput`].
     """
@@ -204,68 +178,6 @@ def given_images(pixel_values: torch.Tensor | None, pixel_values_sar: torch.Tens
     if pixel_values_sar is not None:
         return pixel_values_sar
     raise ValueError("Neither sensor was given: pass `pixel_values` (optical), `pixel_values_sar` (SAR) or both.")
-
-
-def patchify(images: torch.Tensor, patch_size: int) -> torch.Tensor:
-    """Cut images into patches, row by row.
-
-    Args:
-        images: `(batch_size, channels, height, width)`.
-        patch_size: side of a patch in pixels; divides height and width.
-
-    Returns:
-        `(batch_size, patches, channels, patch_size ** 2)`, a copy.
-    """
-    batch_size, channels, height, width = images.shape
-    rows, columns = height // patch_size, width // patch_size
-    patches = images.reshape(batch_size, channels, rows, patch_size, columns, patch_size).permute(0, 2, 4, 1, 3, 5)
-    return patches.reshape(batch_size, rows * columns, channels, patch_size**2)
-
-
-def unpatchify(patches: torch.Tensor, patch_size: int, height: int, width: int) -> torch.Tensor:
-    """Put patches back together; the inverse of [`patchify`].
-
-    Args:
-        patches: `(batch_size, patches, channels, patch_size ** 2)`, the last two possibly flattened into one.
-        patch_size: side of a patch in pixels.
-        height, width: size of the image in pixels.
-
-    Returns:
-        `(batch_size, channels, height, width)`.
-    """
-    batch_size, rows, columns = patches.shape[0], height // patch_size, width // patch_size
-    patches = patches.reshape(batch_size, rows, columns, -1, patch_size, patch_size)
-    return patches.permute(0, 3, 1, 4, 2, 5).reshape(batch_size, -1, height, width)
-
-
-def position_embeddings(
-    rows: int,
-    columns: int,
-    dim: int,
-    device: torch.device,
-    dtype: torch.dtype = torch.float32,
-    scale: float = 1.0,
-) -> torch.Tensor:
-    """Fixed sine-cosine positions of a grid of patches, `(rows * columns, dim)`, computed for whatever grid comes.
-
-    A quarter of the channels each for sine and cosine of the row and of the column, with wavelengths from 2 pi to
-    20,000 pi patches (Vaswani et al. 2017, applied to each axis). `scale` is the distance between neighbouring
-    patches, in patches of the training images.
-    """
-    frequencies = 10_000.0 ** (-torch.arange(dim // 4, device=device, dtype=torch.float32) / (dim // 4))
-    row = torch.arange(rows, device=device, dtype=torch.float32)[:, None] * scale * frequencies
-    column = torch.arange(columns, device=device, dtype=torch.float32)[:, None] * scale * frequencies
-    row = torch.cat([row.sin(), row.cos()], dim=-1)[:, None].expand(rows, columns, -1)
-    column = torch.cat([column.sin(), column.cos()], dim=-1)[None].expand(rows, columns, -1)
-    return torch.cat([row, column], dim=-1).reshape(rows * columns, dim).to(dtype)
-
-
-def take_tokens(tokens: torch.Tensor, ids: torch.Tensor | None) -> torch.Tensor:
-    """Tokens (any trailing shape) of the patches `ids` `(batch_size, kept)`, or all of them where `ids` is None."""
-    if ids is None:
-        return tokens
-    index = ids.reshape(*ids.shape, *([1] * (tokens.ndim - 2))).expand(*ids.shape, *tokens.shape[2:])
-    return tokens.gather(1, index)
 
 
 def join_streams(
@@ -322,13 +234,13 @@ class FusMAEEmbeddings(nn.Module):
         pixels = config.patch_size**2
         self.optical_projection = nn.Linear(len(config.optical_bands) * pixels, config.hidden_size)
         self.sar_projection = nn.Linear(len(config.sar_bands) * pixels, config.hidden_size)
-        # A table of one row: the learned token is this model's only input embedding.
-        self.class_token: nn.Module = nn.Embedding(1, config.hidden_size)
+        # A table of one row, since transformers takes input embeddings to be a table.
+        self.class_token = nn.Embedding(1, config.hidden_size)
 
     def forward(
         self,
         images: torch.Tensor,
-        projection: nn.Linear,
+        sensor: str,
         ids_keep: torch.Tensor | None = None,
         present: torch.Tensor | None = None,
         scale: float = 1.0,
@@ -337,7 +249,7 @@ class FusMAEEmbeddings(nn.Module):
 
         Args:
             images: `(batch_size, bands, height, width)`.
-            projection: `optical_projection` or `sar_projection`.
+            sensor: `"optical"` or `"sar"`.
             ids_keep: `(batch_size, kept)`, patches to embed; the others are never projected. None: all.
             present: `(batch_size, kept)` bool. Pixels of absent tokens, which may be NaN, are replaced by zero.
             scale: of the positions.
@@ -345,6 +257,7 @@ class FusMAEEmbeddings(nn.Module):
         Returns:
             `(batch_size, kept, hidden_size)`.
         """
+        projection = self.optical_projection if sensor == "optical" else self.sar_projection
         rows, columns = images.shape[-2] // self.patch_size, images.shape[-1] // self.patch_size
         patches = take_tokens(patchify(images, self.patch_size), ids_keep).flatten(2).to(projection.weight.dtype)
         if present is not None:
@@ -370,7 +283,8 @@ def eager_attention_forward(
     weights = torch.matmul(query, key.transpose(2, 3)) * scaling
     if attention_mask is not None:
         weights = weights + attention_mask
-    weights = nn.functional.softmax(weights, dim=-1)
+    single = torch.promote_types(weights.dtype, torch.float32)
+    weights = nn.functional.softmax(weights, dim=-1, dtype=single).to(query.dtype)
     return torch.matmul(weights, value).transpose(1, 2).contiguous(), weights
 
 
@@ -382,89 +296,55 @@ def cast_once(values: torch.Tensor) -> torch.Tensor:
     return values
 
 
-_SHORT = 256**2
-"""Pairs of a query and a key up to which attention is spelt out on the CPU."""
+class FusMAEAttention(nn.Module):
+    """Multi-head attention of tokens on a context, which may be of another width."""
+
+    def __init__(self, config: FusMAEConfig, hidden_size: int, num_heads: int, context_size: int | None = None):
+        super().__init__()
+        self.config = config
+        self.num_heads = num_heads
+        self.head_dim = hidden_size // num_heads
+        self.scaling = self.head_dim**-0.5
+        self.is_causal = False
+        self.q_proj = nn.Linear(hidden_size, hidden_size, bias=config.qkv_bias)
+        self.k_proj = nn.Linear(context_size or hidden_size, hidden_size, bias=config.qkv_bias)
+        self.v_proj = nn.Linear(context_size or hidden_size, hidden_size, bias=config.qkv_bias)
+        self.o_proj = nn.Linear(hidden_size, hidden_size)
+
+    def attend(
+        self,
+        hidden_states: torch.Tensor,
+        context: torch.Tensor,
+        attention_mask: torch.Tensor | None,
+        implementation: str | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Attention through the configured implementation, unless another is named."""
+        own, hidden_states = hidden_states is context, cast_once(hidden_states)
+        context = hidden_states if own else cast_once(context)
+        shape = (hidden_states.shape[0], -1, self.num_heads, self.head_dim)
+        query = self.q_proj(hidden_states).view(shape).transpose(1, 2)
+        key = self.k_proj(context).view(shape).transpose(1, 2)
+        value = self.v_proj(context).view(shape).transpose(1, 2)
+        attention: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
+            implementation or self.config._attn_implementation, eager_attention_forward
+        )
+        output, weights = attention(
+            self, query, key, value, attention_mask, dropout=0.0, scaling=self.scaling, **kwargs
+        )
+        return self.o_proj(output.reshape(*hidden_states.shape[:2], -1)), weights
 
 
-def is_faster_spelt_out(query: torch.Tensor, key: torch.Tensor) -> bool:
-    """Whether two matrix products and a softmax beat PyTorch's fused attention: for the training of short sequences in
-    bfloat16 on the CPU (docs/performance.md). The arithmetic is that of eager attention.
-
-    Args:
-        query: `(batch_size, heads, queries, head_dim)`.
-        key: `(batch_size, heads, keys, head_dim)`.
-    """
-    trains = torch.is_grad_enabled() and query.requires_grad
-    return (
-        trains
-        and query.device.type == "cpu"
-        and query.dtype == torch.bfloat16
-        and query.shape[2] * key.shape[2] <= _SHORT
-    )
-
-
-def attend(
-    module: "FusMAESelfAttention | FusMAECrossAttention",
-    hidden_states: torch.Tensor,
-    context: torch.Tensor,
-    attention_mask: torch.Tensor | None,
-    implementation: str | None = None,
-    **kwargs: Unpack[TransformersKwargs],
-) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Multi-head attention of `hidden_states` on `context`, through the configured implementation unless another is
-    named, or unless spelling it out is faster."""
-    batch_size, queries = hidden_states.shape[:2]
-    own = hidden_states is context
-    hidden_states = cast_once(hidden_states)
-    context = hidden_states if own else cast_once(context)
-    shape = (batch_size, -1, module.num_heads, module.head_dim)
-    query = module.q_proj(hidden_states).view(shape).transpose(1, 2)
-    key = module.k_proj(context).view(shape).transpose(1, 2)
-    value = module.v_proj(context).view(shape).transpose(1, 2)
-    implementation = implementation or module.config._attn_implementation
-    if implementation == "sdpa" and attention_mask is None and is_faster_spelt_out(query, key):
-        implementation = "eager"
-    attention: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(implementation, eager_attention_forward)
-    output, weights = attention(
-        module, query, key, value, attention_mask, dropout=0.0, scaling=module.scaling, **kwargs
-    )
-    return module.o_proj(output.reshape(batch_size, queries, -1)), weights
-
-
-class FusMAESelfAttention(nn.Module):
+# Neither is a subclass of the other: outputs are recorded by isinstance, and maps would be recorded twice.
+class FusMAESelfAttention(FusMAEAttention):
     """Multi-head self-attention."""
 
-    def __init__(self, config: FusMAEConfig, hidden_size: int, num_heads: int):
-        super().__init__()
-        self.config = config
-        self.num_heads = num_heads
-        self.head_dim = hidden_size // num_heads
-        self.scaling = self.head_dim**-0.5
-        self.is_causal = False
-        self.q_proj = nn.Linear(hidden_size, hidden_size, bias=config.qkv_bias)
-        self.k_proj = nn.Linear(hidden_size, hidden_size, bias=config.qkv_bias)
-        self.v_proj = nn.Linear(hidden_size, hidden_size, bias=config.qkv_bias)
-        self.o_proj = nn.Linear(hidden_size, hidden_size)
-
     def forward(self, hidden_states, attention_mask=None, **kwargs):
-        return attend(self, hidden_states, hidden_states, attention_mask, **kwargs)
+        return self.attend(hidden_states, hidden_states, attention_mask, **kwargs)
 
 
-# Not a subclass of the self-attention: outputs are recorded by isinstance, and its maps would be recorded twice.
-class FusMAECrossAttention(nn.Module):
-    """Multi-head attention of the tokens of one sensor on those of the other, which may be of another width."""
-
-    def __init__(self, config: FusMAEConfig, hidden_size: int, num_heads: int, context_size: int):
-        super().__init__()
-        self.config = config
-        self.num_heads = num_heads
-        self.head_dim = hidden_size // num_heads
-        self.scaling = self.head_dim**-0.5
-        self.is_causal = False
-        self.q_proj = nn.Linear(hidden_size, hidden_size, bias=config.qkv_bias)
-        self.k_proj = nn.Linear(context_size, hidden_size, bias=config.qkv_bias)
-        self.v_proj = nn.Linear(context_size, hidden_size, bias=config.qkv_bias)
-        self.o_proj = nn.Linear(hidden_size, hidden_size)
+class FusMAECrossAttention(FusMAEAttention):
+    """Multi-head attention of the tokens of one sensor on those of the other."""
 
     def forward(self, hidden_states, context, context_present=None, **kwargs):
         """Attend to the tokens of `context` that are present; a sample with none gets zero, whatever the back end.
@@ -486,7 +366,7 @@ class FusMAECrossAttention(nn.Module):
                 attention_mask=context_present,
                 encoder_hidden_states=context,
             )
-        output, weights = attend(self, hidden_states, context, mask, implementation, **kwargs)
+        output, weights = self.attend(hidden_states, context, mask, implementation, **kwargs)
         if context_present is not None:
             output = torch.where(context_present.any(dim=-1)[:, None, None], output, 0.0)
         return output, weights
@@ -575,23 +455,7 @@ class FusMAEFusionLayer(GradientCheckpointingLayer):
         return optical, sar
 
 
-# What leads to a checkpoint on the Hub.
-_HUB_KEYWORDS = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token")
-
-
-def _refuse_new_bands(name: str, wanted: list[str], known: list[str], new_bands: str | None) -> None:
-    """Raise a ValueError where a band is not among the known ones, unless fresh weights are asked for."""
-    if new_bands not in (None, "fresh"):
-        raise ValueError(f"`new_bands` must be None or 'fresh', not {new_bands!r}.")
-    missing = [band for band in wanted if band not in known]
-    if missing and new_bands is None:
-        raise ValueError(
-            f"`{name}`: the checkpoint never saw {missing}; it knows {list(known)}. Leave them out, or pass "
-            "`new_bands='fresh'` to draw new weights for them, which must be trained."
-        )
-
-
-class FusMAEPreTrainedModel(PreTrainedModel):
+class FusMAEPreTrainedModel(BandSelectionMixin, PreTrainedModel):
     """What all Fus-MAE models share: configuration, initialisation, loading, checks of the inputs."""
 
     config: FusMAEConfig
@@ -611,7 +475,8 @@ class FusMAEPreTrainedModel(PreTrainedModel):
         "attentions": FusMAESelfAttention,
         "cross_attentions": FusMAECrossAttention,
     }
-
+    # The learned token is the only input embedding: patches have no table, their projections are linear.
+    _input_embed_layer = "class_token"
     # The Trainer divides the loss by the accumulated batches itself.
     accepts_loss_kwargs = False
     # A pretraining checkpoint serves every head; its decoders are not worth a report there.
@@ -635,134 +500,38 @@ class FusMAEPreTrainedModel(PreTrainedModel):
         elif isinstance(module, FusMAEDecoder):
             init.normal_(module.mask_token, std=self.config.initializer_range)
 
-    @classmethod
-    def from_pretrained(
-        cls,
-        pretrained_model_name_or_path: str | os.PathLike | None,
-        *model_args,
-        config: PreTrainedConfig | str | os.PathLike | None = None,
-        new_bands: str | None = None,
-        **kwargs,
-    ):
-        r"""
-        Load a checkpoint, with its own bands or with others; all else as in transformers.
-
-        Weights go by band name: the checkpoint's own configuration says which band each belongs to.
-
-        Args:
-            pretrained_model_name_or_path: folder or Hub repository.
-            model_args: see [`~transformers.PreTrainedModel.from_pretrained`].
-            config: configuration instead of the checkpoint's. Its bands are treated like those given by name.
-            optical_bands, sar_bands (`list[str]`): the bands that the model is to take, in the order of its channels:
-                a subset of the checkpoint's, or another order.
-            new_bands: None to refuse bands that the checkpoint never saw, or `"fresh"` to draw new weights for them.
-            kwargs: see [`~transformers.PreTrainedModel.from_pretrained`].
-
-        Raises:
-            ValueError: the checkpoint never saw a band, and `new_bands` is not `"fresh"`.
-
-        Example: `FusMAEModel.from_pretrained(folder, optical_bands=["B02", "B03", "B04", "B08"])`.
-        """
-        names = ("optical_bands", "sar_bands")
-        wanted = {name: kwargs[name] for name in names if kwargs.get(name) is not None}
-        if isinstance(config, PreTrainedConfig):
-            wanted = {name: getattr(config, name) for name in names} | wanted
-        saved = None
-        if wanted and pretrained_model_name_or_path is not None:
-            hub = {name: kwargs[name] for name in _HUB_KEYWORDS if name in kwargs}
-            with contextlib.suppress(OSError):  # weights without a configuration beside them
-                saved = cls.config_class.from_pretrained(pretrained_model_name_or_path, **hub)
-        if saved is None:
-            return super().from_pretrained(pretrained_model_name_or_path, *model_args, config=config, **kwargs)
-        for name in names:
-            kwargs.pop(name, None)
-            if name in wanted:
-                _refuse_new_bands(name, wanted[name], getattr(saved, name), new_bands)
-        if isinstance(config, PreTrainedConfig):
-            config = copy.deepcopy(config)
-            for name in names:
-                setattr(config, name, getattr(saved, name))
-        loaded = super().from_pretrained(pretrained_model_name_or_path, *model_args, config=config, **kwargs)
-        (loaded[0] if isinstance(loaded, tuple) else loaded).select_bands(**wanted, new_bands=new_bands)
-        return loaded
-
-    @torch.no_grad()
-    def select_bands(
+    def _present_patches(
         self,
-        optical_bands: list[str] | None = None,
-        sar_bands: list[str] | None = None,
-        new_bands: str | None = None,
-    ) -> None:
-        """Make the model take other bands, in place: weights that belong to a band follow its name.
-
-        Args:
-            optical_bands, sar_bands: the bands to take, in the order of the channels. None: as they are.
-            new_bands: None to refuse bands that the model does not have, `"fresh"` to draw new weights for them.
-
-        Raises:
-            ValueError: a band is unknown or named twice, or the weights are sharded or offloaded.
-        """
-        config = copy.deepcopy(self.config)
-        for name, bands in (("optical_bands", optical_bands), ("sar_bands", sar_bands)):
-            if bands is not None:
-                _refuse_new_bands(name, bands, getattr(self.config, name), new_bands)
-                setattr(config, name, list(bands))
-        config.validate_bands()
-        for sensor in ("optical", "sar"):
-            old, new = getattr(self.config, f"{sensor}_bands"), getattr(config, f"{sensor}_bands")
-            if old == new:
-                continue
-            index = [old.index(band) if band in old else None for band in new]
-            for layer, dim in self._band_layers(sensor):
-                self._select_band_weights(layer, dim, index)
-            setattr(self.config, f"{sensor}_bands", new)
-
-    def _band_layers(self, sensor: str) -> list[tuple[nn.Linear, int]]:
-        """Layers whose input (1) or output (0) is pixels of one sensor."""
-        return [(getattr(self.base_model.embeddings, f"{sensor}_projection"), 1)]
-
-    def _select_band_weights(self, layer: nn.Linear, dim: int, index: list[int | None]) -> None:
-        """Rearrange the pixels of a layer, in the order (band, row, column), by band; None draws new weights."""
-        weight, pixels = layer.weight, self.config.patch_size**2
-        if weight.device.type == "meta" or hasattr(weight, "device_mesh"):
-            raise ValueError("Bands cannot be selected of weights that are offloaded or sharded: load them plainly.")
-        shape = list(weight.shape)
-        shape[dim] = len(index) * pixels
-        fresh = nn.Linear(shape[1], shape[0], bias=layer.bias is not None, device=weight.device, dtype=weight.dtype)
-        self._init_weights(fresh)
-        known = [(place, band) for place, band in enumerate(index) if band is not None]
-        places, bands = torch.tensor(known, dtype=torch.long, device=weight.device).reshape(-1, 2).unbind(dim=1)
-        tensors = [("weight", dim)] + ([("bias", 0)] if layer.bias is not None else [])
-        for name, axis in tensors:
-            old, new = getattr(layer, name), getattr(fresh, name)
-            if name == "bias" and dim == 1:  # of the features, not of the pixels
-                new.copy_(old)
-            else:
-                chosen = old.unflatten(axis, (-1, pixels)).index_select(axis, bands)
-                new.unflatten(axis, (-1, pixels)).index_copy_(axis, places, chosen)
-            setattr(layer, name, nn.Parameter(new.detach(), requires_grad=old.requires_grad))
-        layer.in_features, layer.out_features = shape[1], shape[0]
-
-    def _check_images(
-        self,
-        pixel_values: torch.Tensor | None,
-        pixel_values_sar: torch.Tensor | None,
+        pixel_values: torch.Tensor | None = None,
+        pixel_values_sar: torch.Tensor | None = None,
+        pixel_mask: torch.Tensor | None = None,
+        pixel_mask_sar: torch.Tensor | None = None,
         optical_available: torch.Tensor | None = None,
         sar_available: torch.Tensor | None = None,
-    ) -> None:
-        """Raise a ValueError unless there are images of the shape that the configuration tells, some in each sample.
+    ) -> dict[str, torch.Tensor | None]:
+        """Which patches of each sensor hold data: `(batch_size, patches)` bool, or None where all do.
 
+        Raises a ValueError unless there are images of the shape that the configuration tells, some in each sample.
         That each sample has a sensor is checked where the availability lies on the CPU and no graph is traced: a look
         at values would stall a GPU. Elsewhere a sample without any sensor has only its class token.
         """
-        batch_size = given_images(pixel_values, pixel_values_sar).shape[0]
-        size = self.config.patch_size
-        for name, images, bands in (
-            ("pixel_values", pixel_values, self.config.optical_bands),
-            ("pixel_values_sar", pixel_values_sar, self.config.sar_bands),
+        first = given_images(pixel_values, pixel_values_sar)
+        batch_size, place = first.shape[0], tuple(first.shape[2:])
+        size, given = self.config.patch_size, []
+        presence: dict[str, torch.Tensor | None] = {}
+        for sensor, images, valid, available in (
+            ("optical", pixel_values, pixel_mask, optical_available),
+            ("sar", pixel_values_sar, pixel_mask_sar, sar_available),
         ):
+            presence[sensor] = None
             if images is None:
+                if available is not None or valid is not None:
+                    raise ValueError(
+                        f"`{sensor}_available` or the pixel mask of the {sensor} sensor was given without pixel "
+                        "values. Leave them out, or pass pixel values (any numbers) for the samples without it."
+                    )
                 continue
+            name, bands = f"pixel_values{SENSORS[sensor]}", getattr(self.config, f"{sensor}_bands")
             if images.ndim != 4 or images.shape[1] != len(bands):
                 raise ValueError(
                     f"`{name}` must have shape (batch_size, {len(bands)}, height, width), one channel for each of the "
@@ -774,69 +543,39 @@ class FusMAEPreTrainedModel(PreTrainedModel):
                     "divide. Crop it, or pad or resize it: FusMAEImageProcessor.from_pretrained(<your checkpoint>, "
                     f"do_pad=True, size_divisor={size})."
                 )
-        if pixel_values is not None and pixel_values_sar is not None:
-            optical_shape, sar_shape = pixel_values.shape, pixel_values_sar.shape
-            if optical_shape[0] != sar_shape[0] or optical_shape[2:] != sar_shape[2:]:
+            if images.shape[0] != batch_size or tuple(images.shape[2:]) != place:
                 raise ValueError(
-                    f"Both sensors must show the same places on the same grid, but `pixel_values` has batch and size "
-                    f"{optical_shape[0], *optical_shape[2:]} and `pixel_values_sar` {sar_shape[0], *sar_shape[2:]}."
+                    "Both sensors must show the same places on the same grid, but `pixel_values` has batch and size "
+                    f"{(batch_size, *place)} and `pixel_values_sar` {(images.shape[0], *images.shape[2:])}."
                 )
-        given = []
-        for sensor, images, available in (
-            ("optical", pixel_values, optical_available),
-            ("sar", pixel_values_sar, sar_available),
-        ):
-            if available is not None and (available.shape != (batch_size,) or available.dtype != torch.bool):
+            for mask, what, shape, meaning in (
+                (available, f"`{sensor}_available`", (batch_size,), "one value a sample"),
+                (valid, f"The pixel mask of the {sensor} sensor", (batch_size, *place), "True where there is data"),
+            ):
+                if mask is not None and (mask.shape != shape or mask.dtype != torch.bool):
+                    raise ValueError(
+                        f"{what} must be bool of shape {shape}, {meaning}, but is {mask.dtype} of shape "
+                        f"{tuple(mask.shape)}."
+                    )
+            given.append(available)
+            if available is None and valid is None:
+                continue
+            present = images.new_ones((batch_size, (place[0] // size) * (place[1] // size)), dtype=torch.bool)
+            if available is not None:
+                present = present & available.to(images.device)[:, None]
+            if valid is not None:
+                present = present & patchify(valid[:, None].to(images.device), size).any(dim=-1).squeeze(-1)
+            presence[sensor] = present
+        known = [each for each in given if each is not None and each.device.type == "cpu" and not is_tracing(each)]
+        if len(known) == len(given):
+            nothing = ~torch.stack(known).any(dim=0)
+            if nothing.any():
                 raise ValueError(
-                    f"`{sensor}_available` must be bool of shape ({batch_size},), one value a sample, but is "
-                    f"{available.dtype} of shape {tuple(available.shape)}."
+                    f"Sample {nothing.nonzero().flatten().tolist()} of the batch has no sensor: `optical_available` "
+                    "and `sar_available` are False, or the pixel values of the other sensor are None. Leave such "
+                    "samples out."
                 )
-            if images is not None:
-                given.append(available)
-        known = [
-            available
-            for available in given
-            if available is not None and available.device.type == "cpu" and not is_tracing(available)
-        ]
-        if len(known) < len(given):
-            return
-        nothing = ~torch.stack(known).any(dim=0)
-        if nothing.any():
-            raise ValueError(
-                f"Sample {nothing.nonzero().flatten().tolist()} of the batch has no sensor: `optical_available` and "
-                "`sar_available` are False, or the pixel values of the other sensor are None. Leave such samples out."
-            )
-
-    def _present_patches(
-        self,
-        sensor: str,
-        images: torch.Tensor | None,
-        available: torch.Tensor | None,
-        pixel_mask: torch.Tensor | None,
-    ) -> torch.Tensor | None:
-        """Which patches of a sensor hold data: `(batch_size, patches)` bool, or None where all do."""
-        if images is None:
-            if available is not None or pixel_mask is not None:
-                raise ValueError(
-                    f"`{sensor}_available` or the pixel mask of the {sensor} sensor was given without pixel values. "
-                    f"Leave them out, or pass pixel values (any numbers) for the samples without {sensor}."
-                )
-            return None
-        if available is None and pixel_mask is None:
-            return None
-        batch_size, _, height, width = images.shape
-        size = self.config.patch_size
-        present = images.new_ones((batch_size, (height // size) * (width // size)), dtype=torch.bool)
-        if available is not None:
-            present = present & available.to(images.device)[:, None]
-        if pixel_mask is not None:
-            if pixel_mask.shape != (batch_size, height, width) or pixel_mask.dtype != torch.bool:
-                raise ValueError(
-                    f"The pixel mask of the {sensor} sensor must be bool of shape ({batch_size}, {height}, {width}), "
-                    f"True where there is data, but is {pixel_mask.dtype} of shape {tuple(pixel_mask.shape)}."
-                )
-            present = present & patchify(pixel_mask[:, None].to(images.device), size).any(dim=-1).squeeze(-1)
-        return present
+        return presence
 
     def _position_scale(self, gsd: float | None) -> float:
         """Distance between patches in patches of the training images."""
@@ -845,15 +584,6 @@ class FusMAEPreTrainedModel(PreTrainedModel):
         if not gsd > 0:
             raise ValueError(f"`gsd` must be a positive distance in metres, one for the whole batch, not {gsd}.")
         return gsd / self.config.gsd
-
-    def _may_look_at(self, labels: torch.Tensor) -> bool:
-        """Whether the values of labels are checked: always on the CPU; on other devices, which a look would stall, in
-        the first batch alone; never while a graph is traced."""
-        if is_tracing(labels):
-            return False
-        first = not getattr(self, "_labels_seen", False)
-        self._labels_seen = True
-        return first or labels.device.type == "cpu"
 
 
 class FusMAEModel(FusMAEPreTrainedModel):
@@ -893,36 +623,24 @@ class FusMAEModel(FusMAEPreTrainedModel):
         self.layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.post_init()
 
-    def get_input_embeddings(self) -> nn.Module:
-        """The table that holds the class token. Patches have no table: their projections are linear."""
-        return self.embeddings.class_token
-
-    def set_input_embeddings(self, value: nn.Module) -> None:
-        """Replace the table that holds the class token."""
-        self.embeddings.class_token = value
-
     def feature_maps(
         self,
         stages: list[int],
         hidden_states: tuple[torch.Tensor, ...],
-        pixel_values: torch.Tensor | None = None,
-        pixel_values_sar: torch.Tensor | None = None,
-        pixel_mask: torch.Tensor | None = None,
-        pixel_mask_sar: torch.Tensor | None = None,
-        optical_available: torch.Tensor | None = None,
-        sar_available: torch.Tensor | None = None,
+        pixel_values: torch.Tensor | None,
+        pixel_values_sar: torch.Tensor | None,
+        *masks: torch.Tensor | None,
     ) -> tuple[torch.Tensor, ...]:
         """Maps `(batch_size, hidden_size, rows, columns)` of some stages, from the `hidden_states` of [`forward`].
 
-        After the last layer norm, the mean over the sensors that are present at a place; zero where none is.
+        `masks` are its inputs up to `sar_available`. After the last layer norm, the mean over the sensors that are
+        present at a place; zero where none is.
         """
-        images = given_images(pixel_values, pixel_values_sar)
-        grid = (images.shape[2] // self.config.patch_size, images.shape[3] // self.config.patch_size)
-        present = []
-        if pixel_values is not None:
-            present.append(self._present_patches("optical", pixel_values, optical_available, pixel_mask))
-        if pixel_values_sar is not None:
-            present.append(self._present_patches("sar", pixel_values_sar, sar_available, pixel_mask_sar))
+        presence = self._present_patches(pixel_values, pixel_values_sar, *masks)
+        given = {"optical": pixel_values, "sar": pixel_values_sar}
+        present = [presence[sensor] for sensor, images in given.items() if images is not None]
+        height, width = given_images(pixel_values, pixel_values_sar).shape[2:]
+        grid = (height // self.config.patch_size, width // self.config.patch_size)
         return tuple(
             fuse_map(self.layernorm(hidden_states[stage]), grid, present).permute(0, 3, 1, 2).contiguous()
             for stage in stages
@@ -971,26 +689,30 @@ class FusMAEModel(FusMAEPreTrainedModel):
         Raises:
             ValueError: no sensor is given, or shapes disagree with the configuration or with each other.
         """
-        self._check_images(pixel_values, pixel_values_sar, optical_available, sar_available)
-        optical_present = self._present_patches("optical", pixel_values, optical_available, pixel_mask)
-        sar_present = self._present_patches("sar", pixel_values_sar, sar_available, pixel_mask_sar)
+        presence = self._present_patches(
+            pixel_values, pixel_values_sar, pixel_mask, pixel_mask_sar, optical_available, sar_available
+        )
         scale = self._position_scale(gsd)
-        optical = sar = None
-        if pixel_values is not None:
-            optical_present = None if optical_present is None else take_tokens(optical_present, ids_keep)
-            optical = self.embeddings(
-                pixel_values, self.embeddings.optical_projection, ids_keep, optical_present, scale
+        tokens: dict[str, torch.Tensor | None] = {}
+        for sensor, images, ids in (("optical", pixel_values, ids_keep), ("sar", pixel_values_sar, ids_keep_sar)):
+            tokens[sensor] = None
+            if images is None or (ids is not None and ids.shape[1] == 0):
+                continue
+            present = presence[sensor]
+            presence[sensor] = present = None if present is None else take_tokens(present, ids)
+            tokens[sensor] = self.embeddings(images, sensor, ids, present, scale)
+        optical, sar = tokens["optical"], tokens["sar"]
+        if optical is None and sar is None:
+            raise ValueError(
+                "Nothing is visible: the only sensor given is hidden entirely, as by the mask ratios "
+                f"{self.config.mask_ratios}."
             )
-        if pixel_values_sar is not None:
-            sar_present = None if sar_present is None else take_tokens(sar_present, ids_keep_sar)
-            sar = self.embeddings(pixel_values_sar, self.embeddings.sar_projection, ids_keep_sar, sar_present, scale)
         if self.fusion is not None:
-            optical, sar = self.fusion(optical, sar, optical_present, sar_present, **kwargs)
+            optical, sar = self.fusion(optical, sar, presence["optical"], presence["sar"], **kwargs)
 
-        patches, present = join_streams([(optical, optical_present), (sar, sar_present)])
+        patches, present = join_streams([(optical, presence["optical"]), (sar, presence["sar"])])
         class_index = torch.zeros((patches.shape[0], 1), dtype=torch.long, device=patches.device)
-        class_token = self.embeddings.class_token(class_index)
-        hidden_states = torch.cat([class_token, patches], dim=1)
+        hidden_states = torch.cat([self.embeddings.class_token(class_index), patches], dim=1)
         attention_mask = None
         if present is not None:
             attention_mask = create_bidirectional_mask(
@@ -1100,95 +822,6 @@ class FusMAEDecoder(nn.Module):
         return hidden_states + position_embeddings(rows, columns, dim, device, dtype, scale)
 
 
-def masked_patches(ids_keep: torch.Tensor, num_patches: int) -> torch.Tensor:
-    """1 for every patch not among `ids_keep` `(batch_size, kept)`, else 0; int64 `(batch_size, num_patches)`."""
-    mask = torch.ones((ids_keep.shape[0], num_patches), dtype=torch.long, device=ids_keep.device)
-    return mask.scatter(1, ids_keep, 0)
-
-
-def reconstruction_error(
-    predicted: torch.Tensor,
-    target: torch.Tensor,
-    mask: torch.Tensor,
-    valid: torch.Tensor | None,
-    norm_pix_loss: bool,
-) -> torch.Tensor:
-    """Mean squared error over the masked, valid pixels of each sample; zero for a sample without any.
-
-    Args:
-        predicted: `(batch_size, N, bands * pixels)`.
-        target: `(batch_size, N, bands, pixels)`, [`patchify`] of the images.
-        mask: `(batch_size, N)`, 1 where the patch was hidden, 0 where it was seen.
-        valid: `(batch_size, N, pixels)` bool, True where there is data, or None where there is everywhere.
-        norm_pix_loss: normalise each target patch by the mean and variance of its valid pixels.
-
-    Returns:
-        `(batch_size,)` float32.
-    """
-    target = target.float()
-    bands = target.shape[2]
-    if valid is not None:
-        target = torch.where(valid[:, :, None], target, 0.0)
-    if norm_pix_loss:
-        if valid is None:
-            variance, mean = torch.var_mean(target, dim=(2, 3), correction=0, keepdim=True)
-        else:
-            count = (valid.sum(dim=-1) * bands).clamp(min=1)[..., None, None]
-            mean = target.sum(dim=(2, 3), keepdim=True) / count
-            variance = ((target - mean).square() * valid[:, :, None]).sum(dim=(2, 3), keepdim=True) / count
-        target = (target - mean) * (variance + 1e-6).rsqrt()
-    error = (predicted.float().view_as(target) - target).square()
-    if valid is None:
-        weight = mask.float()
-        per_patch = error.mean(dim=(2, 3))
-    else:
-        weight = mask * valid.sum(dim=-1).float()
-        per_patch = (error.mean(dim=2) * valid).sum(dim=-1) / valid.sum(dim=-1).clamp(min=1)
-    return (per_patch * weight).sum(dim=1) / weight.sum(dim=1).clamp(min=1)
-
-
-class _View(NamedTuple):
-    """One sensor of some pairs and what is visible of it."""
-
-    images: torch.Tensor | None
-    pixel_mask: torch.Tensor | None
-    available: torch.Tensor | None
-    ids_keep: torch.Tensor | None = None
-    """Visible patches; None: all."""
-
-    @property
-    def is_seen(self) -> bool:
-        """Whether the encoder gets anything of this sensor."""
-        return self.images is not None and (self.ids_keep is None or self.ids_keep.shape[1] > 0)
-
-    def rows(self, rows: slice, ids_keep: torch.Tensor) -> "_View":
-        """Some samples; of `ids_keep` `(batch_size, kept)`, the visible patches of all samples, theirs."""
-        images, pixel_mask, available = (
-            None if values is None else values[rows] for values in (self.images, self.pixel_mask, self.available)
-        )
-        return _View(images, pixel_mask, available, ids_keep[rows])
-
-    def inputs(self, suffix: str, sensor: str, alone: bool) -> dict[str, torch.Tensor | None]:
-        """Arguments for the encoder; none where nothing is visible.
-
-        Where the other sensor is hidden (`alone`), a sample may be left without any: a pixel mask says so, since an
-        availability would be refused.
-        """
-        if self.images is None or not self.is_seen:
-            return {}
-        pixel_mask, available = self.pixel_mask, self.available
-        if alone and available is not None:
-            everywhere = self.images.new_ones((self.images.shape[0], *self.images.shape[2:]), dtype=torch.bool)
-            pixel_mask = everywhere if pixel_mask is None else pixel_mask
-            pixel_mask, available = pixel_mask & available.to(pixel_mask.device)[:, None, None], None
-        return {
-            f"pixel_values{suffix}": self.images,
-            f"pixel_mask{suffix}": pixel_mask,
-            f"{sensor}_available": available,
-            f"ids_keep{suffix}": self.ids_keep,
-        }
-
-
 class FusMAEForPreTraining(FusMAEPreTrainedModel):
     r"""
     Fus-MAE with its two decoders: hides most patches of both sensors and reconstructs their pixels.
@@ -1268,22 +901,17 @@ class FusMAEForPreTraining(FusMAEPreTrainedModel):
             )
         if noise is None:
             noise = torch.rand(batch_size, num_patches, device=device)
-        shuffled = noise.argsort(dim=1)
+        shuffled = shuffled_sar = noise.argsort(dim=1)
         if self.config.mask_strategy == "independent":
             if noise_sar is None:
                 noise_sar = torch.rand(batch_size, num_patches, device=device)
             shuffled_sar = noise_sar.argsort(dim=1)
-        elif self.config.mask_strategy == "consistent":
-            shuffled_sar = shuffled
-        else:
+        elif self.config.mask_strategy == "complementary":
             shuffled_sar = shuffled.flip(1)
         return shuffled[:, : kept["optical"]], shuffled_sar[:, : kept["sar"]]
 
     def dropout_groups(self, batch_size: int) -> list[tuple[slice, bool, bool]]:
         """Split a batch by `config.modality_dropout`: fixed slices, by position alone, so that shapes never change.
-
-        Args:
-            batch_size: number of pairs.
 
         Returns:
             (rows, whether the encoder sees their optical patches, whether it sees their SAR patches): first the rows
@@ -1336,118 +964,93 @@ class FusMAEForPreTraining(FusMAEPreTrainedModel):
         Raises:
             ValueError: no sensor is given, or shapes disagree with the configuration or with each other.
         """
-        self._check_images(pixel_values, pixel_values_sar, optical_available, sar_available)
+        inputs = {
+            "pixel_values": pixel_values,
+            "pixel_values_sar": pixel_values_sar,
+            "pixel_mask": pixel_mask,
+            "pixel_mask_sar": pixel_mask_sar,
+            "optical_available": optical_available,
+            "sar_available": sar_available,
+        }
+        self._present_patches(**inputs)  # refuses what does not fit
         images = given_images(pixel_values, pixel_values_sar)
-        batch_size, size = images.shape[0], self.config.patch_size
-        grid = (images.shape[2] // size, images.shape[3] // size)
-        ids_keep, ids_keep_sar = self.draw_masks(batch_size, grid[0] * grid[1], noise, noise_sar, device=images.device)
-        optical = _View(pixel_values, pixel_mask, optical_available)
-        sar = _View(pixel_values_sar, pixel_mask_sar, sar_available)
-        groups = [(slice(0, batch_size), True, True)]
-        if self.training and pixel_values is not None and pixel_values_sar is not None:
+        batch_size, num_patches = images.shape[0], images.shape[2] * images.shape[3] // self.config.patch_size**2
+        masks = self.draw_masks(batch_size, num_patches, noise, noise_sar, images.device)
+        ids_keep = dict(zip(SENSORS, masks, strict=True))
+        given = [sensor for sensor, suffix in SENSORS.items() if inputs[f"pixel_values{suffix}"] is not None]
+        groups = [(slice(None), True, True)]
+        if self.training and len(given) == 2:
             groups = self.dropout_groups(batch_size)
-        parts = []
-        for rows, sees_optical, sees_sar in groups:
-            views = (
-                optical.rows(rows, ids_keep if sees_optical else ids_keep[:, :0]),
-                sar.rows(rows, ids_keep_sar if sees_sar else ids_keep_sar[:, :0]),
-            )
-            parts.append(self._reconstruct_group(grid, *views, scale=self._position_scale(gsd), **kwargs))
-        results: dict[str, Any] = {}
-        loss, dropped = None, not all(sees_optical and sees_sar for _, sees_optical, sees_sar in groups)
-        for sensor, suffix, own, other, loss_weight in (
-            ("optical", "", optical, sar, self.config.optical_loss_weight),
-            ("sar", "_sar", sar, optical, self.config.sar_loss_weight),
-        ):
-            if own.images is None:
-                continue
-            logits = torch.cat([part[sensor] for part in parts])
-            mask = torch.cat([part[f"{sensor}_mask"] for part in parts])
-            results |= {f"logits{suffix}": logits, f"mask{suffix}": mask}
-            if return_loss:
-                target = own.available
-                if dropped and other.available is not None:
-                    # What dropout hides can be told from the other sensor alone.
-                    index = ("optical", "sar").index(sensor)
-                    seen = torch.cat(
-                        [
-                            mask.new_full((rows.stop - rows.start,), sees[index], dtype=torch.bool)
-                            for rows, *sees in groups
-                        ]
-                    )
-                    tellable = seen | other.available.to(mask.device)
-                    target = tellable if target is None else tellable & target.to(mask.device)
-                # The mean over samples, so that the loss does not depend on how a batch is cut.
-                error = self.sensor_error(logits, own.images, mask, own.pixel_mask, target).mean()
-                results[f"{sensor}_loss"] = error
-                loss = loss_weight * error if loss is None else loss + loss_weight * error
-        if len(parts) == 1:
-            encoded = parts[0]["encoded"]
-            results |= {
-                name: encoded[name] for name in ("hidden_states", "attentions", "cross_attentions") if name in encoded
+        found: dict[str, list[torch.Tensor]] = {}
+        for rows, *sees in groups:
+            some = {name: None if values is None else values[rows] for name, values in inputs.items()}
+            visible = {
+                sensor: ids_keep[sensor][rows] if seen else ids_keep[sensor][rows, :0]
+                for sensor, seen in zip(SENSORS, sees, strict=True)
             }
+            encoded, predicted, maps = self._encode_and_decode(given, visible, some, gsd, **kwargs)
+            for sensor, seen in zip(SENSORS, sees, strict=True):
+                if sensor not in given:
+                    continue
+                suffix, mask = SENSORS[sensor], masked_patches(visible[sensor], num_patches)
+                found.setdefault(f"logits{suffix}", []).append(predicted[sensor])
+                found.setdefault(f"mask{suffix}", []).append(mask)
+                if return_loss:
+                    available, other = some[f"{sensor}_available"], some[f"{OTHER[sensor]}_available"]
+                    if not seen and other is not None:  # what dropout hides can be told from the other sensor alone
+                        available = other if available is None else available & other
+                    pixels, valid = some[f"pixel_values{suffix}"], some[f"pixel_mask{suffix}"]
+                    error = self.sensor_error(predicted[sensor], pixels, mask, valid, available)
+                    found.setdefault(f"{sensor}_loss", []).append(error)
+        results: dict[str, Any] = {name: torch.cat(values) for name, values in found.items()}
+        loss = None
+        for sensor in given if return_loss else ():
+            # The mean over samples, so that the loss does not depend on how a batch is cut.
+            error = results[f"{sensor}_loss"] = results[f"{sensor}_loss"].mean()
+            weighted = getattr(self.config, f"{sensor}_loss_weight") * error
+            loss = weighted if loss is None else loss + weighted
+        if len(groups) == 1:
+            names = ("hidden_states", "attentions", "cross_attentions")
+            results |= {name: getattr(encoded, name) for name in names}
             if kwargs.get("output_attentions", self.config.output_attentions):
-                results["decoder_cross_attentions"] = parts[0]["maps"]
+                results["decoder_cross_attentions"] = maps
         return FusMAEForPreTrainingOutput(loss=loss, **results)
 
-    def _reconstruct_group(
+    def _encode_and_decode(
         self,
-        grid: tuple[int, int],
-        optical: "_View",
-        sar: "_View",
-        sensors: tuple[str, ...] | None = None,
-        **kwargs,
-    ) -> dict:
-        """Encode what is visible of some pairs and decode every patch.
-
-        Args:
-            grid: (rows, columns) of patches.
-            optical, sar: the sensors.
-            sensors: which to decode; those given where None.
-
-        Returns:
-            `encoded`, the encoder's output; by sensor, its logits and `<sensor>_mask`; `maps` of the decoders' fusion.
-        """
-        scale = kwargs.pop("scale")
-        if not optical.is_seen and not sar.is_seen:
-            raise ValueError(
-                f"Nothing is visible: the only sensor given is hidden entirely by the mask ratios "
-                f"{self.config.mask_ratios}."
-            )
-        presents = {
-            sensor: self._present_patches(sensor, view.images, view.available, view.pixel_mask)
-            for sensor, view in (("optical", optical), ("sar", sar))
-        }
-        encoded = self.fusmae(
-            **optical.inputs("", "optical", alone=not sar.is_seen),
-            **sar.inputs("_sar", "sar", alone=not optical.is_seen),
-            gsd=scale * self.config.gsd,
-            **kwargs,
-        )
+        sensors: list[str],
+        ids_keep: dict[str, torch.Tensor | None],
+        inputs: dict[str, torch.Tensor | None],
+        gsd: float | None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> tuple[FusMAEModelOutput, dict[str, torch.Tensor], tuple[torch.Tensor, ...]]:
+        """Encode the patches `ids_keep` of each sensor, `(batch_size, kept)` or None for all, and decode every patch
+        of `sensors`. Returns the encoder's output, logits by sensor, and maps of the decoders' fusion."""
+        encoded = self.fusmae(**inputs, ids_keep=ids_keep["optical"], ids_keep_sar=ids_keep["sar"], gsd=gsd, **kwargs)
+        images = given_images(inputs["pixel_values"], inputs["pixel_values_sar"])
+        grid = (images.shape[2] // self.config.patch_size, images.shape[3] // self.config.patch_size)
         # A sensor of which no patch is visible is not encoded, yet it is reconstructed.
-        decoded = {}
-        for sensor, view in (("optical", optical), ("sar", sar)):
-            present = presents[sensor]
-            decoded[sensor] = (
-                encoded[f"{sensor}_hidden_state"] if view.is_seen else None,
-                view.ids_keep,
-                None if present is None or not view.is_seen else take_tokens(present, view.ids_keep),
+        tokens = {sensor: getattr(encoded, f"{sensor}_hidden_state") for sensor in SENSORS}
+        presence = self._present_patches(**inputs)
+        for sensor, present in presence.items():
+            seen = present is not None and tokens[sensor] is not None
+            presence[sensor] = take_tokens(present, ids_keep[sensor]) if seen else None
+        logits, maps = {}, []
+        for sensor in sensors:
+            decoder, other = getattr(self, f"{sensor}_decoder"), OTHER[sensor]
+            logits[sensor], weights = decoder(
+                grid,
+                tokens[sensor],
+                tokens[other],
+                ids_keep[sensor],
+                presence[sensor],
+                presence[other],
+                scale=self._position_scale(gsd),
+                **kwargs,
             )
-        part, maps = {"encoded": encoded}, []
-        for sensor, view, decoder in (
-            ("optical", optical, self.optical_decoder),
-            ("sar", sar, self.sar_decoder),
-        ):
-            if sensor not in sensors if sensors is not None else view.images is None:
-                continue
-            own, other = decoded[sensor], decoded["sar" if sensor == "optical" else "optical"]
-            part[sensor], weights = decoder(grid, own[0], other[0], own[1], own[2], other[2], scale=scale, **kwargs)
-            if view.ids_keep is not None:
-                part[f"{sensor}_mask"] = masked_patches(view.ids_keep, grid[0] * grid[1])
             if weights is not None:
                 maps.append(weights)
-        part["maps"] = tuple(maps)
-        return part
+        return encoded, logits, tuple(maps)
 
     @torch.no_grad()
     def reconstruct(
@@ -1496,50 +1099,49 @@ class FusMAEForPreTraining(FusMAEPreTrainedModel):
         >>> images.pixel_values.shape, images.reconstructed.all().item(), images.reconstructed_sar.any().item()
         (torch.Size([1, 12, 64, 64]), True, False)
         ```"""
-        self._check_images(pixel_values, pixel_values_sar, optical_available, sar_available)
-        images = given_images(pixel_values, pixel_values_sar)
-        size = self.config.patch_size
-        batch_size, (height, width) = images.shape[0], images.shape[2:]
-        grid = (height // size, width // size)
-        views, visibles, shown = {}, {}, images.new_zeros(batch_size, dtype=torch.bool)
-        for sensor, name, values, hidden, valid, available in (
-            ("optical", "mask", pixel_values, mask, pixel_mask, optical_available),
-            ("sar", "mask_sar", pixel_values_sar, mask_sar, pixel_mask_sar, sar_available),
+        self._present_patches(  # refuses what does not fit
+            pixel_values, pixel_values_sar, pixel_mask, pixel_mask_sar, optical_available, sar_available
+        )
+        first, size = given_images(pixel_values, pixel_values_sar), self.config.patch_size
+        batch_size, _, height, width = first.shape
+        shape, device = (batch_size, (height // size) * (width // size)), first.device
+        images, visible, inputs = {"optical": pixel_values, "sar": pixel_values_sar}, {}, {}
+        for sensor, hidden, valid, available in (
+            ("optical", mask, pixel_mask, optical_available),
+            ("sar", mask_sar, pixel_mask_sar, sar_available),
         ):
-            self._present_patches(sensor, values, available, valid)  # refuses what does not fit
-            if hidden is not None and (values is None or hidden.shape != (batch_size, grid[0] * grid[1])):
+            if hidden is not None and (images[sensor] is None or hidden.shape != shape):
                 raise ValueError(
-                    f"`{name}` must have shape {(batch_size, grid[0] * grid[1])}, one value a patch of the {sensor} "
-                    f"images, but has {tuple(hidden.shape)}{' and there are none' if values is None else ''}."
+                    f"`mask{SENSORS[sensor]}` must have shape {shape}, one value a patch of the {sensor} images, but "
+                    f"has {tuple(hidden.shape)}{' and there are none' if images[sensor] is None else ''}."
                 )
-            visible = images.new_full((batch_size, height, width), values is not None, dtype=torch.bool)
+            seen = first.new_full((batch_size, height, width), images[sensor] is not None, dtype=torch.bool)
             if valid is not None:
-                visible = visible & valid.to(images.device)
+                seen = seen & valid.to(device)
             if available is not None:
-                visible = visible & available.to(images.device)[:, None, None]
+                seen = seen & available.to(device)[:, None, None]
             if hidden is not None:
-                hidden = hidden.to(images.device).bool()[:, :, None, None].expand(-1, -1, 1, size**2)
-                visible = visible & ~unpatchify(hidden, size, height, width)[:, 0]
-            views[sensor] = _View(values, visible if values is not None else None, None)
-            visibles[sensor] = visible
-            shown = shown | visible.flatten(1).any(dim=1)
+                hidden = hidden.to(device).bool()[:, :, None, None].expand(-1, -1, 1, size**2)
+                seen = seen & ~unpatchify(hidden, size, height, width)[:, 0]
+            visible[sensor] = seen
+            inputs[f"pixel_values{SENSORS[sensor]}"] = images[sensor]
+            inputs[f"pixel_mask{SENSORS[sensor]}"] = None if images[sensor] is None else seen
+        shown = torch.stack(list(visible.values())).flatten(2).any(dim=-1).any(dim=0)
         if not shown.all():
             raise ValueError(
                 f"Nothing is visible in sample {(~shown).nonzero().flatten().tolist()}: `mask` and `mask_sar` hide it "
                 "all, or it holds no data."
             )
-        part = self._reconstruct_group(
-            grid, views["optical"], views["sar"], sensors=("optical", "sar"), scale=self._position_scale(gsd)
-        )
+        _, predicted, _ = self._encode_and_decode(list(SENSORS), dict.fromkeys(SENSORS), inputs, gsd)
         results: dict[str, Any] = {}
-        for sensor, suffix in (("optical", ""), ("sar", "_sar")):
-            seen, visible, logits = views[sensor].images, visibles[sensor], part[sensor].float()
-            if self.config.norm_pix_loss and seen is not None:
-                logits = self._assume_levels(logits, seen, visible)
-            predicted = self.unpatchify(logits, height, width)
-            if seen is not None:
-                predicted = torch.where(visible[:, None], seen.float(), predicted)
-            results |= {f"pixel_values{suffix}": predicted, f"reconstructed{suffix}": ~visible}
+        for sensor, suffix in SENSORS.items():
+            given, seen, logits = images[sensor], visible[sensor], predicted[sensor].float()
+            if self.config.norm_pix_loss and given is not None:
+                logits = self._assume_levels(logits, given, seen)
+            pixels = self.unpatchify(logits, height, width)
+            if given is not None:
+                pixels = torch.where(seen[:, None], given.float(), pixels)
+            results |= {f"pixel_values{suffix}": pixels, f"reconstructed{suffix}": ~seen}
         return FusMAEReconstruction(**results, assumed_levels=self.config.norm_pix_loss)
 
     def _assume_levels(self, logits: torch.Tensor, images: torch.Tensor, visible: torch.Tensor) -> torch.Tensor:
@@ -1633,7 +1235,7 @@ class FusMAEForImageClassification(FusMAEPreTrainedModel):
         labels: torch.Tensor | None = None,
         gsd: float | None = None,
         **kwargs: Unpack[TransformersKwargs],
-    ) -> FusMAEImageClassifierOutput:
+    ) -> FusMAEHeadOutput:
         r"""
         Args:
             pixel_values, pixel_values_sar, pixel_mask, pixel_mask_sar, optical_available, sar_available, gsd:
@@ -1644,34 +1246,22 @@ class FusMAEForImageClassification(FusMAEPreTrainedModel):
                 `(batch_size,)` for one output.
 
         Raises:
-            ValueError: inputs as in [`FusMAEModel`], or labels of another shape, dtype or range. On an accelerator
-                the range is checked in the first batch alone.
+            ValueError: inputs as in [`FusMAEModel`], or labels of another shape, dtype or, on the CPU, range.
         """
-        self._check_images(pixel_values, pixel_values_sar, optical_available, sar_available)
         if labels is not None:
-            images = given_images(pixel_values, pixel_values_sar)
-            check_image_labels(labels, images.shape[0], self.config, self._may_look_at(labels))
-        encoded = self.fusmae(
-            pixel_values=pixel_values,
-            pixel_values_sar=pixel_values_sar,
-            pixel_mask=pixel_mask,
-            pixel_mask_sar=pixel_mask_sar,
-            optical_available=optical_available,
-            sar_available=sar_available,
-            gsd=gsd,
-            **kwargs,
-        )
-        logits = self.classifier(self.pooled_layernorm(encoded.pooler_output))
-        loss = None
+            check_labels(labels, given_images(pixel_values, pixel_values_sar), self.config)
+        inputs = (pixel_values, pixel_values_sar, pixel_mask, pixel_mask_sar, optical_available, sar_available)
+        encoded = self.fusmae(*inputs, gsd=gsd, **kwargs)
+        logits, loss = self.classifier(self.pooled_layernorm(encoded.pooler_output)), None
         if labels is not None:
             kind = resolve_problem_type(self.config, labels)
             if kind == "single_label_classification":
                 labels = labels.long()
-            if kind != "regression" and weighs_classes(self.config):
+            if kind != "regression" and (self.config.class_weights is not None or self.config.focal_gamma):
                 loss = weighted_loss(logits, labels, self.config, multi_label=kind.startswith("multi"))
             else:
                 loss = self.loss_function(labels, logits, self.config)
-        return FusMAEImageClassifierOutput(
+        return FusMAEHeadOutput(
             loss=loss,
             logits=logits,
             hidden_states=encoded.hidden_states,
@@ -1704,21 +1294,6 @@ class FusMAESegmentationDecoder(nn.Module):
             hidden_states = layernorm(convolution(hidden_states).permute(0, 2, 3, 1))
             hidden_states = self.act_fn(hidden_states).permute(0, 3, 1, 2)
         return self.predict(hidden_states.permute(0, 2, 3, 1)).permute(0, 3, 1, 2).contiguous()
-
-
-def dense_regression_error(predicted: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """Mean squared error over the labels that are finite; zero where none is.
-
-    Args:
-        predicted: `(batch_size, num_labels, rows, columns)`, upsampled bilinearly to the labels.
-        labels: `(batch_size, num_labels, height, width)`, or `(batch_size, height, width)` for one output. NaN and
-            infinity mean no data.
-    """
-    labels = labels[:, None] if labels.ndim == 3 else labels
-    predicted = nn.functional.interpolate(predicted.float(), labels.shape[-2:], mode="bilinear")
-    valid = labels.isfinite()
-    error = torch.where(valid, predicted - torch.where(valid, labels.float(), 0.0), 0.0)
-    return error.square().sum() / valid.sum().clamp(min=1)
 
 
 class FusMAEForSemanticSegmentation(FusMAEPreTrainedModel):
@@ -1768,7 +1343,7 @@ class FusMAEForSemanticSegmentation(FusMAEPreTrainedModel):
         labels: torch.Tensor | None = None,
         gsd: float | None = None,
         **kwargs: Unpack[TransformersKwargs],
-    ) -> FusMAESemanticSegmenterOutput:
+    ) -> FusMAEHeadOutput:
         r"""
         Args:
             pixel_values, pixel_values_sar, pixel_mask, pixel_mask_sar, optical_available, sar_available, gsd:
@@ -1781,42 +1356,18 @@ class FusMAEForSemanticSegmentation(FusMAEPreTrainedModel):
                 `(batch_size, height, width)` for one output, with NaN where there is no label.
 
         Raises:
-            ValueError: inputs as in [`FusMAEModel`], or labels of another shape, dtype or range. On an accelerator
-                the range is checked in the first batch alone.
+            ValueError: inputs as in [`FusMAEModel`], or labels of another shape, dtype or, on the CPU, range.
         """
-        self._check_images(pixel_values, pixel_values_sar, optical_available, sar_available)
-        images = given_images(pixel_values, pixel_values_sar)
         if labels is not None:
-            look = self._may_look_at(labels)
-            check_dense_labels(labels, images.shape[0], (images.shape[2], images.shape[3]), self.config, look)
-        inputs = {
-            "pixel_values": pixel_values,
-            "pixel_values_sar": pixel_values_sar,
-            "pixel_mask": pixel_mask,
-            "pixel_mask_sar": pixel_mask_sar,
-            "optical_available": optical_available,
-            "sar_available": sar_available,
-        }
-        encoded = self.fusmae(**inputs, gsd=gsd, **kwargs)
-        logits = self.decoder(
-            self.fusmae.feature_maps(self.config.segmentation_stages, encoded.hidden_states, **inputs)
-        )
-        loss = None
-        if labels is not None and resolve_problem_type(self.config, labels) == "regression":
-            loss = dense_regression_error(logits, labels)
-        elif labels is not None:
-            labels, ignore_index = labels.long(), self.config.semantic_loss_ignore_index
-            if weighs_classes(self.config):
-                upsampled = nn.functional.interpolate(logits.float(), labels.shape[-2:], mode="bilinear")
-                loss = weighted_loss(upsampled, labels, self.config, ignore_index=ignore_index)
-            else:
-                # A batch without any label adds zero, not 0 / 0.
-                count = (labels != ignore_index).sum().clamp(min=1)
-                loss = self.loss_function(logits.float(), labels, ignore_index=ignore_index, num_items_in_batch=count)
-        return FusMAESemanticSegmenterOutput(
-            loss=loss,
+            check_labels(labels, given_images(pixel_values, pixel_values_sar), self.config, dense=True)
+        inputs = (pixel_values, pixel_values_sar, pixel_mask, pixel_mask_sar, optical_available, sar_available)
+        encoded = self.fusmae(*inputs, gsd=gsd, **kwargs)
+        stages, states = self.config.segmentation_stages, encoded.hidden_states
+        logits = self.decoder(self.fusmae.feature_maps(stages, states, *inputs))
+        return FusMAEHeadOutput(
+            loss=None if labels is None else dense_loss(logits, labels, self.config),
             logits=logits,
-            hidden_states=encoded.hidden_states,
+            hidden_states=states,
             attentions=encoded.attentions,
             cross_attentions=encoded.cross_attentions,
         )
@@ -1871,20 +1422,13 @@ class FusMAEBackbone(BackboneMixin, FusMAEPreTrainedModel):
         Raises:
             ValueError: no sensor is given, or shapes disagree with the configuration or with each other.
         """
-        inputs = {
-            "pixel_values": pixel_values,
-            "pixel_values_sar": pixel_values_sar,
-            "pixel_mask": pixel_mask,
-            "pixel_mask_sar": pixel_mask_sar,
-            "optical_available": optical_available,
-            "sar_available": sar_available,
-        }
-        encoded = self.fusmae(**inputs, gsd=gsd, **kwargs)
-        stages = [self.stage_names.index(name) for name in self.out_features]
+        inputs = (pixel_values, pixel_values_sar, pixel_mask, pixel_mask_sar, optical_available, sar_available)
+        encoded = self.fusmae(*inputs, gsd=gsd, **kwargs)
+        stages, states = [self.stage_names.index(name) for name in self.out_features], encoded.hidden_states
+        maps = self.fusmae.feature_maps(stages, states, *inputs)
         return FusMAEBackboneOutput(
-            # transformers annotates one map, where there are several.
-            feature_maps=self.fusmae.feature_maps(stages, encoded.hidden_states, **inputs),  # type: ignore[arg-type]
-            hidden_states=encoded.hidden_states,
+            feature_maps=maps,  # type: ignore[arg-type] - transformers annotates one map, where there are several
+            hidden_states=states,
             attentions=encoded.attentions,
             cross_attentions=encoded.cross_attentions,
         )

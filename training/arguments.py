@@ -10,10 +10,12 @@ from typing import Any
 
 import torch
 import yaml
-from transformers import HfArgumentParser, TrainingArguments
+from transformers import HfArgumentParser, PreTrainedModel, TrainingArguments
 
+from fusmae_hf import FusMAEForPreTraining
 from fusmae_hf.training.loop.nonfinite import POLICIES
 from fusmae_hf.training.loop.processes import start_on_cpu
+from fusmae_hf.vocabulary import Sensors
 
 
 @dataclass
@@ -101,6 +103,29 @@ class ModelArguments:
             raise ValueError(
                 f"`config` must be JSON such as '{{\"mask_ratio\": 0.6}}', not {self.config!r}: {error}."
             ) from error
+
+
+SHORT_SEQUENCE = 256
+"""Tokens up to which two matrix products and a softmax train faster on a CPU than PyTorch's fused attention."""
+
+
+def spell_out_attention(model: PreTrainedModel, device: str, size: tuple[int, int], sensors: Sensors = "both") -> None:
+    """Give a model that trains in bfloat16 `eager` attention where that is faster (docs/performance.md): on the CPU,
+    where no sequence is longer than `SHORT_SEQUENCE`.
+
+    Args:
+        model: of this package.
+        device: type of the device that it trains on.
+        size: (height, width) of the images in pixels.
+        sensors: which of them the model is shown.
+    """
+    config = model.config
+    patches = (size[0] // config.patch_size) * (size[1] // config.patch_size)
+    tokens = 1 + (2 if sensors == "both" else 1) * patches
+    if isinstance(model, FusMAEForPreTraining):  # the decoders attend over the whole grid of one sensor
+        tokens = max(patches, 1 + sum(int(patches * (1 - ratio)) for ratio in config.mask_ratios.values()))
+    if device == "cpu" and tokens <= SHORT_SEQUENCE:
+        model.set_attn_implementation("eager")
 
 
 @dataclass

@@ -22,7 +22,7 @@ from fusmae_hf.files.finished import settings_hash, write_record
 from fusmae_hf.hub.cards import write_fine_tuned_card
 from fusmae_hf.hub.checkpoints import CheckpointNotWrittenError
 from fusmae_hf.shards.loading import PairDataset
-from fusmae_hf.training.arguments import PairArguments, parse_arguments
+from fusmae_hf.training.arguments import PairArguments, parse_arguments, spell_out_attention
 from fusmae_hf.training.finetuning.arguments import FineTuningArguments, FineTuningModelArguments, TaskArguments
 from fusmae_hf.training.finetuning.labels import (
     PairSubset,
@@ -136,6 +136,8 @@ def make_trainer(plan: Plan, arguments: FineTuningArguments) -> FineTuningTraine
     size = tuple(train[0]["sar"].shape[-2:])
     weights = class_weights_of(plan, train)
     model, processor, has_head = build_model(plan.model, plan.data, task, train.info, size, weights)
+    if arguments.bf16 and plan.model.attn_implementation is None:
+        spell_out_attention(model, arguments.device.type, size, learning.sensors_to_train)
     scale = quantity_scale(train, task) if task.is_regression else (0.0, 1.0)
     if has_head and task.is_regression:  # it gives the quantity, but is trained on normalised labels
         rescale_output(model, -scale[0] / scale[1], 1 / scale[1])

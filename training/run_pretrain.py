@@ -18,7 +18,13 @@ from fusmae_hf.data.pairs import PairsInfo
 from fusmae_hf.hub.cards import error_unit, results_table, write_model_card
 from fusmae_hf.hub.checkpoint_loading import looked_up
 from fusmae_hf.hub.checkpoints import CheckpointNotWrittenError
-from fusmae_hf.training.arguments import DataArguments, ModelArguments, PretrainingArguments, parse_arguments
+from fusmae_hf.training.arguments import (
+    DataArguments,
+    ModelArguments,
+    PretrainingArguments,
+    parse_arguments,
+    spell_out_attention,
+)
 from fusmae_hf.training.loop.nonfinite import NonFiniteError
 from fusmae_hf.training.loop.output_folder import require_writable
 from fusmae_hf.training.loop.processes import in_turn, lost_processes_explained
@@ -100,7 +106,10 @@ def main(argv: list[str] | None = None) -> None:
         if not held_out:
             arguments.eval_strategy = "no"
             print(f"Nothing is held out: {train.root} has no validation split, so no held-out loss is measured.")
-        model = build_model(model_arguments, train.info, tuple(train[0]["optical"].shape[-2:]))
+        size = tuple(train[0]["optical"].shape[-2:])
+        model = build_model(model_arguments, train.info, size)
+        if arguments.bf16 and model_arguments.attn_implementation is None:
+            spell_out_attention(model, arguments.device.type, size)
         processor = build_processor(data, model_arguments, train.info, model.config)
         trainer = FusMAETrainer(
             model=model,

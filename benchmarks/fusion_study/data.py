@@ -19,7 +19,7 @@ from tqdm import tqdm
 from fusmae_hf.data.pairs import Pair
 from fusmae_hf.files.atomic import write_atomically
 from fusmae_hf.modeling.image_processing_fusmae import FusMAEImageProcessor
-from fusmae_hf.modeling.modeling_fusmae import patchify
+from fusmae_hf.modeling.patches_fusmae import patchify
 from fusmae_hf.readers.ombria import OMBRIA
 from fusmae_hf.simulation.land_cover import CLASS_NAMES
 from fusmae_hf.simulation.pairs import SimulatedPairs, SimulationOptions

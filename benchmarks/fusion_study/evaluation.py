@@ -24,7 +24,8 @@ from fusmae_hf.evaluation.features import Features
 from fusmae_hf.evaluation.label_fractions import draw_label_fraction
 from fusmae_hf.evaluation.probes import ProbeResult, Task, linear_probe
 from fusmae_hf.evaluation.scores import average_precision, confusion_counts, intersection_over_union
-from fusmae_hf.modeling.modeling_fusmae import FusMAEModel, patchify
+from fusmae_hf.modeling.modeling_fusmae import FusMAEModel
+from fusmae_hf.modeling.patches_fusmae import patchify
 
 from .data import Split, StudyData
 from .pretraining import autocast

@@ -18,6 +18,7 @@ from torch.nn import functional
 from fusmae_hf.data.augmentation import PairAugmentation
 from fusmae_hf.modeling.configuration_fusmae import FusMAEConfig
 from fusmae_hf.modeling.modeling_fusmae import FusMAEForPreTraining, FusMAEModel
+from fusmae_hf.training.arguments import spell_out_attention
 
 from .data import StudyData
 from .settings import Settings
@@ -60,6 +61,8 @@ class Pretrainer(nn.Module):
         super().__init__()
         self.objective, self.options = variant.objective, settings.contrastive
         self.model = FusMAEForPreTraining(config)
+        if settings.autocast:
+            spell_out_attention(self.model, settings.device, (settings.image_size, settings.image_size))
         if self.objective != "mae":
             self.heads = ContrastiveHeads(config.hidden_size, self.options["projection_size"])
 

@@ -1,7 +1,8 @@
-"""What labels mean to a head, whether they suit it, and losses that weigh them."""
+"""What labels mean to a head, whether they suit it, and their losses."""
 
 import torch
 from torch import nn
+from transformers.utils.import_utils import is_tracing
 
 from .configuration_fusmae import FusMAEConfig
 
@@ -26,112 +27,71 @@ def resolve_problem_type(config: FusMAEConfig, labels: torch.Tensor) -> str:
     return "multi_label_classification" if labels.is_floating_point() else "single_label_classification"
 
 
-def _is_integer(labels: torch.Tensor) -> bool:
-    return not labels.is_floating_point() and not labels.is_complex() and labels.dtype != torch.bool
+def check_labels(labels: torch.Tensor, images: torch.Tensor, config: FusMAEConfig, dense: bool = False) -> None:
+    """Raise a ValueError unless labels suit the configuration and the images.
 
-
-def _refuse_classes(labels: torch.Tensor, num_labels: int, ignore_index: int) -> None:
-    """Raise a ValueError where a label is neither a class nor `ignore_index`. Looks at values."""
-    labels = labels.long()  # small unsigned integers compare wrongly with negative and large numbers
-    wrong = labels[((labels < 0) | (labels >= num_labels)) & (labels != ignore_index)]
-    if wrong.numel():
-        raise ValueError(
-            f"`labels` hold {sorted(set(wrong.flatten()[:1000].tolist()))[:5]}, but with `num_labels={num_labels}` "
-            f"classes are 0 to {num_labels - 1}, and {ignore_index} is left out of the loss. Number the classes from "
-            "0, or load the model with the right `num_labels`."
-        )
-
-
-def _regression_hint(config: FusMAEConfig) -> str:
-    """What to do about integer labels of a regression that was inferred."""
-    if config.problem_type is None and config.num_labels == 1:
-        return " One output means regression; for two classes use `num_labels=2`."
-    return ""
-
-
-def check_image_labels(labels: torch.Tensor, batch_size: int, config: FusMAEConfig, look: bool) -> None:
-    """Raise a ValueError unless labels of whole images suit the configuration.
+    Values are looked at on the CPU alone, and where no graph is traced: a look would stall an accelerator.
 
     Args:
-        labels: see [`FusMAEForImageClassification`].
-        batch_size: number of pairs.
+        labels: see [`FusMAEForImageClassification`] and, for label maps, [`FusMAEForSemanticSegmentation`].
+        images: `(batch_size, bands, height, width)`.
         config: of the model.
-        look: whether to check the values, too.
+        dense: whether they are label maps.
     """
-    kind, num_labels = resolve_problem_type(config, labels), count_labels(config)
-    shape = tuple(labels.shape)
-    if kind == "single_label_classification":
-        if shape != (batch_size,) or not _is_integer(labels):
-            raise ValueError(
-                f"`labels` of a single-label problem must be integers of shape ({batch_size},), one class a sample, "
-                f"but are {labels.dtype} of shape {shape}. For several labels a sample, pass floats of shape "
-                f"({batch_size}, {num_labels}) and set problem_type='multi_label_classification'."
-            )
-        if look:
-            _refuse_classes(labels, num_labels, ignore_index=-100)
-        return
-    shapes: list[tuple[int, ...]] = [(batch_size, num_labels)]
-    if kind == "regression" and num_labels == 1:
-        shapes.append((batch_size,))
-    if shape not in shapes or not labels.is_floating_point():
-        raise ValueError(
-            f"`labels` of problem_type={kind!r} must be floats of shape {' or '.join(map(str, shapes))} with "
-            f"`num_labels={num_labels}`, but are {labels.dtype} of shape {shape}.{_regression_hint(config)}"
-        )
-    if look and kind == "multi_label_classification" and not bool(((labels >= 0) & (labels <= 1)).all()):
-        raise ValueError(
-            f"`labels` of a multi-label problem must lie in [0, 1], but range from {labels.min()} to {labels.max()}."
-        )
-    if look and kind == "regression" and not bool(labels.isfinite().all()):
-        raise ValueError("`labels` of a regression hold NaN or infinity. Leave such samples out of the batch.")
-
-
-def check_dense_labels(
-    labels: torch.Tensor, batch_size: int, size: tuple[int, int], config: FusMAEConfig, look: bool
-) -> None:
-    """Raise a ValueError unless label maps suit the configuration and the images.
-
-    Args:
-        labels: see [`FusMAEForSemanticSegmentation`].
-        batch_size: number of pairs.
-        size: (height, width) of the images in pixels.
-        config: of the model.
-        look: whether to check the values, too.
-    """
-    kind, num_labels = resolve_problem_type(config, labels), count_labels(config)
-    if kind == "multi_label_classification":
+    kind, num_labels, batch_size = resolve_problem_type(config, labels), count_labels(config), images.shape[0]
+    if dense and kind == "multi_label_classification":
         raise ValueError(
             "Dense labels are classes (integers) or values (floats with problem_type='regression'); "
             f"problem_type={config.problem_type!r} with {labels.dtype} labels is neither."
         )
-    dense = kind == "regression"
-    expected = f"({batch_size}, {num_labels}, height, width)" if dense else f"({batch_size}, height, width)"
-    fits = labels.shape[0] == batch_size if labels.ndim else False
-    if dense and num_labels == 1 and labels.ndim == 3:
-        pass
-    elif dense:
-        fits = fits and labels.ndim == 4 and labels.shape[1] == num_labels
-    else:
-        fits = fits and labels.ndim == 3
-    if not fits or (not labels.is_floating_point() if dense else not _is_integer(labels)):
+    size, classes = ("height", "width") if dense else (), kind == "single_label_classification"
+    shapes = [(batch_size, *size) if classes else (batch_size, num_labels, *size)]
+    if kind == "regression" and num_labels == 1:
+        shapes.append((batch_size, *size))
+    number_of = {len(shape): shape[: len(shape) - len(size)] for shape in shapes}
+    fits = labels.ndim in number_of and labels.shape[: labels.ndim - len(size)] == number_of[labels.ndim]
+    is_integer = not labels.is_floating_point() and not labels.is_complex() and labels.dtype != torch.bool
+    if not fits or not (is_integer if classes else labels.is_floating_point()):
+        hint = ""
+        if classes and not dense:
+            hint = (
+                f" For several labels a sample, pass floats of shape ({batch_size}, {num_labels}) and set "
+                "problem_type='multi_label_classification'."
+            )
+        elif config.problem_type is None and num_labels == 1:
+            hint = " One output means regression; for two classes use `num_labels=2`."
         raise ValueError(
-            f"`labels` must be {'floats' if dense else 'integers'} of shape {expected} for problem_type={kind!r}, but "
-            f"are {labels.dtype} of shape {tuple(labels.shape)}.{_regression_hint(config)}"
+            f"`labels` of problem_type={kind!r} must be {'integers' if classes else 'floats'} of shape "
+            f"{' or '.join(str(shape) for shape in shapes)} with `num_labels={num_labels}`, but are {labels.dtype} "
+            f"of shape {tuple(labels.shape)}.{hint}".replace("'height', 'width'", "height, width")
         )
-    height, width = labels.shape[-2:]
-    if height * size[1] != width * size[0] or (height % size[0] and size[0] % height):
+    if dense:
+        (height, width), (rows, columns) = images.shape[-2:], labels.shape[-2:]
+        if rows * width != columns * height or (rows % height and height % rows):
+            no_data = config.semantic_loss_ignore_index if classes else "NaN"
+            raise ValueError(
+                f"`labels` of {rows}x{columns} px cannot cover the same ground as images of {height}x{width} px: both "
+                "sides must be the same whole multiple, or fraction, of the image's. Where the images were padded, "
+                f"pad the labels likewise with {no_data}."
+            )
+    if labels.device.type != "cpu" or is_tracing(labels):
+        return
+    if classes:
+        ignored = config.semantic_loss_ignore_index if dense else -100
+        labels = labels.long()  # small unsigned integers compare wrongly with negative and large numbers
+        wrong = labels[((labels < 0) | (labels >= num_labels)) & (labels != ignored)]
+        if wrong.numel():
+            raise ValueError(
+                f"`labels` hold {sorted(set(wrong.flatten()[:1000].tolist()))[:5]}, but with `num_labels={num_labels}`"
+                f" classes are 0 to {num_labels - 1}, and {ignored} is left out of the loss. Number the classes from "
+                "0, or load the model with the right `num_labels`."
+            )
+    elif kind == "multi_label_classification" and not bool(((labels >= 0) & (labels <= 1)).all()):
         raise ValueError(
-            f"`labels` of {height}x{width} px cannot cover the same ground as images of {size[0]}x{size[1]} px: both "
-            "sides must be the same whole multiple, or fraction, of the image's. Where the images were padded, pad "
-            f"the labels likewise with {'NaN' if dense else config.semantic_loss_ignore_index}."
+            f"`labels` of a multi-label problem must lie in [0, 1], but range from {labels.min()} to {labels.max()}."
         )
-    if look and not dense:
-        _refuse_classes(labels, num_labels, config.semantic_loss_ignore_index)
-
-
-def weighs_classes(config: FusMAEConfig) -> bool:
-    """Whether the classification loss is not the plain cross-entropy."""
-    return config.class_weights is not None or config.focal_gamma > 0
+    elif not dense and not bool(labels.isfinite().all()):
+        raise ValueError("`labels` of a regression hold NaN or infinity. Leave such samples out of the batch.")
 
 
 def weighted_loss(
@@ -165,10 +125,31 @@ def weighted_loss(
         probability = torch.sigmoid(logits)
         missed = torch.lerp(probability, 1 - probability, labels)
         return (errors * missed.clamp(min=1e-6) ** config.focal_gamma).mean()
+    labels = labels.long()
     errors = nn.functional.cross_entropy(logits, labels, reduction="none", ignore_index=ignore_index)
     counts = labels != ignore_index
-    # Not below 1e-6, where a power below 1 has no finite slope.
-    errors = errors * (1 - torch.exp(-errors)).clamp(min=1e-6) ** config.focal_gamma
+    if config.focal_gamma:  # not below 1e-6, where a power below 1 has no finite slope
+        errors = errors * (1 - torch.exp(-errors)).clamp(min=1e-6) ** config.focal_gamma
     if weights is not None:
         errors = errors * weights[torch.where(counts, labels, 0)]
     return errors.sum() / counts.sum().clamp(min=1)
+
+
+def dense_loss(logits: torch.Tensor, labels: torch.Tensor, config: FusMAEConfig) -> torch.Tensor:
+    """Loss of label maps, to whose size the logits are upsampled bilinearly; zero where no label counts.
+
+    Args:
+        logits: `(batch_size, num_labels, rows, columns)`.
+        labels: see [`FusMAEForSemanticSegmentation`]; values that are not finite mean no data.
+        config: of the model.
+
+    Returns:
+        [`weighted_loss`] of classes, the mean squared error of values.
+    """
+    logits = nn.functional.interpolate(logits.float(), labels.shape[-2:], mode="bilinear")
+    if resolve_problem_type(config, labels) != "regression":
+        return weighted_loss(logits, labels, config, ignore_index=config.semantic_loss_ignore_index)
+    labels = labels[:, None] if labels.ndim == 3 else labels
+    valid = labels.isfinite()
+    error = torch.where(valid, logits - torch.where(valid, labels.float(), 0.0), 0.0)
+    return error.square().sum() / valid.sum().clamp(min=1)

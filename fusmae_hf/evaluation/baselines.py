@@ -6,7 +6,7 @@ import torch
 from transformers import PreTrainedModel
 
 from fusmae_hf.modeling.configuration_fusmae import FusMAEConfig
-from fusmae_hf.modeling.modeling_fusmae import patchify
+from fusmae_hf.modeling.patches_fusmae import patchify
 
 
 def visible_pixels(mask: torch.Tensor, height: int, width: int, patch_size: int) -> torch.Tensor:

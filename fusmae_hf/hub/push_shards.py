@@ -14,7 +14,6 @@ from fusmae_hf.preparation.statistics import DatasetStatistics, dataset_title, s
 from fusmae_hf.preparation.verification import verify_shards
 from fusmae_hf.shards.dataset_info import FILE_NAME, LEFT_OUT_NAME, DatasetInfo, read_dataset_info
 
-
 HUB_LICENSES = frozenset(
     (
         "apache-2.0", "bsd-3-clause", "cc", "cc0-1.0", "cc-by-2.0", "cc-by-3.0", "cc-by-4.0", "cc-by-nc-3.0",

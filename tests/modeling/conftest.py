@@ -5,7 +5,17 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from fusmae_hf import FusMAEConfig
+from fusmae_hf import (
+    FusMAEBackbone,
+    FusMAEConfig,
+    FusMAEForImageClassification,
+    FusMAEForPreTraining,
+    FusMAEForSemanticSegmentation,
+    FusMAEModel,
+)
+
+HEADS = [FusMAEModel, FusMAEForImageClassification, FusMAEForSemanticSegmentation, FusMAEBackbone]
+CLASSES = [*HEADS, FusMAEForPreTraining]
 
 TINY = {
     "optical_bands": ["B02", "B03", "B04"],

@@ -12,13 +12,7 @@ from fusmae_hf import (
     FusMAEModel,
 )
 
-CLASSES = [
-    FusMAEModel,
-    FusMAEForPreTraining,
-    FusMAEForImageClassification,
-    FusMAEForSemanticSegmentation,
-    FusMAEBackbone,
-]
+from .conftest import CLASSES
 
 
 def tensors(outputs) -> list[torch.Tensor]:
@@ -169,11 +163,11 @@ def test_compiled_classification_takes_labels(tiny, inputs, labels, fresh_dynamo
 )
 def test_exported_programs_give_what_the_model_gives(tiny, inputs, model_class, dynamic, strict):
     model = model_class(tiny()).eval()
-    example = inputs(model_class)
+    example = inputs(model_class, mixed=dynamic == "batch")
     shapes, other = None, inputs(model_class)
     if dynamic == "batch":
         shapes = {name: {0: torch.export.Dim.DYNAMIC} for name in example}
-        other = inputs(model_class, batch=7)
+        other = inputs(model_class, batch=7, mixed=True)
     elif dynamic == "size":
         side = 4 * torch.export.Dim("side", min=2, max=64)
         shapes = {name: {2: side, 3: side} for name in example}

@@ -17,9 +17,10 @@ from fusmae_hf import (
     FusMAEForSemanticSegmentation,
     FusMAEModel,
 )
-from fusmae_hf.modeling.modeling_fusmae import dense_regression_error, fuse_map
+from fusmae_hf.modeling.labels_fusmae import dense_loss
+from fusmae_hf.modeling.modeling_fusmae import fuse_map
 
-HEADS = [FusMAEModel, FusMAEForImageClassification, FusMAEForSemanticSegmentation, FusMAEBackbone]
+from .conftest import HEADS
 
 
 def features(outputs) -> torch.Tensor:
@@ -213,7 +214,7 @@ def test_dense_regression_leaves_out_nan(tiny, images):
     torch.testing.assert_close(outputs.loss, torch.nn.functional.mse_loss(outputs.logits[:, 0, :4], labels[:, :4]))
     outputs.loss.backward()
     assert all(p.grad.isfinite().all() for p in model.parameters() if p.grad is not None)
-    assert dense_regression_error(outputs.logits, torch.full_like(labels, float("nan"))) == 0
+    assert dense_loss(outputs.logits, torch.full_like(labels, float("nan")), model.config) == 0
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from PIL import Image
 from transformers import AutoImageProcessor, pipeline
 
 from fusmae_hf import FusMAEConfig, FusMAEForPreTraining, FusMAEImageProcessor, FusMAEModel
-from fusmae_hf.modeling.modeling_fusmae import FusMAESemanticSegmenterOutput
+from fusmae_hf.modeling.modeling_fusmae import FusMAEHeadOutput
 from fusmae_hf.modeling.plausibility_fusmae import ACCELERATOR_LOOKS, Declaration, Plausibility
 from fusmae_hf.modeling.sensors_fusmae import OPTICAL_BANDS, OPTICAL_BANDS_L1C, SAR_BANDS, STATISTICS
 
@@ -562,7 +562,7 @@ def test_raw_values_are_not_made_physical():
 
 
 def test_label_maps_come_at_the_size_that_is_asked_for():
-    outputs = FusMAESemanticSegmenterOutput(logits=torch.randn(2, 3, 4, 4))
+    outputs = FusMAEHeadOutput(logits=torch.randn(2, 3, 4, 4))
     processor = FusMAEImageProcessor()
     maps = processor.post_process_semantic_segmentation(outputs)
     assert torch.equal(torch.stack(maps), outputs.logits.argmax(dim=1))

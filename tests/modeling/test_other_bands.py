@@ -5,15 +5,13 @@ import torch
 from transformers import AutoModel, AutoModelForPreTraining
 
 from fusmae_hf import (
-    FusMAEBackbone,
     FusMAEConfig,
     FusMAEForImageClassification,
     FusMAEForPreTraining,
-    FusMAEForSemanticSegmentation,
     FusMAEModel,
 )
 
-HEADS = [FusMAEModel, FusMAEForImageClassification, FusMAEForSemanticSegmentation, FusMAEBackbone]
+from .conftest import HEADS
 
 
 @pytest.fixture

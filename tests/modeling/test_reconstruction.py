@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from fusmae_hf import FusMAEForPreTraining
-from fusmae_hf.modeling.modeling_fusmae import unpatchify
+from fusmae_hf.modeling.patches_fusmae import unpatchify
 
 SUFFIXES = ["", "_sar"]
 

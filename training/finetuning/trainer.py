@@ -13,6 +13,7 @@ from fusmae_hf import FusMAEImageProcessor
 from fusmae_hf.data.augmentation import PairAugmentation
 from fusmae_hf.data.finetuning_collation import LabelCollator
 from fusmae_hf.data.tasks import FineTuningTask
+from fusmae_hf.modeling.labels_fusmae import check_labels
 from fusmae_hf.shards.loading import PairDataset
 from fusmae_hf.training.finetuning.labels import PairSubset
 from fusmae_hf.training.finetuning.metrics import TaskMetrics, predictions_of
@@ -170,7 +171,13 @@ class FineTuningTrainer(PairTrainer):
         number = min(len(self.pairs), self.args.per_device_train_batch_size)
         model = cast(PreTrainedModel, self.model).eval()
         with torch.no_grad(), self.compute_loss_context_manager():
-            model(**self._prepare_inputs(self.collator(self.pairs.__getitems__(range(number)))))
+            inputs = self._prepare_inputs(self.collator(self.pairs.__getitems__(range(number))))
+            images = next(
+                inputs[name] for name in ("pixel_values", "pixel_values_sar") if inputs.get(name) is not None
+            )
+            # The model looks at their values on the CPU alone.
+            check_labels(inputs["labels"].cpu(), images, model.config, dense=self.task.dense)
+            model(**inputs)
 
     def training_step(self, model, inputs, num_items_in_batch=None):
         """One batch. Stochastic depth draws from seed, step, batch and process: random numbers restored with a

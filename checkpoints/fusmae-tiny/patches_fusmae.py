@@ -1,0 +1,112 @@
+"""Patches of images: cut, put back together, placed, chosen, compared."""
+
+import torch
+
+
+def patchify(images: torch.Tensor, patch_size: int) -> torch.Tensor:
+    """Cut images into patches, row by row.
+
+    Args:
+        images: `(batch_size, channels, height, width)`.
+        patch_size: side of a patch in pixels; divides height and width.
+
+    Returns:
+        `(batch_size, patches, channels, patch_size ** 2)`, a copy.
+    """
+    batch_size, channels, height, width = images.shape
+    rows, columns = height // patch_size, width // patch_size
+    patches = images.reshape(batch_size, channels, rows, patch_size, columns, patch_size).permute(0, 2, 4, 1, 3, 5)
+    return patches.reshape(batch_size, rows * columns, channels, patch_size**2)
+
+
+def unpatchify(patches: torch.Tensor, patch_size: int, height: int, width: int) -> torch.Tensor:
+    """Put patches back together; the inverse of [`patchify`].
+
+    Args:
+        patches: `(batch_size, patches, channels, patch_size ** 2)`, the last two possibly flattened into one.
+        patch_size: side of a patch in pixels.
+        height, width: size of the image in pixels.
+
+    Returns:
+        `(batch_size, channels, height, width)`.
+    """
+    batch_size, rows, columns = patches.shape[0], height // patch_size, width // patch_size
+    patches = patches.reshape(batch_size, rows, columns, -1, patch_size, patch_size)
+    return patches.permute(0, 3, 1, 4, 2, 5).reshape(batch_size, -1, height, width)
+
+
+def position_embeddings(
+    rows: int,
+    columns: int,
+    dim: int,
+    device: torch.device,
+    dtype: torch.dtype = torch.float32,
+    scale: float = 1.0,
+) -> torch.Tensor:
+    """Fixed sine-cosine positions of a grid of patches, `(rows * columns, dim)`, computed for whatever grid comes.
+
+    A quarter of the channels each for sine and cosine of the row and of the column, with wavelengths from 2 pi to
+    20,000 pi patches (Vaswani et al. 2017, applied to each axis). `scale` is the distance between neighbouring
+    patches, in patches of the training images.
+    """
+    frequencies = 10_000.0 ** (-torch.arange(dim // 4, device=device, dtype=torch.float32) / (dim // 4))
+    row = torch.arange(rows, device=device, dtype=torch.float32)[:, None] * scale * frequencies
+    column = torch.arange(columns, device=device, dtype=torch.float32)[:, None] * scale * frequencies
+    row = torch.cat([row.sin(), row.cos()], dim=-1)[:, None].expand(rows, columns, -1)
+    column = torch.cat([column.sin(), column.cos()], dim=-1)[None].expand(rows, columns, -1)
+    return torch.cat([row, column], dim=-1).reshape(rows * columns, dim).to(dtype)
+
+
+def take_tokens(tokens: torch.Tensor, ids: torch.Tensor | None) -> torch.Tensor:
+    """Tokens (any trailing shape) of the patches `ids` `(batch_size, kept)`, or all of them where `ids` is None."""
+    if ids is None:
+        return tokens
+    index = ids.reshape(*ids.shape, *([1] * (tokens.ndim - 2))).expand(*ids.shape, *tokens.shape[2:])
+    return tokens.gather(1, index)
+
+
+def masked_patches(ids_keep: torch.Tensor, num_patches: int) -> torch.Tensor:
+    """1 for every patch not among `ids_keep` `(batch_size, kept)`, else 0; int64 `(batch_size, num_patches)`."""
+    mask = torch.ones((ids_keep.shape[0], num_patches), dtype=torch.long, device=ids_keep.device)
+    return mask.scatter(1, ids_keep, 0)
+
+
+def reconstruction_error(
+    predicted: torch.Tensor,
+    target: torch.Tensor,
+    mask: torch.Tensor,
+    valid: torch.Tensor | None,
+    norm_pix_loss: bool,
+) -> torch.Tensor:
+    """Mean squared error over the masked, valid pixels of each sample; zero for a sample without any.
+
+    Args:
+        predicted: `(batch_size, N, bands * pixels)`.
+        target: `(batch_size, N, bands, pixels)`, [`patchify`] of the images.
+        mask: `(batch_size, N)`, 1 where the patch was hidden, 0 where it was seen.
+        valid: `(batch_size, N, pixels)` bool, True where there is data, or None where there is everywhere.
+        norm_pix_loss: normalise each target patch by the mean and variance of its valid pixels.
+
+    Returns:
+        `(batch_size,)` float32.
+    """
+    target = target.float()
+    bands = target.shape[2]
+    if valid is not None:
+        target = torch.where(valid[:, :, None], target, 0.0)
+    if norm_pix_loss:
+        if valid is None:
+            variance, mean = torch.var_mean(target, dim=(2, 3), correction=0, keepdim=True)
+        else:
+            count = (valid.sum(dim=-1) * bands).clamp(min=1)[..., None, None]
+            mean = target.sum(dim=(2, 3), keepdim=True) / count
+            variance = ((target - mean).square() * valid[:, :, None]).sum(dim=(2, 3), keepdim=True) / count
+        target = (target - mean) * (variance + 1e-6).rsqrt()
+    error = (predicted.float().view_as(target) - target).square()
+    if valid is None:
+        weight = mask.float()
+        per_patch = error.mean(dim=(2, 3))
+    else:
+        weight = mask * valid.sum(dim=-1).float()
+        per_patch = (error.mean(dim=2) * valid).sum(dim=-1) / valid.sum(dim=-1).clamp(min=1)
+    return (per_patch * weight).sum(dim=1) / weight.sum(dim=1).clamp(min=1)
