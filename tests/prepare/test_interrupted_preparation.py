@@ -14,14 +14,23 @@ import pytest
 from fusmae_hf.cli.main import main
 from fusmae_hf.data.pairs import Pair, PairsInfo
 from fusmae_hf.errors import PairError
-from fusmae_hf.prepare import work as preparation_tasks
 from fusmae_hf.prepare.plan import plan_preparation
 from fusmae_hf.prepare.preparation import prepare
 from fusmae_hf.prepare.state import merge_parts
+from fusmae_hf.prepare.work import WritingOptions, write_files
 from fusmae_hf.shards.dataset_info import read_dataset_info, read_left_out
 
 SIZES = {"rows_per_shard": 6, "row_group_rows": 2}
 """Six files in all: four of train, one each of validation and test."""
+
+PLANNED = SIZES | {
+    "limit": None,
+    "hold_out": 0,
+    "seed": 0,
+    "keep_order": False,
+    "max_no_data": 1,
+    "reader_options": {},
+}
 
 
 class Numbered:
@@ -183,9 +192,7 @@ def test_a_worker_that_is_killed_is_named_by_its_file_and_costs_only_that(tmp_pa
     begin(tmp_path / "out")
     reader = Numbered(die_at=die_at, survived=tmp_path / "survived")
     (tmp_path / "begun").unlink()
-    plan = plan_preparation(
-        reader, limit=None, hold_out=0, seed=0, keep_order=False, max_no_data=1, reader_options={}, **SIZES
-    )
+    plan = plan_preparation(reader, **PLANNED)
     name = next(file.name for file in plan.files if die_at in file.indices)
     (tmp_path / "begun").touch()
     with pytest.MonkeyPatch.context() as patch:
@@ -446,15 +453,9 @@ def test_a_reader_that_cannot_be_sent_to_workers_is_named(tmp_path):
 
 def test_progress_counts_every_pair_and_those_left_out(tmp_path, processes):
     reader, counted = Numbered(), []
-    plan = plan_preparation(
-        reader, limit=None, hold_out=0, seed=0, keep_order=False, max_no_data=1, reader_options={}, **SIZES
-    )
-    options = preparation_tasks.WritingOptions(tmp_path, "", "1/1", 2, 1.0, False, "skip")
+    plan = plan_preparation(reader, **PLANNED)
+    options = WritingOptions(tmp_path, "", "1/1", 2, 1.0, False, "skip")
     for num_proc in (1, 2):
         counted.clear()
-        list(
-            preparation_tasks.write_files(
-                reader, plan.files, options, num_proc, lambda pairs, left_out: counted.append((pairs, left_out))
-            )
-        )
+        list(write_files(reader, plan.files, options, num_proc, lambda *counts: counted.append(counts)))
         assert np.sum(counted, axis=0).tolist() == [30, 4]
