@@ -31,8 +31,6 @@ from fusmae_hf.shards.dataset_info import FILE_NAME as DATASET_INFO
 from fusmae_hf.shards.dataset_info import LEFT_OUT_NAME, DatasetInfo, LeftOut, read_dataset_info, read_left_out
 from fusmae_hf.shards.writing import row_checksum
 
-__all__ = ["PreparationReport", "check_plausible", "prepare"]
-
 PLAUSIBILITY_PAIRS = 32
 """Number of pairs whose values are looked at before anything is written."""
 
