@@ -129,8 +129,7 @@ def _add(
 
 
 def _inspect(arguments: argparse.Namespace) -> int:
-    from fusmae_hf.prepare.histograms import band_histograms
-    from fusmae_hf.prepare.inspection import contact_sheet, inspect_shards
+    from fusmae_hf.prepare.inspection import band_histograms, contact_sheet, inspect_shards
 
     found = inspect_shards(
         arguments.shards, max_pairs=arguments.max_pairs, num_pictured=arguments.pairs, progress=True
