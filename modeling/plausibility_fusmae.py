@@ -228,7 +228,8 @@ def sar_findings(values: torch.Tensor, declared: Declaration, outside: Outside |
         backscatter = 10 * torch.log10(values[:, (values > 0).all(dim=0)])
     else:
         low, high = SAR_RANGE[declared.units]
-        backscatter = values[:, ((values >= low) & (values <= high)).all(dim=0)]
+        inside = ((values >= low) & (values <= high)).all(dim=0)
+        backscatter = values if bool(inside.all()) else values[:, inside]
         scattered = outside.count and outside.lowest < outside.highest
         if scattered and (backscatter.numel() == 0 or backscatter.mean() < MEAN_DB[0]):
             return [_sar_scaled(float(values.mean()) if values.numel() else (outside.lowest + outside.highest) / 2)]
@@ -273,10 +274,12 @@ def sar_units(backscatter: torch.Tensor, declared: Declaration) -> Finding | Non
 
 def sar_scale(backscatter: torch.Tensor, declared: Declaration) -> Finding | None:
     """The mean is out of reach of backscatter, or dB were divided like digital numbers."""
-    mean, spread = backscatter.mean(), backscatter.std(correction=0)
+    mean = backscatter.mean()
     if not MEAN_DB[0] <= mean <= MEAN_DB[1]:
         return _sar_scaled(float(mean))
-    if backscatter.shape[1] >= FEWEST_PIXELS and mean.abs() < 1 and 0 < spread < 0.1:
+    if backscatter.shape[1] < FEWEST_PIXELS or mean.abs() >= 1:
+        return None
+    if 0 < (spread := backscatter.std(correction=0)) < 0.1:
         seen = f"all values are nearly the same (mean {mean:.4g}, standard deviation {spread:.2g})."
         advice = f"Were they divided by {REFLECTANCE_SCALE:,.0f} like digital numbers? Pass dB."
         return Finding("sar scale", f"SAR is declared dB, but {seen}", advice)
@@ -294,11 +297,10 @@ def _sar_scaled(mean: float) -> Finding:
 
 def sar_normalised(backscatter: torch.Tensor, declared: Declaration) -> Finding | None:
     """Both signs, means near 0 and deviations near 1."""
-    mean, std = backscatter.mean(dim=1), backscatter.std(dim=1, correction=0)
-    both_signs = backscatter.min() < 0 < backscatter.max()
-    if backscatter.shape[1] < FEWEST_PIXELS or not both_signs:
+    if backscatter.shape[1] < FEWEST_PIXELS or backscatter.mean(dim=1).abs().max() >= 3:
         return None
-    if mean.abs().max() >= 3 or std.min() < 0.1 or std.max() >= 2:
+    std = backscatter.std(dim=1, correction=0)
+    if std.min() < 0.1 or std.max() >= 2 or not backscatter.min() < 0 < backscatter.max():
         return None
     spread = backscatter.std(correction=0)
     return _normalised("SAR", "sar normalised", float(backscatter.mean()), float(spread))

@@ -83,7 +83,11 @@ def problems_of_pair(pair: Pair, info: PairsInfo, no_data: dict[str, int]) -> It
         if info.sar_units != "linear":
             yield "data", "sar has no data: no pixel is finite in all bands."
         else:
-            units = " Values are negative: this looks like dB." if (pair.sar < 0).any() else ""
+            units = (
+                " Values are negative: this looks like dB. Declare `sar_units` as 'db'."
+                if (pair.sar < 0).any()
+                else ""
+            )
             yield "data", f"sar has no data: no power is finite and positive in all bands.{units}"
     if no_data["optical"] == math.prod(pair.optical.shape[1:]):
         yield "data", "optical has no data: every pixel is zero in all bands, or not finite."

@@ -90,7 +90,8 @@ class PairSample:
 
 def _with_data(pixels: np.ndarray, sensor: str) -> np.ndarray:
     """`(bands, pixels)` with data. Linear power that is not positive stays, since it is judged."""
-    return pixels[:, has_data(pixels, sensor, nodata=0 if sensor == "optical" else None)]
+    there = has_data(pixels, sensor, nodata=0 if sensor == "optical" else None)
+    return pixels.reshape(len(pixels), -1) if there.all() else pixels[:, there]
 
 
 def _tensor(values: np.ndarray) -> torch.Tensor:

@@ -106,18 +106,11 @@ class _Verification:
         """Check that files are there with the footer that they should have; those whose rows can be looked at."""
         self.report.checked |= dict.fromkeys(QUICK[1:], count_of(len(shards), "file"))
         recorded = {shard.name for of_split in self.dataset.splits.values() for shard in of_split}
-        for file in sorted(self._list("data")):
-            name = f"data/{os.path.basename(file)}"
-            if name.endswith(".parquet") and name not in recorded:
-                message = "dataset_info.json does not list it, but plain `datasets.load_dataset` would read it."
-                self.note("files", "warning", message, name)
+        present = {f"data/{os.path.basename(file)}" for file in self.filesystem.glob(f"{self.folder}/data/*.parquet")}
+        for name in sorted(present - recorded):
+            message = "dataset_info.json does not list it, but plain `datasets.load_dataset` would read it."
+            self.note("files", "warning", message, name)
         return [shard for shard in shards if self._check_file(shard)]
-
-    def _list(self, folder: str) -> list[str]:
-        try:
-            return self.filesystem.ls(f"{self.folder}/{folder}", detail=False)
-        except OSError:
-            return []
 
     def _check_file(self, shard: ShardRecord) -> bool:
         """Compare size and footer with dataset_info.json; whether the rows can be looked at."""
@@ -146,18 +139,15 @@ class _Verification:
 
     def _check_columns(self, found: pa.Schema, shard: ShardRecord) -> bool:
         wanted, sound = shard_schema(self.dataset.info), True
-        for field in wanted:
-            if field.name not in found.names:
-                self.note("columns", "error", f"has no column {field.name!r}.", shard.name)
-            elif found.field(field.name).type != field.type:
-                kind = found.field(field.name).type
-                self.note("columns", "error", f"column {field.name!r} is {kind}, not {field.type}.", shard.name)
-            else:
-                continue
-            sound = False
-        for name in found.names:
+        for name in dict.fromkeys((*wanted.names, *found.names)):
             if name not in wanted.names:
                 self.note("columns", "error", f"has a column {name!r}, which is not declared.", shard.name)
+                continue
+            kind, needed = found.field(name).type if name in found.names else None, wanted.field(name).type
+            if kind != needed:
+                message = f"column {name!r} is {kind}, not {needed}." if kind else f"has no column {name!r}."
+                self.note("columns", "error", message, shard.name)
+                sound = False
         return sound
 
     def check_rows(self, shards: Sequence[ShardRecord], progress: bool) -> None:

@@ -356,15 +356,11 @@ def test_a_merge_without_all_parts_names_those_that_are_missing(tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-def test_a_merge_of_parts_of_different_plans_is_refused(tmp_path):
+def test_a_merge_of_something_else_is_refused(tmp_path):
     prepare(Numbered(), tmp_path / "1", part=(1, 2), **SIZES)
     prepare(Numbered(), tmp_path / "2", part=(2, 2), seed=1, **SIZES)
     with pytest.raises(ValueError, match="are not parts of one preparation: `seed` was 0 and is 1 now"):
         merge_parts(tmp_path / "out", [tmp_path / "1", tmp_path / "2"])
-
-
-def test_a_merge_of_something_else_is_refused(tmp_path):
-    prepare(Numbered(), tmp_path / "1", part=(1, 2), **SIZES)
     (tmp_path / "empty").mkdir()
     with pytest.raises(FileNotFoundError, match="empty holds no part of a preparation"):
         merge_parts(tmp_path / "out", [tmp_path / "1", tmp_path / "empty"])
@@ -405,21 +401,22 @@ def test_going_on_with_other_arguments_is_refused(tmp_path, arguments, message, 
     prepare(Numbered(), tmp_path, overwrite=True, **SIZES | arguments)
 
 
-def test_going_on_with_other_pixels_is_refused(tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"brightness": -1}, r"the pixels of pair-\d+ are not the same"),
+        ({"ids": Numbered().ids[:-1]}, "number of pairs found was 30 and is 29 now"),
+        (
+            {"split_of": lambda index: ("train", "test")[index % 2]},
+            "the pairs found, or their splits, are not the same",
+        ),
+    ],
+)
+def test_going_on_with_other_pixels_pairs_or_splits_is_refused(tmp_path, changed, message):
     prepare(Numbered(), tmp_path, part=(1, 2), **SIZES)
-    monkeypatch.setattr(Numbered, "brightness", -1)
-    with pytest.raises(FileExistsError, match=r"the pixels of pair-\d+ are not the same"):
-        prepare(Numbered(), tmp_path, **SIZES)
-
-
-def test_going_on_with_other_pairs_or_splits_is_refused(tmp_path):
-    prepare(Numbered(), tmp_path, part=(1, 2), **SIZES)
-    fewer, other = Numbered(), Numbered()
-    del fewer.ids[-1]
-    other.split_of = lambda index: ("train", "test", "train", "validation", "train", "train")[index % 6]
-    with pytest.raises(FileExistsError, match="number of pairs found was 30 and is 29 now"):
-        prepare(fewer, tmp_path, **SIZES)
-    with pytest.raises(FileExistsError, match="the pairs found, or their splits, are not the same"):
+    other = Numbered()
+    vars(other).update(changed)
+    with pytest.raises(FileExistsError, match=message):
         prepare(other, tmp_path, **SIZES)
 
 
