@@ -216,7 +216,7 @@ def sar_findings(values: torch.Tensor, declared: Declaration, outside: Outside |
     Args:
         values: `(bands, pixels)` on the CPU, finite, in the declared units.
         declared: what is said of them.
-        outside: `outside_range` of more pixels than these.
+        outside: `outside_range` of these pixels and more.
     """
     if declared.units == "raw":  # nobody knows what they mean: bands of a picture may each be stretched for themselves
         return []
@@ -228,8 +228,7 @@ def sar_findings(values: torch.Tensor, declared: Declaration, outside: Outside |
         backscatter = 10 * torch.log10(values[:, (values > 0).all(dim=0)])
     else:
         low, high = SAR_RANGE[declared.units]
-        inside = ((values >= low) & (values <= high)).all(dim=0)
-        backscatter = values if bool(inside.all()) else values[:, inside]
+        backscatter = values[:, ((values >= low) & (values <= high)).all(dim=0)] if outside.count else values
         scattered = outside.count and outside.lowest < outside.highest
         if scattered and (backscatter.numel() == 0 or backscatter.mean() < MEAN_DB[0]):
             return [_sar_scaled(float(values.mean()) if values.numel() else (outside.lowest + outside.highest) / 2)]

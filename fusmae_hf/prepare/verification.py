@@ -27,7 +27,7 @@ from fusmae_hf.shards.shard_files import checked_footer, read_row_group
 from fusmae_hf.shards.writing import METADATA_KEY, content_hash, shard_schema
 from fusmae_hf.vocabulary import IMAGES, SENSORS
 
-SAMPLE = 2**20
+SAMPLE = 2**18
 """Number of pixels by which a whole dataset is judged, or one of each pair."""
 
 _CHECK_OF_TOPIC = {"sar bands": "VV above VH", "optical offset": "optical offset"}
