@@ -20,11 +20,10 @@ from fusmae_hf.data.plausibility import PairSample
 from fusmae_hf.files.strict_json import parse_json
 from fusmae_hf.modeling.plausibility_fusmae import VISIBLE_BANDS, Finding
 from fusmae_hf.prepare.verification_report import CHECKS, QUICK, Problem, Severity, VerificationReport, count_of
-from fusmae_hf.shards.dataset_info import FORMAT_VERSION, DatasetInfo, ShardRecord, read_dataset_info
+from fusmae_hf.shards.dataset_info import DatasetInfo, ShardRecord, read_dataset_info, read_left_out
 from fusmae_hf.shards.decoding import DamagedShardError, RowsInMemory, decode_pairs
-from fusmae_hf.shards.left_out import read_left_out
-from fusmae_hf.shards.shard_files import checked_footer, read_row_group
-from fusmae_hf.shards.writing import METADATA_KEY, content_hash, shard_schema
+from fusmae_hf.shards.format import FORMAT_VERSION, METADATA_KEY, content_hash, shard_schema
+from fusmae_hf.shards.reading import ShardFile
 from fusmae_hf.vocabulary import IMAGES, SENSORS
 
 SAMPLE = 2**18
@@ -78,7 +77,6 @@ class _Verification:
     def __init__(self, root: str, dataset: DatasetInfo, report: VerificationReport):
         self.root, self.dataset, self.report = root, dataset, report
         self.filesystem, self.folder = fsspec.url_to_fs(root)
-        self.footers: dict[str, pq.FileMetaData] = {}
         self.ids: list[tuple[str, list[str]]] = []
         self._seen: set[str] = set()
         self._kinds: Counter[tuple[Any, Any]] = Counter()
@@ -118,7 +116,7 @@ class _Verification:
             size = self.filesystem.info(f"{self.folder}/{shard.name}")["size"]
             if size != shard.bytes:
                 self.note("files", "error", f"has {size:,} bytes, but {shard.bytes:,} were written.", shard.name)
-            footer = checked_footer(self.root, shard)
+            footer = ShardFile(self.root, shard).footer()
         except FileNotFoundError:
             self.note("files", "error", "is missing.", shard.name)
             return False
@@ -128,7 +126,6 @@ class _Verification:
         except OSError as error:
             self.note("files", "error", f"cannot be reached: {error}.", shard.name)
             return False
-        self.footers[shard.name] = footer
         for message in _differences(footer, shard, self.dataset):
             self.note("footers", "error", message, shard.name)
         return self._check_columns(footer.schema.to_arrow_schema(), shard)
@@ -256,9 +253,10 @@ class _Verification:
 
     def _row_groups(self, shard: ShardRecord) -> Iterator[tuple[RowsInMemory, list[dict[str, Any]]] | None]:
         """Rows of each row group of a file and their values but for pixels; None, with a note, where unreadable."""
+        file = ShardFile(self.root, shard)
         for number in range(len(shard.row_group_rows)):
             try:
-                (group,) = read_row_group(self.root, shard, number, self.footers).combine_chunks().to_batches()
+                (group,) = file.read([number]).combine_chunks().to_batches()
                 small = group.select([name for name in group.schema.names if name not in IMAGES])
                 found = RowsInMemory(group, shard.name), small.to_pylist()
             except DamagedShardError as error:
@@ -271,9 +269,8 @@ class _Verification:
         """Check that no two pairs have the same id, also in splits whose rows were not looked at."""
         for shard in others:
             try:
-                for number in range(len(shard.row_group_rows)):
-                    ids = read_row_group(self.root, shard, number, self.footers, ["id"]).column("id").to_pylist()
-                    self.ids.append((shard.name, ids))
+                table = ShardFile(self.root, shard).read(range(len(shard.row_group_rows)), ["id"])
+                self.ids.append((shard.name, table.column("id").to_pylist()))
             except DamagedShardError as error:
                 message = f"cannot be compared with it: {self._of_file(error, shard)}"
                 self.note("ids", "error", message, shard.name)
