@@ -30,7 +30,8 @@ def make_pair(number: int, info: PairsInfo = INFO, **fields: Any) -> Pair:
     """A plausible pair, always the same for the same number; keywords replace its fields."""
     generator = np.random.default_rng(number)
     sar = generator.normal([[[-12]], [[-19]]], 3, (2, SIZE, SIZE)).astype(np.float32)
-    optical = generator.integers(1, 4000, (len(info.optical_bands), SIZE, SIZE)).astype(np.uint16)
+    optical = generator.integers(1, 4000, (len(info.optical_bands), SIZE, SIZE)) + info.optical_offset
+    optical = optical.astype(np.uint16)
     for band, factor in zip(optical, info.optical_factors, strict=False):
         band[:] = band[::factor, ::factor].repeat(factor, 0).repeat(factor, 1)
     labels = [info.class_names[number % 2]] if info.class_names else None

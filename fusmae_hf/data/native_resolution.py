@@ -35,6 +35,25 @@ class NativeBands:
         """Dtype of all bands."""
         return self.bands[0].dtype
 
+    @property
+    def fine(self) -> list[np.ndarray]:
+        """The bands as fine as the grid."""
+        return [band for band, factor in zip(self.bands, self.factors, strict=True) if factor == 1]
+
+    @classmethod
+    def unpack(cls, packed: np.ndarray, factors: Sequence[int], height: int, width: int) -> "NativeBands":
+        """Views of the bands of one patch, `(values,)`, that lie one after the other on a grid of that size."""
+        ends = np.cumsum([height // factor * (width // factor) for factor in factors])[:-1]
+        bands = zip(np.split(packed, ends), factors, strict=True)
+        return cls([band.reshape(height // factor, width // factor) for band, factor in bands], tuple(factors))
+
+    def sampled(self, step: int) -> np.ndarray:
+        """`(bands, rows, columns)`: every `step`-th pixel of the grid in both directions."""
+        _, height, width = self.shape
+        rows, columns = np.arange(0, height, step), np.arange(0, width, step)
+        bands = zip(self.bands, self.factors, strict=True)
+        return np.stack([band[np.ix_(rows // factor, columns // factor)] for band, factor in bands])
+
     def expand(self) -> np.ndarray:
         """`(bands, height, width)`: all bands on the finest grid, the pixels of the coarser ones repeated."""
         expanded = np.empty(self.shape, self.dtype)

@@ -1,82 +1,98 @@
-"""Do the values look like the declared units, offset and band order? Asked before anything is written."""
+"""Do values of pairs look like the declared units, offset and band order? The rules are in `plausibility_fusmae`."""
 
+import math
 import warnings
 from collections.abc import Sequence
 
 import numpy as np
+import torch
 
 from fusmae_hf.data.native_resolution import NativeBands
 from fusmae_hf.data.pairs import Pair, PairsInfo
-from fusmae_hf.modeling.sensors_fusmae import BASELINE_0400_OFFSET
+from fusmae_hf.modeling.plausibility_fusmae import (
+    SAMPLED_PIXELS,
+    Declaration,
+    Finding,
+    Outside,
+    has_data,
+    optical_findings,
+    outside_range,
+    sar_findings,
+)
 
-_VISIBLE_BANDS = ("B02", "B03", "B04")
+OF_ONE_PAIR = ("sar range", "sar scale", "sar bands")
+"""Topics that a single pair tells something about, however small or odd the scene is."""
 
 
 def check_plausible(pairs: Sequence[Pair], info: PairsInfo) -> None:
     """Compare values with the declared units, offset and band order.
 
-    Warns (`UserWarning`) where
-
-    - the mean of VH is above the mean of VV: VV is some 6 to 7 dB brighter, so the bands look swapped;
-    - 99 % of the blue, green and red digital numbers are 1000 or more although no offset is declared: the data look
-      like processing baseline 04.00 or later, which adds 1000;
-    - most of them are below the declared offset: it looks as if none had been added.
+    Warns (`UserWarning`) of each sign that something is not as declared: see `sar_findings` and `optical_findings`.
 
     Args:
         pairs: some pairs of the dataset.
         info: what is declared.
 
     Raises:
-        ValueError: SAR is declared in dB but has no negative value, or as linear power but has negative ones.
+        ValueError: the values contradict the declared units.
     """
-    over = f"over {len(pairs)} pairs of {info.name}"
-    backscatter = {
-        band: _finite(np.concatenate([pair.sar[index].ravel() for pair in pairs]))
-        for index, band in enumerate(info.sar_bands)
-    }
-    lowest = min(values.min() for values in backscatter.values() if values.size)
-    if info.sar_units == "db" and lowest >= 0:
-        raise ValueError(
-            f"SAR is declared in dB, but {over} no value is negative (lowest {lowest:g}): this looks like linear "
-            "power. Convert the files with 10*log10(x), or declare `sar_units` as 'linear'."
-        )
-    if info.sar_units == "linear" and lowest < 0:
-        raise ValueError(
-            f"SAR is declared as linear power, but {over} there are negative values (lowest {lowest:g}): this looks "
-            "like dB. Declare `sar_units` as 'db'."
-        )
-    vv, vh = (float(np.mean(backscatter[band])) if band in backscatter else np.nan for band in ("VV", "VH"))
-    if vh > vv:
-        warnings.warn(
-            f"Bands swapped? VH (mean {vh:.2f} {over}) is brighter than VV (mean {vv:.2f}), but in nature VV is "
-            "brighter almost everywhere. Check which file or band is which.",
-            stacklevel=2,
-        )
-    visible = [info.optical_bands.index(band) for band in _VISIBLE_BANDS if band in info.optical_bands]
-    if info.optical_units != "dn" or not visible:
-        return
-    values = np.concatenate([_values_with_data(pair)[visible].ravel() for pair in pairs])
-    low, middle = np.percentile(_finite(values), (1, 50))
-    if info.optical_offset == 0 and low >= BASELINE_0400_OFFSET:
-        warnings.warn(
-            f"Offset forgotten? 99 % of the values of B02 to B04 {over} are {low:.0f} or more, as if "
-            f"{BASELINE_0400_OFFSET} had been added (processing baseline 04.00 and later). If so, declare it with "
-            f"`--optical-offset {BASELINE_0400_OFFSET}` (`optical_offset` in Python).",
-            stacklevel=2,
-        )
-    if middle < info.optical_offset:
-        warnings.warn(
-            f"Offset declared in vain? Half of the values of B02 to B04 {over} are below {middle:.0f}, less than the "
-            f"declared offset {info.optical_offset:g}. If none was added, drop `--optical-offset`.",
-            stacklevel=2,
-        )
+    sample = PairSample(info)
+    for pair in pairs:
+        sample.add(pair)
+    for finding in sample.findings():
+        message = f"{info.name}, over {len(pairs)} pairs: {finding}"
+        if finding.topic == "optical offset":
+            message += " The option of `fusmae prepare` is `--optical-offset`."
+        if finding.contradicts_units:
+            raise ValueError(message)
+        warnings.warn(message, stacklevel=2)
 
 
-def _values_with_data(pair: Pair) -> np.ndarray:
-    """`(bands, pixels)` of the optical patch, without the pixels that are zero in all bands."""
-    optical = pair.optical.expand() if isinstance(pair.optical, NativeBands) else pair.optical
-    return optical[:, (optical != 0).any(axis=0)]
+class PairSample:
+    """Pixels of pairs, evenly drawn, to be judged together.
+
+    Args:
+        info: what is declared.
+        pixels_a_pair: at most so many are kept of each.
+    """
+
+    def __init__(self, info: PairsInfo, pixels_a_pair: int = SAMPLED_PIXELS):
+        self._info, self._most = info, pixels_a_pair
+        self._values: dict[str, list[np.ndarray]] = {"sar": [], "optical": []}
+        self._outside = Outside()
+
+    def add(self, pair: Pair) -> list[Finding]:
+        """Take in a pair that may be stored, and say what looks odd in it by itself, out of `OF_ONE_PAIR`."""
+        for sensor, pixels in (("sar", pair.sar), ("optical", pair.optical)):
+            _, height, width = pixels.shape
+            step = max(1, math.ceil(math.sqrt(height * width / self._most)))
+            sampled = pixels.sampled(step) if isinstance(pixels, NativeBands) else pixels[:, ::step, ::step]
+            self._values[sensor].append(_with_data(sampled, sensor))
+        values, declared = _tensor(_with_data(pair.sar, "sar")), self._declared("sar", pair.sar.dtype)
+        outside = outside_range(values, declared)
+        self._outside = self._outside.and_of(outside)
+        return [finding for finding in sar_findings(values, declared, outside) if finding.topic in OF_ONE_PAIR]
+
+    def findings(self) -> list[Finding]:
+        """What looks odd in all of them together."""
+        together = {sensor: np.concatenate(values, axis=1) for sensor, values in self._values.items() if values}
+        if not together:
+            return []
+        sar, optical = (self._declared(sensor, values.dtype) for sensor, values in together.items())
+        return sar_findings(_tensor(together["sar"]), sar, self._outside) + optical_findings(
+            _tensor(together["optical"]), optical
+        )
+
+    def _declared(self, sensor: str, dtype: np.dtype) -> Declaration:
+        bands, units = getattr(self._info, f"{sensor}_bands"), getattr(self._info, f"{sensor}_units")
+        return Declaration(sensor, units, bands, bands, self._info.optical_offset, getattr(torch, dtype.name))
 
 
-def _finite(values: np.ndarray) -> np.ndarray:
-    return values[np.isfinite(values)]
+def _with_data(pixels: np.ndarray, sensor: str) -> np.ndarray:
+    """`(bands, pixels)` with data. Linear power that is not positive stays, since it is judged."""
+    there = has_data(pixels, sensor, nodata=0 if sensor == "optical" else None)
+    return pixels.reshape(len(pixels), -1) if there.all() else pixels[:, there]
+
+
+def _tensor(values: np.ndarray) -> torch.Tensor:
+    return torch.from_numpy(np.ascontiguousarray(values, np.float32))

@@ -31,8 +31,6 @@ from fusmae_hf.shards.dataset_info import FILE_NAME as DATASET_INFO
 from fusmae_hf.shards.dataset_info import LEFT_OUT_NAME, DatasetInfo, LeftOut, read_dataset_info, read_left_out
 from fusmae_hf.shards.writing import row_checksum
 
-__all__ = ["PreparationReport", "check_plausible", "prepare"]
-
 PLAUSIBILITY_PAIRS = 32
 """Number of pairs whose values are looked at before anything is written."""
 
@@ -182,15 +180,9 @@ def prepare(
         sweep_incomplete([folder / DATASET_INFO, folder / LEFT_OUT_NAME])
     if there and len(kept) == len(plan.files) and (folder / DATASET_INFO).is_file():
         remove_state(folder)
+        left_out = tuple(read_left_out(folder))
         return PreparationReport(
-            folder,
-            read_dataset_info(folder),
-            tuple(read_left_out(folder)),
-            num_pairs=0,
-            files_written=0,
-            files_kept=len(kept),
-            missing="",
-            seconds=time.monotonic() - started,
+            folder, read_dataset_info(folder), left_out, 0, 0, len(kept), "", time.monotonic() - started
         )
     if todo or there is None:
         there = _begin(reader, plan, folder, there, on_error)

@@ -5,71 +5,22 @@ import json
 import os
 import threading
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from tqdm.auto import tqdm
 
 from fusmae_hf.data.pairs import PairsInfo
 from fusmae_hf.files.atomic import write_atomically
 from fusmae_hf.modeling.image_processing_fusmae import FusMAEImageProcessor
 from fusmae_hf.modeling.sensors_fusmae import STATISTICS
-from fusmae_hf.preparation.band_moments import BandValues, Distribution, add_optical, add_sar, stored_scale
-from fusmae_hf.shards.decoding import RowsInMemory, decode_pairs
+from fusmae_hf.prepare.bands import BandSummary, Rows, SensorBands, read_batches, spread_rows
 from fusmae_hf.shards.loading import StreamedPairDataset, load_pairs
-from fusmae_hf.vocabulary import IMAGES
-
-PERCENTILES = (1, 25, 50, 75, 99)
-"""Percentiles in tables and files."""
-
-DECODED_TOGETHER = 16
-"""Pairs that are summed at once, at most."""
 
 _SCALES = {"db": "dB", "linear": "dB", "dn": "digital numbers", "reflectance": "digital numbers", "raw": "raw values"}
 _CONFIG = "preprocessor_config.json"
-
-Rows = tuple[StreamedPairDataset, int, int]
-"""The first so many rows of a row group: dataset, number of the row group, rows."""
-
-
-@dataclasses.dataclass(frozen=True)
-class BandSummary:
-    """Statistics of one band over its pixels with data, in the scale of the image processor.
-
-    That is dB for SAR (linear power is converted) and, for the optical sensor, digital numbers from which the declared
-    offset has been subtracted (reflectance is multiplied by 10,000); raw values stay what they are.
-
-    Attributes:
-        sensor: `"sar"` or `"optical"`.
-        band: its name.
-        pixels: number of pixels.
-        valid: number of pixels with data.
-        mean: mean.
-        std: standard deviation (of these values, not an estimate for others).
-        minimum: smallest value.
-        maximum: largest value.
-        percentiles: by percent, of `PERCENTILES`.
-        distribution: how often values occur.
-    """
-
-    sensor: str
-    band: str
-    pixels: int
-    valid: int
-    mean: float
-    std: float
-    minimum: float
-    maximum: float
-    percentiles: dict[int, float]
-    distribution: Distribution | None = dataclasses.field(default=None, repr=False, compare=False)
-
-    @property
-    def no_data(self) -> float:
-        """Share of the pixels that hold no data, from 0 to 1."""
-        return 1 - self.valid / self.pixels if self.pixels else 0.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -174,96 +125,8 @@ def band_statistics(
         sar_units=info.sar_units,
         optical_units=info.optical_units,
         optical_offset=info.optical_offset,
-        bands=tuple(bands.summaries()),
+        bands=bands.summaries(),
     )
-
-
-class SensorBands:
-    """Takes in batches of pairs and sums up each band."""
-
-    def __init__(self, info: PairsInfo):
-        self._info = info
-        self._factors = info.optical_factors or (1,) * len(info.optical_bands)
-        self.sar, self.optical = ([BandValues() for _ in bands] for bands in (info.sar_bands, info.optical_bands))
-
-    def add(self, batch: dict[str, Any]) -> None:
-        """Take in a batch as `decode_pairs` gives it, packed or not."""
-        optical = batch["optical"]
-        shape = batch.get("optical_shape") or tuple(optical.shape[1:])
-        factors = self._factors if "optical_shape" in batch else (1,) * shape[0]
-        add_sar(self.sar, batch["sar"], self._info.sar_units)
-        add_optical(self.optical, optical.reshape(len(optical), -1), factors, shape)
-
-    def merge(self, other: "SensorBands") -> None:
-        """Take in what another has seen."""
-        for ours, theirs in zip((*self.sar, *self.optical), (*other.sar, *other.optical), strict=True):
-            ours.merge(theirs)
-
-    def summaries(self) -> Iterator[BandSummary]:
-        """Statistics of each band, SAR first."""
-        info = self._info
-        for sensor, names, units in (
-            ("sar", info.sar_bands, info.sar_units),
-            ("optical", info.optical_bands, info.optical_units),
-        ):
-            scale = stored_scale(sensor, units, info.optical_offset)
-            for name, values in zip(names, getattr(self, sensor), strict=True):
-                moments, distribution = values.moments().scaled(*scale), values.distribution().scaled(*scale)
-                yield BandSummary(
-                    sensor,
-                    name,
-                    values.pixels,
-                    moments.number,
-                    moments.mean,
-                    moments.std,
-                    moments.minimum,
-                    moments.maximum,
-                    {
-                        percent: min(max(distribution.percentile(percent), moments.minimum), moments.maximum)
-                        for percent in PERCENTILES
-                    },
-                    distribution,
-                )
-
-
-def spread_rows(datasets: Sequence[StreamedPairDataset], max_pairs: int | None = None) -> list[Rows]:
-    """Row groups of all datasets, or as many as hold `max_pairs`, evenly spread."""
-    groups = [
-        (pairs, group, rows)
-        for pairs in datasets
-        for group, rows in enumerate(
-            rows for shard in pairs.dataset_info.shards(pairs.split) for rows in shard.row_group_rows
-        )
-    ]
-    total = sum(rows for _, _, rows in groups)
-    if max_pairs is None or max_pairs >= total:
-        return groups
-    wanted = min(len(groups), -(-max_pairs * len(groups) // total))
-    spread = np.linspace(0, len(groups) - 1, wanted).round().astype(int).tolist()
-    chosen, remaining = [], max_pairs
-    for index in (*spread, *sorted(set(range(len(groups))).difference(spread))):  # some may be short of rows
-        pairs, group, rows = groups[index]
-        if remaining:
-            chosen.append((index, (pairs, group, min(rows, remaining))))
-            remaining -= min(rows, remaining)
-    return [rows for _, rows in sorted(chosen, key=lambda entry: entry[0])]
-
-
-def read_batches(rows: Rows, most: int = DECODED_TOGETHER) -> Iterator[dict[str, Any]]:
-    """Batches of pairs of one shape and dtype, of `most` at most, optical bands in their own resolution."""
-    pairs, group, number = rows
-    table = pairs.read_row_group(group).combine_chunks()
-    (columns,) = table.to_batches()
-    decoded = RowsInMemory(columns, f"{pairs.root}, split {pairs.split}, row group {group}")
-    alike: dict[Any, list[int]] = {}
-    for row in range(number):
-        kind = tuple(decoded.declared(name, row) for name in IMAGES)
-        alike.setdefault(kind, []).append(row)
-    for of_kind in alike.values():
-        for start in range(0, len(of_kind), most):
-            yield decode_pairs(
-                [(decoded, row) for row in of_kind[start : start + most]], pairs.info.optical_factors, packed=True
-            )
 
 
 def _take_in(rows: Sequence[Rows], info: PairsInfo, num_proc: int, progress: bool) -> SensorBands:

@@ -3,21 +3,34 @@
 import dataclasses
 import json
 import os
+from collections import Counter
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import fsspec
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from tqdm.auto import tqdm
 
+from fusmae_hf.data.checks import problems_of_pair
+from fusmae_hf.data.native_resolution import NativeBands
+from fusmae_hf.data.pairs import Pair, PairsInfo
+from fusmae_hf.data.plausibility import PairSample
 from fusmae_hf.files.strict_json import parse_json
-from fusmae_hf.preparation.row_verification import VISIBLE_BANDS, RowVerification
-from fusmae_hf.preparation.verification_report import CHECKS, QUICK, Problem, Severity, VerificationReport, count_of
+from fusmae_hf.modeling.plausibility_fusmae import VISIBLE_BANDS, Finding
+from fusmae_hf.prepare.verification_report import CHECKS, QUICK, Problem, Severity, VerificationReport, count_of
 from fusmae_hf.shards.dataset_info import DatasetInfo, ShardRecord, read_dataset_info, read_left_out
+from fusmae_hf.shards.decoding import DamagedShardError, RowsInMemory, decode_pairs
 from fusmae_hf.shards.format import FORMAT_VERSION, METADATA_KEY, content_hash, shard_schema
-from fusmae_hf.shards.reading import ShardFile, check_decoded_size
+from fusmae_hf.shards.reading import ShardFile
+from fusmae_hf.vocabulary import IMAGES, SENSORS
 
-__all__ = ["CHECKS", "Problem", "VerificationReport", "verify_shards"]
+SAMPLE = 2**18
+"""Number of pixels by which a whole dataset is judged, or one of each pair."""
+
+_CHECK_OF_TOPIC = {"sar bands": "VV above VH", "optical offset": "optical offset"}
+"""Check that a finding of some topic belongs to; otherwise that on the values of its sensor."""
 
 
 def verify_shards(
@@ -58,10 +71,6 @@ def verify_shards(
     return report
 
 
-UNREADABLE = (pa.ArrowException, OSError, ValueError)
-"""What reading a damaged file raises."""
-
-
 class _Verification:
     """The state of one run over a folder."""
 
@@ -69,6 +78,9 @@ class _Verification:
         self.root, self.dataset, self.report = root, dataset, report
         self.filesystem, self.folder = fsspec.url_to_fs(root)
         self.ids: list[tuple[str, list[str]]] = []
+        self._seen: set[str] = set()
+        self._kinds: Counter[tuple[Any, Any]] = Counter()
+        self._first_of_kind: dict[tuple[Any, Any], str] = {}
 
     def note(self, check: str, severity: Severity, message: str, file: str = "", pair: str = "") -> None:
         """Add a problem to the report."""
@@ -92,152 +104,176 @@ class _Verification:
         """Check that files are there with the footer that they should have; those whose rows can be looked at."""
         self.report.checked |= dict.fromkeys(QUICK[1:], count_of(len(shards), "file"))
         recorded = {shard.name for of_split in self.dataset.splits.values() for shard in of_split}
-        for name in self._present():
-            if name not in recorded:
-                self.note(
-                    "files",
-                    "warning",
-                    "dataset_info.json does not list it, but plain `datasets.load_dataset` would read it.",
-                    name,
-                )
-        return [shard for shard in shards if self._check_size(shard) and self._check_footer(shard)]
+        present = {f"data/{os.path.basename(file)}" for file in self.filesystem.glob(f"{self.folder}/data/*.parquet")}
+        for name in sorted(present - recorded):
+            message = "dataset_info.json does not list it, but plain `datasets.load_dataset` would read it."
+            self.note("files", "warning", message, name)
+        return [shard for shard in shards if self._check_file(shard)]
 
-    def _present(self) -> list[str]:
-        try:
-            files = self.filesystem.ls(f"{self.folder}/data", detail=False)
-        except OSError:
-            return []
-        names = (f"data/{os.path.basename(file)}" for file in files)
-        return sorted(name for name in names if name.endswith(".parquet"))
-
-    def _check_size(self, shard: ShardRecord) -> bool:
+    def _check_file(self, shard: ShardRecord) -> bool:
+        """Compare size and footer with dataset_info.json; whether the rows can be looked at."""
         try:
             size = self.filesystem.info(f"{self.folder}/{shard.name}")["size"]
+            if size != shard.bytes:
+                self.note("files", "error", f"has {size:,} bytes, but {shard.bytes:,} were written.", shard.name)
+            footer = ShardFile(self.root, shard).footer()
         except FileNotFoundError:
             self.note("files", "error", "is missing.", shard.name)
+            return False
+        except DamagedShardError as error:
+            self.note("footers", "error", self._of_file(error, shard), shard.name)
             return False
         except OSError as error:
             self.note("files", "error", f"cannot be reached: {error}.", shard.name)
             return False
-        if size != shard.bytes:
-            self.note("files", "error", f"has {size:,} bytes, but {shard.bytes:,} were written.", shard.name)
-        return True
-
-    def _check_footer(self, shard: ShardRecord) -> bool:
-        """Compare the footer with dataset_info.json; whether the rows can be looked at."""
-        try:
-            with self.filesystem.open(f"{self.folder}/{shard.name}", "rb") as file:
-                footer = pq.read_metadata(file)
-        except UNREADABLE as error:
-            self.note("footers", "error", f"cannot be read ({error}): the file is damaged or cut off.", shard.name)
-            return False
-        rows = tuple(footer.row_group(number).num_rows for number in range(footer.num_row_groups))
-        if rows != shard.row_group_rows:
-            self.note(
-                "footers",
-                "error",
-                f"holds {count_of(sum(rows), 'pair')} in {count_of(len(rows), 'row group')}, but "
-                f"{count_of(shard.rows, 'pair')} in {count_of(len(shard.row_group_rows), 'row group')} are recorded.",
-                shard.name,
-            )
         for message in _differences(footer, shard, self.dataset):
             self.note("footers", "error", message, shard.name)
         return self._check_columns(footer.schema.to_arrow_schema(), shard)
 
+    def _of_file(self, error: Exception, shard: ShardRecord) -> str:
+        """What an error of reading says, without the name of the file, which stands beside it."""
+        return str(error).removeprefix(f"{self.root}/").removeprefix(f"{shard.name} ")
+
     def _check_columns(self, found: pa.Schema, shard: ShardRecord) -> bool:
         wanted, sound = shard_schema(self.dataset.info), True
-        for field in wanted:
-            if field.name not in found.names:
-                self.note("columns", "error", f"has no column {field.name!r}.", shard.name)
-            elif found.field(field.name).type != field.type:
-                kind = found.field(field.name).type
-                self.note("columns", "error", f"column {field.name!r} is {kind}, not {field.type}.", shard.name)
-            else:
-                continue
-            sound = False
-        for name in found.names:
+        for name in dict.fromkeys((*wanted.names, *found.names)):
             if name not in wanted.names:
                 self.note("columns", "error", f"has a column {name!r}, which is not declared.", shard.name)
+                continue
+            kind, needed = found.field(name).type if name in found.names else None, wanted.field(name).type
+            if kind != needed:
+                message = f"column {name!r} is {kind}, not {needed}." if kind else f"has no column {name!r}."
+                self.note("columns", "error", message, shard.name)
+                sound = False
         return sound
 
     def check_rows(self, shards: Sequence[ShardRecord], progress: bool) -> None:
-        """Read every row of the files and check it; then what can be said only of all together."""
+        """Read every row as the loader does and check it as the writer does; then what all together tell."""
         info, total = self.dataset.info, sum(shard.rows for shard in shards)
-        rows = RowVerification(info)
+        self._sample = PairSample(info, max(1, SAMPLE // max(1, total)))
         with tqdm(total=total, unit=" pairs", desc="verifying", disable=None if progress else True) as bar:
             for shard in shards:
                 bar.set_postfix_str(f"{len(self.report.problems):,} problems" if self.report.problems else "")
-                complete, checksums, ids = True, list[int](), list[str]()
-                no_data = {"sar": 0, "optical": 0}
-                for group in self._row_groups(shard):
-                    if group is None:
-                        complete = False
-                        continue
-                    of_group = rows.check(group, shard)
-                    for check, severity, message, pair in of_group.problems:
-                        self.note(check, severity, message, shard.name, pair)
-                    ids += of_group.ids
-                    checksums += of_group.checksums
-                    complete &= of_group.complete
-                    no_data = {sensor: no_data[sensor] + count for sensor, count in of_group.no_data.items()}
-                    bar.update(group.num_rows)
-                self.ids.append((shard.name, ids))
-                if len(checksums) == shard.rows and content_hash(checksums) != shard.content_hash:
-                    self.note(
-                        "content hash",
-                        "error",
-                        f"is {content_hash(checksums)} by its rows, but {shard.content_hash} is recorded: these are "
-                        "other pairs, or in another order.",
-                        shard.name,
-                    )
-                if complete and no_data != shard.no_data_pixels:
-                    self.note(
-                        "no-data counts", "error", f"are {no_data}, recorded {shard.no_data_pixels}.", shard.name
-                    )
-        for check, severity, message in rows.conclude():
-            self.note(check, severity, message)
-        pairs = count_of(total, "pair")
-        self.report.checked |= {check: pairs for check in CHECKS if check not in self.report.checked}
-        self.report.checked |= dict.fromkeys(("content hash", "no-data counts"), count_of(len(shards), "file"))
-        self.report.checked["row groups"] = count_of(sum(len(shard.row_group_rows) for shard in shards), "row group")
-        for check in ("labels", "label maps"):
-            if not rows.seen[check]:
-                del self.report.checked[check]
-        if not {"VV", "VH"} <= set(info.sar_bands):
-            del self.report.checked["VV above VH"]
-        if info.optical_units != "dn" or not set(VISIBLE_BANDS) & set(info.optical_bands):
-            del self.report.checked["optical offset"]
-        self.report.checked = {check: self.report.checked[check] for check in CHECKS if check in self.report.checked}
+                self._check_rows_of(shard, bar)
+        self._check_all_together()
+        checked = self.report.checked
+        checked |= {check: count_of(total, "pair") for check in CHECKS if check not in checked}
+        checked |= dict.fromkeys(("content hash", "no-data counts"), count_of(len(shards), "file"))
+        checked["row groups"] = count_of(sum(len(shard.row_group_rows) for shard in shards), "row group")
+        judged = {
+            "labels": "labels" in self._seen,
+            "label maps": "label maps" in self._seen,
+            "SAR values": info.sar_units != "raw",
+            "VV above VH": info.sar_units != "raw" and {"VV", "VH"} <= set(info.sar_bands),
+            "optical values": info.optical_units != "raw",
+            "optical offset": info.optical_units != "raw" and not set(VISIBLE_BANDS).isdisjoint(info.optical_bands),
+        }
+        self.report.checked = {
+            check: checked[check] for check in CHECKS if check in checked and judged.get(check, True)
+        }
 
-    def _row_groups(self, shard: ShardRecord) -> Iterator[pa.RecordBatch | None]:
-        """Each row group of a file; None, with a note, for one that cannot be read."""
-        try:
-            with ShardFile(self.root, shard).open() as opened:
-                file = pq.ParquetFile(opened, pre_buffer="://" in self.root)
-                for number in range(file.num_row_groups):
-                    try:
-                        check_decoded_size(file.metadata, number)
-                        (group,) = file.read_row_group(number, use_threads=False).combine_chunks().to_batches()
-                        group.validate(full=True)
-                    except UNREADABLE as error:
-                        self.note("row groups", "error", f"row group {number} cannot be read: {error}.", shard.name)
-                        group = None
-                    yield group
-        except UNREADABLE as error:
-            self.note("row groups", "error", f"cannot be read: {error}.", shard.name)
-            yield None
+    def _check_rows_of(self, shard: ShardRecord, bar: tqdm) -> None:
+        complete, checksums, ids, no_data = True, list[int](), list[str](), dict.fromkeys(SENSORS, 0)
+        for group in self._row_groups(shard):
+            if group is None:
+                complete = False
+                continue
+            rows, small = group
+            for row, values in enumerate(small):
+                ids.append(values["id"] or "")
+                checksums.append(values["checksum"] or 0)
+                if not ids[-1]:
+                    self.note("ids", "error", f"row {row} of a row group has no id.", shard.name)
+                    complete = False
+                    continue
+                try:
+                    pair = _read_back(rows, row, values, self.dataset.info)
+                except DamagedShardError as error:
+                    self.note("checksums", "error", str(error).removeprefix(f"{shard.name} "), shard.name, ids[-1])
+                    complete = False
+                    continue
+                self._check_pair(pair, shard, no_data)
+            bar.update(len(rows))
+        self.ids.append((shard.name, ids))
+        if len(checksums) == shard.rows and content_hash(checksums) != shard.content_hash:
+            self.note(
+                "content hash",
+                "error",
+                f"is {content_hash(checksums)} by its rows, but {shard.content_hash} is recorded: these are other "
+                "pairs, or in another order.",
+                shard.name,
+            )
+        if complete and no_data != shard.no_data_pixels:
+            self.note("no-data counts", "error", f"are {no_data}, recorded {shard.no_data_pixels}.", shard.name)
+
+    def _check_pair(self, pair: Pair, shard: ShardRecord, no_data: dict[str, int]) -> None:
+        found: dict[str, int] = {}
+        problems = [*problems_of_pair(pair, self.dataset.info, found)]
+        for sensor, count in found.items():
+            no_data[sensor] += count
+        if pair.split != shard.split:
+            problems.append(("places", f"says split {pair.split!r} in a file of {shard.split!r}."))
+        if pair.labels is not None:
+            self._seen.add("labels")
+        if pair.label_map is not None:
+            self._seen.add("label maps")
+            problems += _unknown_classes(pair.label_map, self.dataset.info)
+        for check, message in problems:
+            self.note(check, "error", message, shard.name, pair.id)
+        if not found:
+            return
+        kind = tuple((pixels.dtype.name, pixels.shape) for pixels in (pair.sar, pair.optical))
+        self._kinds[kind] += 1
+        self._first_of_kind.setdefault(kind, f"{shard.name}: {pair.id}")
+        if pair.sar.dtype.kind == "f" and np.isinf(pair.sar).any():
+            self.note("data", "warning", "sar holds infinite values: NaN means no data.", shard.name, pair.id)
+        for finding in self._sample.add(pair):
+            self._note_finding(finding, "warning", shard.name, pair.id)
+
+    def _note_finding(self, finding: Finding, severity: Severity, file: str = "", pair: str = "") -> None:
+        values = "SAR values" if finding.topic.startswith("sar") else "optical values"
+        self.note(_CHECK_OF_TOPIC.get(finding.topic, values), severity, str(finding), file, pair)
+
+    def _check_all_together(self) -> None:
+        if len(self._kinds) > 1:
+            (common, count), *rest = self._kinds.most_common()
+            others = (f"{_kind(kind)} in {number:,}, first {self._first_of_kind[kind]}" for kind, number in rest[:3])
+            self.note(
+                "arrays",
+                "warning",
+                "pairs differ in shape or dtype, so that batches cannot hold them together: "
+                f"{_kind(common)} in {count:,}; {'; '.join(others)}.",
+            )
+        if any(sar[1][1:] != optical[1][1:] for sar, optical in self._kinds):
+            message = "sar and optical patches are of different size: the processor wants one grid."
+            self.note("arrays", "warning", message)
+        for finding in self._sample.findings():
+            severity: Severity = "error" if finding.contradicts_units else "warning"
+            self._note_finding(dataclasses.replace(finding, seen=f"over all pairs: {finding.seen}"), severity)
+
+    def _row_groups(self, shard: ShardRecord) -> Iterator[tuple[RowsInMemory, list[dict[str, Any]]] | None]:
+        """Rows of each row group of a file and their values but for pixels; None, with a note, where unreadable."""
+        file = ShardFile(self.root, shard)
+        for number in range(len(shard.row_group_rows)):
+            try:
+                (group,) = file.read([number]).combine_chunks().to_batches()
+                small = group.select([name for name in group.schema.names if name not in IMAGES])
+                found = RowsInMemory(group, shard.name), small.to_pylist()
+            except DamagedShardError as error:
+                message = f"row group {number}: {self._of_file(error, shard)}"
+                self.note("row groups", "error", message, shard.name)
+                found = None
+            yield found
 
     def check_ids(self, others: Sequence[ShardRecord]) -> None:
         """Check that no two pairs have the same id, also in splits whose rows were not looked at."""
         for shard in others:
             try:
-                with self.filesystem.open(f"{self.folder}/{shard.name}", "rb") as file:
-                    parquet = pq.ParquetFile(file)
-                    for number in range(parquet.num_row_groups):
-                        check_decoded_size(parquet.metadata, number)
-                    self.ids.append((shard.name, parquet.read(["id"]).column("id").to_pylist()))
-            except UNREADABLE as error:
-                self.note("ids", "error", f"cannot be read, so ids are not compared with it: {error}.", shard.name)
+                table = ShardFile(self.root, shard).read(range(len(shard.row_group_rows)), ["id"])
+                self.ids.append((shard.name, table.column("id").to_pylist()))
+            except DamagedShardError as error:
+                message = f"cannot be compared with it: {self._of_file(error, shard)}"
+                self.note("ids", "error", message, shard.name)
         first: dict[str, str] = {}
         for name, ids in self.ids:
             for id in filter(None, ids):
@@ -267,3 +303,35 @@ def _differences(footer: pq.FileMetaData, shard: ShardRecord, dataset: DatasetIn
     for key, value in expected.items():
         if described.get(key) != value:
             yield f"says {key} {described.get(key)!r}, but dataset_info.json says {value!r}: of another preparation?"
+
+
+def _read_back(rows: RowsInMemory, row: int, values: dict[str, Any], info: PairsInfo) -> Pair:
+    """The pair of a row, decoded as for training. Raises DamagedShardError where it is not what was written."""
+    batch = decode_pairs([(rows, row)], info.optical_factors, packed=True)
+    optical: Any = batch["optical"][0].numpy()
+    if "optical_shape" in batch:
+        optical = NativeBands.unpack(optical, info.optical_factors, *batch["optical_shape"][1:])
+    small = {name: values[name] for name in ("id", "labels", "split", "crs", "transform", "sar_time", "optical_time")}
+    extra = {name: values[name] for name in info.extra_columns}
+    label_map = batch["label_map"][0].numpy() if "label_map" in batch else None
+    return Pair(sar=batch["sar"][0].numpy(), optical=optical, label_map=label_map, extra=extra, **small)
+
+
+def _unknown_classes(label_map: np.ndarray, info: PairsInfo) -> Iterator[tuple[str, str]]:
+    names, no_data = info.map_class_names, info.map_no_data
+    if not names or (label_map.min() >= 0 and label_map.max() < len(names)):
+        return
+    unknown = (label_map < 0) | (label_map >= len(names))
+    if no_data is not None:
+        unknown &= label_map != no_data
+    if unknown.any():
+        values = np.unique(label_map[unknown])[:5].tolist()
+        yield (
+            "label maps",
+            f"label map holds {values}, but there are classes 0 to {len(names) - 1}, no data {no_data}.",
+        )
+
+
+def _kind(kind: tuple[Any, Any]) -> str:
+    """Dtypes and shapes of the patches of a pair in words."""
+    return ", ".join(f"{name} {dtype} {shape}" for name, (dtype, shape) in zip(SENSORS, kind, strict=True))

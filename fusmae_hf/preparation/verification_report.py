@@ -15,9 +15,9 @@ CHECKS = {
     "columns": "names and types as the format says",
     "row groups": "can be read",
     "ids": "present, and unique over all splits",
-    "arrays": "dtype, shape and number of bytes agree, bands as described",
-    "checksums": "id and pixels of every pair are as they were written",
+    "checksums": "every pair can be read and is as it was written, id and pixels",
     "content hash": "the pairs of a shard are those recorded, in their order",
+    "arrays": "dtype, shape and bands as described, and the same in all pairs",
     "data": "both sensors have pixels with data; no infinite backscatter",
     "no-data counts": "pixels without data are as many as recorded",
     "labels": "scene labels are names of classes",
@@ -25,6 +25,7 @@ CHECKS = {
     "places": "transforms are six finite numbers; rows are of their file's split",
     "SAR values": "in the range of the declared units",
     "VV above VH": "in the mean of each pair",
+    "optical values": "in the range of the declared units",
     "optical offset": "the darkest pixels fit the declared offset",
 }
 """What is checked, in order, by name."""
@@ -33,6 +34,7 @@ QUICK = ("dataset_info.json", "files", "footers", "columns")
 """Checks that need no more than the footers."""
 
 EXAMPLES = 3
+"""Most problems of a check that the table names."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,13 +67,11 @@ class VerificationReport:
         folder: folder or URL.
         checked: the checks made, with what each looked at (`"3 files"`).
         problems: all of them, in the order found.
-        shown: most problems of a check that the table names.
     """
 
     folder: str
     checked: dict[str, str] = dataclasses.field(default_factory=dict)
     problems: list[Problem] = dataclasses.field(default_factory=list)
-    shown: int = EXAMPLES
 
     @property
     def errors(self) -> list[Problem]:
@@ -93,7 +93,7 @@ class VerificationReport:
         for check, extent in self.checked.items():
             found = [problem for problem in self.problems if problem.check == check]
             lines.append(f"{check:<19}{_result(found):<13}{extent:<16}{CHECKS[check]}")
-            for problem in found[: self.shown]:
+            for problem in found[:EXAMPLES]:
                 lines.append(
                     textwrap.fill(
                         f"{problem.severity}: {problem}",
@@ -104,8 +104,8 @@ class VerificationReport:
                         break_on_hyphens=False,
                     )
                 )
-            if len(found) > self.shown:
-                lines.append(f"      and {len(found) - self.shown:,} more")
+            if len(found) > EXAMPLES:
+                lines.append(f"      and {len(found) - EXAMPLES:,} more")
         left = [check for check in CHECKS if check not in self.checked]
         if left:
             lines += ["", textwrap.fill(f"Not checked: {', '.join(left)}.", 116)]

@@ -6,14 +6,12 @@ import multiprocessing
 import os
 import signal
 import threading
-import time
-import traceback
-from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
-from multiprocessing.connection import Connection, wait
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
 from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import pyarrow as pa
 import torch
@@ -35,8 +33,8 @@ GIVE_UP_AT_END_AFTER = 20
 Progress = Callable[[int, int], None]
 """Called with the number of pairs that were looked at since the last call, and how many of them were left out."""
 
-_REPORT_EVERY = 0.1
-"""Seconds between two reports of a worker."""
+_LOOK_EVERY = 0.1
+"""Seconds after which the main process looks how far the workers are."""
 
 _FAULTS_OF_THE_MACHINE = (errno.ENOSPC, errno.EDQUOT, errno.ENOMEM, errno.EMFILE, errno.ENFILE, errno.EROFS)
 """Numbers of `OSError` that say nothing about the pair that was being read."""
@@ -148,119 +146,70 @@ def write_files(
             f"The reader {type(reader).__qualname__} cannot be sent to other processes ({error}), so prepare with "
             "one: `--num-proc 1` (`num_proc=1`)."
         ) from error
-    yield from _Workers(work).run(files, min(num_proc, len(files)), progress)
+    yield from _write_in_workers(work, files, min(num_proc, len(files)), progress)
 
 
-class _Workers:
-    """Processes that write files. `run` ends them all, whatever happens."""
-
-    def __init__(self, work: bytes):
-        self._work = work
-        self._processes: dict[Connection, Any] = {}
-        self._writing: dict[Connection, PlannedFile] = {}
-
-    def run(self, files: Sequence[PlannedFile], number: int, progress: Progress) -> Iterator[FinishedFile]:
-        waiting = deque(files)
-        try:
-            self._start(number)
-            for connection in self._processes:
-                self._send(connection, self._work)
-                self._assign(connection, waiting)
-            while self._writing:
-                for ready in cast(list[Connection], wait(list(self._writing))):
-                    kind, content = self._receive(ready)
-                    if kind == "progress":
-                        progress(*content)
-                    elif kind == "finished":
-                        self._assign(ready, waiting)
-                        yield content
-                    else:
-                        error, trace = content
-                        error.add_note(trace)
-                        raise error
-        finally:
-            self._end()
-
-    def _start(self, number: int) -> None:
-        # Never by `fork` from this process, whose threads (torch, GDAL, pyarrow) a child would not have.
-        has_forkserver = "forkserver" in multiprocessing.get_all_start_methods()
-        context: Any = multiprocessing.get_context("forkserver" if has_forkserver else "spawn")
-        if has_forkserver:
-            context.set_forkserver_preload([__name__])  # imports the package once, not once a worker
-        for _ in range(number):
-            ours, theirs = context.Pipe()
-            process = context.Process(target=_work, args=(theirs,), daemon=True)
-            process.start()
-            theirs.close()
-            self._processes[ours] = process
-
-    def _assign(self, connection: Connection, waiting: deque[PlannedFile]) -> None:
-        self._writing.pop(connection, None)
-        if waiting:
-            self._writing[connection] = waiting.popleft()
-            self._send(connection, bytes(ForkingPickler.dumps(self._writing[connection])))
-
-    def _send(self, connection: Connection, content: bytes) -> None:
-        try:
-            connection.send_bytes(content)
-        except OSError as error:
-            raise self._died(connection) from error
-
-    def _receive(self, connection: Connection) -> tuple[str, Any]:
-        try:
-            return connection.recv()
-        except (EOFError, ConnectionError) as error:
-            raise self._died(connection) from error
-
-    def _died(self, connection: Connection) -> ChildProcessError:
-        process = self._processes[connection]
-        process.join(5)
-        code = process.exitcode
-        how = f"exit code {code}" if code is None or code >= 0 else f"signal {-code}, {signal.Signals(-code).name}"
-        file = self._writing.get(connection)
-        doing = f"was writing {file.name}" if file else "was starting"
-        hint = ""
-        if code == -signal.SIGKILL:
-            hint = " It may have run out of memory: then take fewer processes."
-        elif file is None:
-            hint = " A script that prepares with several processes must do so under `if __name__ == '__main__':`."
-        return ChildProcessError(
-            f"The worker process that {doing} ended without a word ({how}).{hint} Finished files are kept: run the "
-            "same command again to go on."
-        )
-
-    def _end(self) -> None:
-        for connection, process in self._processes.items():
-            connection.close()
+def _write_in_workers(
+    work: bytes, files: Sequence[PlannedFile], processes: int, progress: Progress
+) -> Iterator[FinishedFile]:
+    """Write files in so many processes, all of which have ended afterwards, whatever happens."""
+    # Never by `fork` from this process, whose threads (torch, GDAL, pyarrow) a child would not have.
+    has_forkserver = "forkserver" in multiprocessing.get_all_start_methods()
+    context: Any = multiprocessing.get_context("forkserver" if has_forkserver else "spawn")
+    if has_forkserver:
+        context.set_forkserver_preload([__name__])  # imports the package once, not once a worker
+    board = context.RawArray("q", 3 * len(files))
+    others, workers, pending, seen = multiprocessing.active_children(), list[Any](), set[Any](), (0, 0)
+    pool = ProcessPoolExecutor(processes, context, _begin_worker, (work, board))
+    try:
+        pending |= {pool.submit(_write_in_worker, file, place) for place, file in enumerate(files)}
+        workers += (process for process in multiprocessing.active_children() if process not in others)
+        while pending:
+            done, pending = wait(pending, _LOOK_EVERY, FIRST_COMPLETED)
+            now = sum(board[1::3]), sum(board[2::3])
+            if now != seen:
+                progress(now[0] - seen[0], now[1] - seen[1])
+                seen = now
+            for future in done:
+                yield future.result()
+    except BrokenProcessPool as error:
+        pool.shutdown()
+        raise _died(workers, {pid: file for file, pid in zip(files, board[::3], strict=True) if pid}) from error
+    finally:
+        for process in workers if pending else ():
             process.terminate()
-        for process in self._processes.values():
-            process.join(5)
-            if process.exitcode is None:
-                process.kill()
-                process.join()
+        pool.shutdown(cancel_futures=True)
 
 
-def _work(connection: Connection) -> None:
-    """Main function of a worker: receives the reader and options, then file after file, until the pipe is closed."""
+def _died(workers: Sequence[Any], writing: dict[int, PlannedFile]) -> ChildProcessError:
+    """The error for a worker that ended without a word, whereupon the pool terminated the others."""
+    ended = [worker for worker in workers if worker.exitcode not in (None, 0, -signal.SIGTERM)] or [*workers]
+    code, file = (ended[0].exitcode, writing.get(ended[0].pid)) if ended else (None, None)
+    how = f"exit code {code}" if code is None or code >= 0 else f"signal {-code}, {signal.Signals(-code).name}"
+    hint = ""
+    if code == -signal.SIGKILL:
+        hint = " It may have run out of memory: then take fewer processes."
+    elif file is None:
+        hint = " A script that prepares with several processes must do so under `if __name__ == '__main__':`."
+    return ChildProcessError(
+        f"The worker process that {f'was writing {file.name}' if file else 'was starting'} ended without a word "
+        f"({how}).{hint} Finished files are kept: run the same command again to go on."
+    )
+
+
+_work: tuple[PairReader, WritingOptions]
+_board: Any
+"""Of a worker. The board has three numbers a file, which the main process reads: the worker that is writing it, the
+pairs that were looked at, and how many of them were left out."""
+
+
+def _begin_worker(work: bytes, board: Any) -> None:
+    global _work, _board
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to all processes; the main one ends this one
     threading.Thread(target=_end_with_parent, daemon=True).start()
     torch.set_num_threads(1)
     pa.set_cpu_count(1)
-    reader, options = ForkingPickler.loads(connection.recv_bytes())
-    report = _Reports(connection)
-    while True:
-        try:
-            file = ForkingPickler.loads(connection.recv_bytes())
-        except EOFError:
-            return
-        try:
-            finished = write_file(reader, file, options, report)
-        except Exception as error:
-            trace = traceback.format_exc()
-            connection.send(("failed", (_picklable(error), trace)))
-            return
-        report.send()
-        connection.send(("finished", finished))
+    _work, _board = ForkingPickler.loads(work), board
 
 
 def _end_with_parent() -> None:
@@ -271,26 +220,13 @@ def _end_with_parent() -> None:
         os._exit(1)
 
 
-class _Reports:
-    """`Progress` that is sent to the main process, but not pair by pair."""
+def _write_in_worker(file: PlannedFile, place: int) -> FinishedFile:
+    def progress(pairs: int, left_out: int) -> None:
+        _board[3 * place + 1] += pairs
+        _board[3 * place + 2] += left_out
 
-    def __init__(self, connection: Connection):
-        self._connection, self._pairs, self._left_out, self._sent = connection, 0, 0, time.monotonic()
-
-    def __call__(self, pairs: int, left_out: int) -> None:
-        self._pairs, self._left_out = self._pairs + pairs, self._left_out + left_out
-        if time.monotonic() - self._sent >= _REPORT_EVERY:
-            self.send()
-
-    def send(self) -> None:
-        self._connection.send(("progress", (self._pairs, self._left_out)))
-        self._pairs, self._left_out, self._sent = 0, 0, time.monotonic()
-
-
-def _picklable(error: Exception) -> Exception:
-    """The error if it survives the way to another process, or one that says the same."""
-    try:
-        ForkingPickler.loads(ForkingPickler.dumps(error))
-    except Exception:  # pickling runs code of the error's own class, which may raise anything
-        return RuntimeError(f"{type(error).__name__}: {error}")
-    return error
+    reader, options = _work
+    _board[3 * place] = os.getpid()
+    finished = write_file(reader, file, options, progress)
+    _board[3 * place] = 0
+    return finished

@@ -160,7 +160,7 @@ def test_a_warning_is_a_paragraph_and_not_a_line_of_code(reben, tmp_path, capsys
         shutil.move(tmp_path / "vv", vh)
     assert main(["prepare", "reben", str(root), str(tmp_path / "out")]) == 0
     error = capsys.readouterr().err
-    assert error.startswith("Warning: Bands swapped?")
+    assert error.startswith("Warning: reben, over 3 pairs: SAR: mean VH")
     assert "warnings.warn" not in error
 
 

@@ -269,6 +269,14 @@ MISTAKES = {
         lambda sar, optical: {"sar": np.where(np.eye(16, dtype=bool), -9999, sar)},
         r"sar_nodata=-9999), or set these pixels to NaN.",
     ),
+    "marks above SAR": (
+        lambda sar, optical: {"sar": np.where(np.eye(16, dtype=bool), 9999, sar)},
+        r"sar_nodata=9999), or set these pixels to NaN.",
+    ),
+    "negative power": (
+        lambda sar, optical: {"sar": np.where(np.eye(16, dtype=bool), -1e-3, 10 ** (sar / 10)), "sar_units": "linear"},
+        "32 values are negative, to -0.001: they count as no data",
+    ),
     "normalised SAR": (lambda sar, optical: {"sar": (sar + 15.5) / 5}, "looks normalised already: load the processor"),
     "normalised optical": (
         lambda sar, optical: {"optical": normalised(optical)},

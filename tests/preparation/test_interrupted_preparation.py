@@ -14,14 +14,23 @@ import pytest
 from fusmae_hf.cli.main import main
 from fusmae_hf.data.pairs import Pair, PairsInfo
 from fusmae_hf.errors import PairError
-from fusmae_hf.preparation import work as preparation_tasks
-from fusmae_hf.preparation.plan import plan_preparation
-from fusmae_hf.preparation.prepare import prepare
-from fusmae_hf.preparation.state import merge_parts
+from fusmae_hf.prepare.plan import plan_preparation
+from fusmae_hf.prepare.preparation import prepare
+from fusmae_hf.prepare.state import merge_parts
+from fusmae_hf.prepare.work import WritingOptions, write_files
 from fusmae_hf.shards.dataset_info import read_dataset_info, read_left_out
 
 SIZES = {"rows_per_shard": 6, "row_group_rows": 2}
 """Six files in all: four of train, one each of validation and test."""
+
+PLANNED = SIZES | {
+    "limit": None,
+    "hold_out": 0,
+    "seed": 0,
+    "keep_order": False,
+    "max_no_data": 1,
+    "reader_options": {},
+}
 
 
 class Numbered:
@@ -183,9 +192,7 @@ def test_a_worker_that_is_killed_is_named_by_its_file_and_costs_only_that(tmp_pa
     begin(tmp_path / "out")
     reader = Numbered(die_at=die_at, survived=tmp_path / "survived")
     (tmp_path / "begun").unlink()
-    plan = plan_preparation(
-        reader, limit=None, hold_out=0, seed=0, keep_order=False, max_no_data=1, reader_options={}, **SIZES
-    )
+    plan = plan_preparation(reader, **PLANNED)
     name = next(file.name for file in plan.files if die_at in file.indices)
     (tmp_path / "begun").touch()
     with pytest.MonkeyPatch.context() as patch:
@@ -349,15 +356,11 @@ def test_a_merge_without_all_parts_names_those_that_are_missing(tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-def test_a_merge_of_parts_of_different_plans_is_refused(tmp_path):
+def test_a_merge_of_something_else_is_refused(tmp_path):
     prepare(Numbered(), tmp_path / "1", part=(1, 2), **SIZES)
     prepare(Numbered(), tmp_path / "2", part=(2, 2), seed=1, **SIZES)
     with pytest.raises(ValueError, match="are not parts of one preparation: `seed` was 0 and is 1 now"):
         merge_parts(tmp_path / "out", [tmp_path / "1", tmp_path / "2"])
-
-
-def test_a_merge_of_something_else_is_refused(tmp_path):
-    prepare(Numbered(), tmp_path / "1", part=(1, 2), **SIZES)
     (tmp_path / "empty").mkdir()
     with pytest.raises(FileNotFoundError, match="empty holds no part of a preparation"):
         merge_parts(tmp_path / "out", [tmp_path / "1", tmp_path / "empty"])
@@ -398,21 +401,22 @@ def test_going_on_with_other_arguments_is_refused(tmp_path, arguments, message, 
     prepare(Numbered(), tmp_path, overwrite=True, **SIZES | arguments)
 
 
-def test_going_on_with_other_pixels_is_refused(tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"brightness": -1}, r"the pixels of pair-\d+ are not the same"),
+        ({"ids": Numbered().ids[:-1]}, "number of pairs found was 30 and is 29 now"),
+        (
+            {"split_of": lambda index: ("train", "test")[index % 2]},
+            "the pairs found, or their splits, are not the same",
+        ),
+    ],
+)
+def test_going_on_with_other_pixels_pairs_or_splits_is_refused(tmp_path, changed, message):
     prepare(Numbered(), tmp_path, part=(1, 2), **SIZES)
-    monkeypatch.setattr(Numbered, "brightness", -1)
-    with pytest.raises(FileExistsError, match=r"the pixels of pair-\d+ are not the same"):
-        prepare(Numbered(), tmp_path, **SIZES)
-
-
-def test_going_on_with_other_pairs_or_splits_is_refused(tmp_path):
-    prepare(Numbered(), tmp_path, part=(1, 2), **SIZES)
-    fewer, other = Numbered(), Numbered()
-    del fewer.ids[-1]
-    other.split_of = lambda index: ("train", "test", "train", "validation", "train", "train")[index % 6]
-    with pytest.raises(FileExistsError, match="number of pairs found was 30 and is 29 now"):
-        prepare(fewer, tmp_path, **SIZES)
-    with pytest.raises(FileExistsError, match="the pairs found, or their splits, are not the same"):
+    other = Numbered()
+    vars(other).update(changed)
+    with pytest.raises(FileExistsError, match=message):
         prepare(other, tmp_path, **SIZES)
 
 
@@ -446,15 +450,9 @@ def test_a_reader_that_cannot_be_sent_to_workers_is_named(tmp_path):
 
 def test_progress_counts_every_pair_and_those_left_out(tmp_path, processes):
     reader, counted = Numbered(), []
-    plan = plan_preparation(
-        reader, limit=None, hold_out=0, seed=0, keep_order=False, max_no_data=1, reader_options={}, **SIZES
-    )
-    options = preparation_tasks.WritingOptions(tmp_path, "", "1/1", 2, 1.0, False, "skip")
+    plan = plan_preparation(reader, **PLANNED)
+    options = WritingOptions(tmp_path, "", "1/1", 2, 1.0, False, "skip")
     for num_proc in (1, 2):
         counted.clear()
-        list(
-            preparation_tasks.write_files(
-                reader, plan.files, options, num_proc, lambda pairs, left_out: counted.append((pairs, left_out))
-            )
-        )
+        list(write_files(reader, plan.files, options, num_proc, lambda *counts: counted.append(counts)))
         assert np.sum(counted, axis=0).tolist() == [30, 4]

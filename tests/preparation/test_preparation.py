@@ -8,10 +8,11 @@ import pytest
 
 from fusmae_hf.data.native_resolution import NativeBands
 from fusmae_hf.data.pairs import Pair, PairsInfo
+from fusmae_hf.data.plausibility import check_plausible
 from fusmae_hf.errors import PairError
-from fusmae_hf.preparation.plan import plan_preparation
-from fusmae_hf.preparation.prepare import HOPELESS_AFTER, check_plausible, prepare
-from fusmae_hf.preparation.work import GIVE_UP_AFTER, GIVE_UP_AT_END_AFTER
+from fusmae_hf.prepare.plan import plan_preparation
+from fusmae_hf.prepare.preparation import HOPELESS_AFTER, prepare
+from fusmae_hf.prepare.work import GIVE_UP_AFTER, GIVE_UP_AT_END_AFTER
 from fusmae_hf.shards.dataset_info import LeftOut, count_reasons, read_dataset_info, read_left_out
 
 INFO = PairsInfo(
@@ -279,19 +280,13 @@ def test_where_the_folder_came_from_is_noted_in_it(tmp_path):
     assert noted["num_pairs"] == 4
 
 
-def test_preparing_can_stop_at_the_first_failure_and_then_leaves_nothing(tmp_path):
-    pairs = [make_pair(), PairError("B03.tif: cannot be read")]
-    with pytest.raises(PairError, match=r"B03\.tif: cannot be read"):
-        prepare(ListedPairs(pairs), tmp_path / "out", on_error="stop")
-    assert not list(tmp_path.rglob("*.parquet"))
-
-
-def test_preparing_can_stop_at_a_failure_further_on_and_goes_on_from_there(tmp_path):
+def test_preparing_can_stop_at_a_failure_and_goes_on_from_there(tmp_path):
     pairs = [make_pair() for _ in range(40)] + [PairError("B03.tif: cannot be read")]
     options = {"rows_per_shard": 20, "keep_order": True, "on_error": "stop"}
-    with pytest.raises(PairError, match=r"B03\.tif: cannot be read"):
-        prepare(ListedPairs(pairs), tmp_path, **options)
-    assert len(list(tmp_path.rglob("*.parquet"))) == 2
+    for tried, files in ((pairs[39:], 0), (pairs, 2)):
+        with pytest.raises(PairError, match=r"B03\.tif: cannot be read"):
+            prepare(ListedPairs(tried), tmp_path, overwrite=True, **options)
+        assert len(list(tmp_path.rglob("*.parquet"))) == files
     pairs[-1] = make_pair()
     report = prepare(ListedPairs(pairs), tmp_path, **options)
     assert (report.files_kept, report.files_written) == (2, 1)
@@ -329,13 +324,8 @@ def test_an_archive_that_disappears_is_noticed_and_the_file_is_not_taken_for_fin
     assert prepare(reader, tmp_path, rows_per_shard=100).dataset.rows("train") == 300
 
 
-def test_no_readable_pair_at_all_is_an_error_with_the_last_reasons(tmp_path):
+def test_no_readable_pair_at_all_is_an_error_with_the_last_reasons_and_a_later_try_starts_anew(tmp_path):
     with pytest.raises(ValueError, match=r"no pair could be written.*p000: a\.tif: gone"):
-        prepare(ListedPairs([PairError("a.tif: gone")]), tmp_path)
-
-
-def test_a_later_try_after_nothing_could_be_written_starts_anew(tmp_path):
-    with pytest.raises(ValueError, match="no pair could be written"):
         prepare(ListedPairs([PairError("a.tif: gone")]), tmp_path)
     assert prepare(ListedPairs([make_pair()]), tmp_path).dataset.rows("train") == 1
 
@@ -353,10 +343,13 @@ def test_an_interruption_leaves_only_complete_files_and_no_dataset_info(tmp_path
     assert pq.read_table(tmp_path / files[0]).num_rows == 40
 
 
-def test_a_folder_that_is_not_empty_is_refused(tmp_path):
+@pytest.mark.parametrize(
+    ("out", "message"), [("", r"is not empty.*`--overwrite`"), ("notes.txt", "notes.txt is a file")]
+)
+def test_a_place_that_holds_something_else_is_refused(tmp_path, out, message):
     (tmp_path / "notes.txt").write_text("mine")
-    with pytest.raises(FileExistsError, match=r"is not empty.*`--overwrite`"):
-        prepare(ListedPairs([make_pair()]), tmp_path)
+    with pytest.raises(FileExistsError, match=message):
+        prepare(ListedPairs([make_pair()]), tmp_path / out)
 
 
 def test_overwriting_replaces_shards_and_keeps_other_files(tmp_path):
@@ -373,12 +366,6 @@ def test_overwriting_replaces_shards_and_keeps_other_files(tmp_path):
         "train-00000-of-00001.parquet",
     ]
     assert len(stored_ids(tmp_path, "train")) == 3
-
-
-def test_a_file_in_place_of_the_folder_is_refused(tmp_path):
-    (tmp_path / "out").write_text("")
-    with pytest.raises(FileExistsError, match="is a file"):
-        prepare(ListedPairs([make_pair()]), tmp_path / "out")
 
 
 @pytest.mark.parametrize(
@@ -416,27 +403,28 @@ def test_an_unknown_split_is_named(tmp_path):
     ],
 )
 def test_plausible_values_pass_without_a_word(pair, info):
-    check_plausible([pair], info)
+    check_plausible([pair] * 4, info)
 
 
 @pytest.mark.parametrize(
     ("pair", "info", "message"),
     [
-        (make_pair(vv=-19, vh=-12), INFO, r"Bands swapped\? VH \(mean -1[12]"),
-        (make_pair(dn=1400), INFO, r"Offset forgotten\?.*`--optical-offset 1000`"),
-        (make_pair(dn=200), replace(INFO, optical_offset=1000), r"Offset declared in vain\?"),
+        (make_pair(vv=-19, vh=-12), INFO, r"made-up, over 4 pairs: SAR: mean VH \(-1[12].* bands swapped\?"),
+        (make_pair(dn=1400), INFO, r"optical_offset=1000 if yours do.*`--optical-offset`"),
+        (make_pair(dn=200), replace(INFO, optical_offset=1000), "100% of the pixels lie below the declared offset"),
+        (make_pair(vv=-1200, vh=-1900), INFO, "Were dB multiplied by 100"),
     ],
 )
 def test_implausible_values_are_warned_of(pair, info, message):
     with pytest.warns(UserWarning, match=message):
-        check_plausible([pair], info)
+        check_plausible([pair] * 4, info)
 
 
 def test_no_data_pixels_do_not_hide_a_forgotten_offset():
     pair = make_pair(dn=1400)
     pair.optical[:, :4] = 0
-    with pytest.warns(UserWarning, match="Offset forgotten"):
-        check_plausible([pair], INFO)
+    with pytest.warns(UserWarning, match="optical_offset=1000"):
+        check_plausible([pair] * 8, INFO)
 
 
 @pytest.mark.parametrize(
@@ -444,9 +432,10 @@ def test_no_data_pixels_do_not_hide_a_forgotten_offset():
     [
         (make_pair(vv=3, vh=2), INFO, r"looks like linear power.*10\*log10"),
         (make_pair(), replace(INFO, sar_units="linear"), "looks like dB"),
+        (make_pair(), replace(INFO, optical_units="reflectance"), "looks like digital numbers"),
     ],
 )
-def test_sar_values_that_contradict_their_units_stop_before_anything_is_written(tmp_path, pair, info, message):
+def test_values_that_contradict_their_units_stop_before_anything_is_written(tmp_path, pair, info, message):
     reader = ListedPairs([pair])
     reader.info = info
     with pytest.raises(ValueError, match=message):
@@ -456,6 +445,6 @@ def test_sar_values_that_contradict_their_units_stop_before_anything_is_written(
 
 def test_a_warning_comes_once_however_many_pairs_and_splits(tmp_path, recwarn):
     reader = ListedPairs([make_pair(vv=-19, vh=-12, split=split) for split in ["train", "test"] * 40])
-    with pytest.warns(UserWarning, match="Bands swapped") as caught:
+    with pytest.warns(UserWarning, match="bands swapped") as caught:
         prepare(reader, tmp_path)
     assert len(caught) == 1
