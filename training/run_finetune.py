@@ -19,7 +19,6 @@ from typing import Any
 
 from transformers import EarlyStoppingCallback, set_seed
 
-from fusmae_hf.hub.checkpoints import CheckpointNotWrittenError
 from fusmae_hf.hub.finetuned_card import write_fine_tuned_card
 from fusmae_hf.shards.loading import PairDataset
 from fusmae_hf.training.arguments import PairArguments, parse_arguments
@@ -39,13 +38,18 @@ from fusmae_hf.training.finetuning.score_intervals import score_intervals
 from fusmae_hf.training.finetuning.score_tables import class_table, finished_run, score_table, write_summary
 from fusmae_hf.training.finetuning.tasks import FineTuningTask
 from fusmae_hf.training.finetuning.trainer import FineTuningTrainer
+from fusmae_hf.training.loop.checkpoints import CheckpointNotWrittenError
 from fusmae_hf.training.loop.nonfinite import NonFiniteError
-from fusmae_hf.training.loop.output_folder import require_writable
-from fusmae_hf.training.loop.pair_trainer import what_is_read
 from fusmae_hf.training.loop.processes import check_same_everywhere, in_turn, lost_processes_explained
-from fusmae_hf.training.loop.records import checkpoint_to_resume, content_of, explained, run_record, tensorboard_in
+from fusmae_hf.training.loop.records import (
+    explained,
+    require_writable,
+    run_record,
+    tensorboard_in,
+)
+from fusmae_hf.training.loop.resuming import checkpoint_to_resume
 from fusmae_hf.training.loop.signals import ends_by_signal
-from fusmae_hf.training.sources import augmentation_of, open_splits
+from fusmae_hf.training.sources import augmentation_of, content_of, open_splits, what_is_read
 
 # What changes the outcome of a run, among the arguments that it shares with every Trainer.
 _DECISIVE = (
@@ -154,7 +158,7 @@ def run(plan: Plan, arguments: FineTuningArguments) -> dict[str, dict[str, Any]]
     set_seed(arguments.seed)
     with explained():
         trainer = make_trainer(plan, arguments)
-        trainer._get_train_sampler()  # too few pairs for a batch are found here, before anything is started
+        trainer.train_sampler()  # too few pairs for a batch are found here, before anything is started
         trainer.try_batch()
         checkpoint = checkpoint_to_resume(arguments)
         trainer.check_checkpoint(checkpoint)

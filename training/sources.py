@@ -1,6 +1,8 @@
-"""Opens what a user names as data: shards, an archive that is prepared first, or the embedded default."""
+"""What a user names as data: opened, prepared first where it is an archive, compared, and identified."""
 
+import copy
 import hashlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -115,3 +117,49 @@ def _prepared(reader: PairReader, folder: Path, hold_out: float = 0.0) -> Path:
     else:
         print(prepare(reader, folder, hold_out=hold_out))
     return folder
+
+
+def packed(datasets: Any, factors: Sequence[int]) -> Any:
+    """The same datasets, optical bands left in their own resolution: they are brought onto one grid on the device.
+
+    Datasets that are not stored with the resolutions of training, `factors`, give their bands on one grid already.
+    """
+    if isinstance(datasets, dict):
+        return {name: packed(dataset, factors) for name, dataset in datasets.items()}
+    if datasets is not None:
+        datasets = copy.copy(datasets)
+        datasets.packed = tuple(datasets.info.optical_factors) == tuple(factors)
+    return datasets
+
+
+def has_no_data(dataset: PairDataset) -> bool:
+    """Whether pixels of the dataset lack data."""
+    return any(dataset.dataset_info.no_data_pixels(dataset.split).values())
+
+
+def check_same_sensors(datasets: Sequence[PairDataset]) -> None:
+    """Raise a ValueError unless all datasets agree in bands, units and offset, which one processor then undoes."""
+    first = datasets[0].info
+    for dataset in datasets[1:]:
+        for name in ("sar_bands", "optical_bands", "sar_units", "optical_units", "optical_offset"):
+            if getattr(dataset.info, name) != getattr(first, name):
+                raise ValueError(
+                    f"{datasets[0].root} and {dataset.root} differ in {name}: {getattr(first, name)} and "
+                    f"{getattr(dataset.info, name)}. Prepare them alike, or train on one of them."
+                )
+
+
+def content_of(pairs: PairDataset) -> str:
+    """Hash of the pairs of a split, as 16 hexadecimal digits."""
+    shards = pairs.dataset_info.shards(pairs.split)
+    return hashlib.sha256("".join(shard.content_hash for shard in shards).encode()).hexdigest()[:16]
+
+
+def what_is_read(dataset: PairDataset, name: str) -> dict[str, Any]:
+    """What must be the same in all processes that read the same pairs for `name`."""
+    of = f"split {dataset.split} for {name}"
+    return {
+        f"the files left out of {of}": sorted(dataset.bad_files),
+        f"the number of pairs in {of}": len(dataset),
+        f"the content of {of}": content_of(dataset),
+    }

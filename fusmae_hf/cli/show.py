@@ -195,7 +195,7 @@ def read_log_history(run: Path) -> list[dict[str, float]]:
         FileNotFoundError: there is no record.
         ValueError: a record is damaged, or it is not of a pretraining.
     """
-    from fusmae_hf.hub.checkpoints import checkpoints_in
+    from fusmae_hf.hub.checkpoint_loading import checkpoints_in
 
     files = [folder / "trainer_state.json" for folder in (run, *(checkpoints_in(run) if run.is_dir() else []))]
     file = next((file for file in files if file.is_file()), None)

@@ -16,7 +16,8 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 
-from fusmae_hf.hub.checkpoints import checkpoints_in, settle
+from fusmae_hf.hub.checkpoint_loading import checkpoints_in
+from fusmae_hf.training.loop.checkpoints import settle
 from fusmae_hf.training.loop.signals import EXIT_CODE
 
 from .disturbed_runs import (

@@ -17,8 +17,8 @@ from fusmae_hf.training.finetuning.arguments import FineTuningArguments
 from fusmae_hf.training.finetuning.labels import quantity_scale, read_targets
 from fusmae_hf.training.finetuning.tasks import FineTuningTask
 from fusmae_hf.training.finetuning.trainer import FineTuningTrainer
-from fusmae_hf.training.pretraining.trainer import FusMAETrainer
 from fusmae_hf.training.run_finetune import main
+from fusmae_hf.training.run_pretrain import FusMAETrainer
 
 from .labelled_pairs import INFO, write_labelled
 

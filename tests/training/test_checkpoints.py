@@ -17,14 +17,14 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import EarlyStoppingCallback, Trainer, TrainerCallback
 
-from fusmae_hf.hub import checkpoints
-from fusmae_hf.hub.checkpoints import CheckpointNotWrittenError, problem_of, settle, surplus
 from fusmae_hf.prepare.preparation import prepare
 from fusmae_hf.shards import streamed as streamed_reading
 from fusmae_hf.shards.loading import PairDataset, load_pairs
 from fusmae_hf.simulation.pairs import SimulatedPairs, SimulationOptions
 from fusmae_hf.training.arguments import PretrainingArguments
-from fusmae_hf.training.loop.records import checkpoint_to_resume
+from fusmae_hf.training.loop import checkpoints
+from fusmae_hf.training.loop.checkpoints import CheckpointNotWrittenError, problem_of, settle, surplus
+from fusmae_hf.training.loop.resuming import checkpoint_to_resume
 from fusmae_hf.training.run_pretrain import main
 
 from .conftest import QUICK, SMALL
@@ -101,7 +101,7 @@ def write_until_killed(folder, sound, operation):
         checkpoint = folder / "checkpoint-2"
         written = checkpoints.begin(checkpoint) / checkpoint.name
         shutil.copytree(sound, written, ignore=shutil.ignore_patterns("manifest.json"))
-        checkpoints.seal(written, step=2, processes=1, global_batch_size=8, run={})
+        checkpoints.seal(written, {"step": 2, "run": {}})
         checkpoints.put_in_place(checkpoint)
         if previous:
             checkpoints.discard(folder / previous)
@@ -159,7 +159,6 @@ def test_an_upload_in_the_background_finds_the_checkpoint_in_place(tmp_path, mak
     monkeypatch.setattr(
         Trainer, "_push_from_checkpoint", lambda self, folder: pushed.append((folder, problem_of(Path(folder))))
     )
-    monkeypatch.setattr(Trainer, "_finish_current_push", lambda self: None)
     trainer.args.push_to_hub = True
     trainer.train()
     assert pushed == [(str(tmp_path / f"checkpoint-{step}"), None) for step in (2, 4)]
@@ -260,8 +259,8 @@ def cut_without_manifest(checkpoint):
 def reseal(checkpoint):
     manifest = json.loads((checkpoint / "manifest.json").read_text())
     (checkpoint / "manifest.json").unlink()
-    kept = {key: manifest[key] for key in ("step", "processes", "global_batch_size", "run")}
-    checkpoints.seal(checkpoint, **kept)
+    facts = ("step", "processes", "global_batch_size", "run", "progress")
+    checkpoints.seal(checkpoint, {name: manifest[name] for name in facts})
 
 
 def change_recorded_seed(checkpoint):

@@ -5,7 +5,7 @@ import subprocess
 
 import pytest
 
-from fusmae_hf.training.loop.output_folder import require_writable
+from fusmae_hf.training.loop.records import require_writable
 from fusmae_hf.training.run_finetune import main as finetune
 from fusmae_hf.training.run_pretrain import main as pretrain
 from fusmae_hf.training.run_probe import main as probe

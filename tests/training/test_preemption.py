@@ -22,7 +22,7 @@ from fusmae_hf.training.loop.signals import (
     EXIT_CODE,
     ORPHANED,
     Preempted,
-    SignalWatch,
+    Preemption,
     UnpreemptedWorker,
     ends_by_signal,
     held_back,
@@ -223,7 +223,7 @@ def test_interrupting_from_the_keyboard_stays_what_it_was(tmp_path, make_trainer
         signal.signal(signal.SIGINT, before)
 
 
-@pytest.mark.parametrize(("context", "dies"), [(ends_by_signal, True), (SignalWatch().watching, False)])
+@pytest.mark.parametrize(("context", "dies"), [(ends_by_signal, True), (Preemption(None).watching, False)])
 def test_forked_processes_die_of_the_signal_unless_training_goes_on(context, dies):
     with context():
         child = os.fork()

@@ -16,7 +16,7 @@ from fusmae_hf.training.finetuning.collation import LabelCollator
 from fusmae_hf.training.finetuning.labels import PairSubset
 from fusmae_hf.training.finetuning.metrics import TaskMetrics, predictions_of
 from fusmae_hf.training.finetuning.tasks import FineTuningTask
-from fusmae_hf.training.loop.pair_trainer import PairTrainer
+from fusmae_hf.training.loop.trainer import PairTrainer
 from fusmae_hf.vocabulary import Sensors
 
 _ENCODER_PART = re.compile(r"(?:^|\.)fusmae\.(?:(embeddings)|(fusion)|layers\.(\d+))\.")
@@ -170,7 +170,7 @@ class FineTuningTrainer(PairTrainer):
         number = min(len(self.pairs), self.args.per_device_train_batch_size)
         model = cast(PreTrainedModel, self.model).eval()
         with torch.no_grad(), self.compute_loss_context_manager():
-            model(**self._prepare_inputs(self.collator(self.pairs.__getitems__(range(number)))))
+            model(**self.model_inputs(self.collator(self.pairs.__getitems__(range(number)))))
 
     def training_step(self, model, inputs, num_items_in_batch=None):
         """One batch. Stochastic depth draws from seed, step, batch and process: random numbers restored with a
@@ -187,7 +187,7 @@ class FineTuningTrainer(PairTrainer):
     def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
         """Loss of a held-out batch, and what `predictions_of` keeps of it."""
         replaced = inputs.get("replaced")
-        inputs = self._prepare_inputs(inputs)
+        inputs = self.model_inputs(inputs)
         with torch.no_grad(), self.compute_loss_context_manager():
             outputs = model(**inputs)
             loss = self.held_out_loss(model, inputs, outputs)

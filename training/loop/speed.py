@@ -6,15 +6,11 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from accelerate.utils import gather_object
-from torch.utils.data import DataLoader
-from transformers import TrainerCallback
-
-if TYPE_CHECKING:
-    from fusmae_hf.training.loop.pair_trainer import PairTrainer
+from transformers import Trainer, TrainerCallback
 
 _PEAK_SIZE = {"cpu": 1024, "cuda": 8192}
 """Rows of the square matrices whose product gives the peak, by kind of device."""
@@ -82,7 +78,7 @@ class SpeedCallback(TrainerCallback):
     that was left out because it was not finite count.
 
     Args:
-        trainer: calls `fetching` around what fetches the batches of a step, and puts `report` into its logs.
+        trainer: fetches the batches of a step in `waiting`, calls `count`, and puts `report` into its logs.
 
     Attributes:
         clock: gives seconds.
@@ -90,7 +86,7 @@ class SpeedCallback(TrainerCallback):
             measured when training begins.
     """
 
-    def __init__(self, trainer: "PairTrainer"):
+    def __init__(self, trainer: Trainer):
         self.trainer = trainer
         self.clock: Callable[[], float] = time.perf_counter
         self.matrix_peak = 0.0
@@ -117,41 +113,16 @@ class SpeedCallback(TrainerCallback):
         self.on_step_end(args, state, control)
 
     @contextmanager
-    def fetching(self) -> Iterator[Callable[[list[dict[str, Any]]], None]]:
-        """Around what fetches the batches of a step; gives a function to be told of them."""
+    def waiting(self) -> Iterator[None]:
+        """Around what fetches the batches of a step: the clock runs from here on, and this is waiting for data."""
+        start = self.clock()
         if self._running_since is None:
-            self._running_since = self.clock()
-        made = DataLoader.__iter__
+            self._running_since = start
+        yield
+        self._since_log.waited += self.clock() - start
 
-        def timed(loader: DataLoader) -> Any:
-            return self._timed(made, loader)
-
-        # The loader of a resumed epoch is made by accelerate and reaches nobody before it is iterated over.
-        DataLoader.__iter__ = timed  # type: ignore[method-assign]
-        try:
-            yield self._count
-        finally:
-            DataLoader.__iter__ = made  # type: ignore[method-assign]
-
-    def _timed(self, made: Callable[[DataLoader], Iterator], loader: DataLoader) -> Iterator:
-        """What a loader gives; the time that it takes for that, starting its workers included, is noted.
-
-        accelerate then moves a batch to the device, for which the host waits until the device has done all earlier
-        work: that is no waiting for data.
-        """
-        batches = None
-        while True:
-            start = self.clock()
-            try:
-                batches = made(loader) if batches is None else batches
-                batch = next(batches)
-            except StopIteration:
-                return
-            finally:
-                self._since_log.waited += self.clock() - start
-            yield batch
-
-    def _count(self, batches: list[dict[str, Any]]) -> None:
+    def count(self, batches: list[dict[str, Any]]) -> None:
+        """Count the batches of a step."""
         for batch in batches:
             self._since_log.pairs += len(batch["row"])
             self._since_log.flops += self.trainer.floating_point_ops(batch)
@@ -168,8 +139,9 @@ class SpeedCallback(TrainerCallback):
         Returns:
             `pairs_per_second`, of all processes together; `mfu` (model FLOPs utilisation, Chowdhery et al., 2022,
             arXiv 2204.02311), FLOP/s of the model's matrix products over `matrix_peak` of all processes, where the
-            Trainer knows the FLOPs of a batch; `data_wait_share`, the share of the time that the process which waited
-            longest spent in its data loader; `peak_memory_gib`, of the process that needed most, see `peak_memory`.
+            Trainer knows the FLOPs of a batch; `data_wait_share`, the share of the time for which the process which
+            waited longest waited for batches, until they were on its device; `peak_memory_gib`, of the process that
+            needed most, see `peak_memory`.
         """
         self._stop()
         self._since_start += self._since_log

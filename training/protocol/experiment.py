@@ -19,10 +19,9 @@ from fusmae_hf.shards.loading import PairDataset
 from fusmae_hf.training.arguments import SourceArguments
 from fusmae_hf.training.finetuning.labels import check_labels
 from fusmae_hf.training.finetuning.tasks import FineTuningTask
-from fusmae_hf.training.loop.records import content_of
 from fusmae_hf.training.protocol.steps import Step, run_step, settings_hash
 from fusmae_hf.training.protocol.table import write_protocol
-from fusmae_hf.training.sources import open_splits
+from fusmae_hf.training.sources import content_of, open_splits
 from fusmae_hf.vocabulary import SENSOR_CHOICES
 
 METHODS = ("linear", "knn", "finetune")
