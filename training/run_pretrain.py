@@ -71,9 +71,8 @@ class FusMAETrainer(PairTrainer):
         model: the model to train.
         processor: picks bands and normalises; saved beside the weights.
         train_dataset: pairs to train on.
-        eval_dataset: pairs held out, one dataset or several by name.
         augmentation: random views of the training pairs; none by default.
-        kwargs: as for transformers' Trainer.
+        kwargs: as for `PairTrainer`.
     """
 
     def __init__(
@@ -81,20 +80,13 @@ class FusMAETrainer(PairTrainer):
         model: FusMAEForPreTraining,
         processor: FusMAEImageProcessor,
         train_dataset: PairDataset,
-        eval_dataset: PairDataset | dict[str, PairDataset] | None = None,
+        *,
         augmentation: PairAugmentation | None = None,
         **kwargs,
     ):
-        super().__init__(
-            model=model,
-            processor=processor,
-            train_dataset=train_dataset,
-            collator=PretrainingCollator(model.config.patch_size, seed=kwargs["args"].seed, augmentation=augmentation),
-            eval_dataset=eval_dataset,
-            augmentation=augmentation,
-            compute_metrics=mean_of_held_out,
-            **kwargs,
-        )
+        collator = PretrainingCollator(model.config.patch_size, seed=kwargs["args"].seed, augmentation=augmentation)
+        kwargs |= {"augmentation": augmentation, "compute_metrics": mean_of_held_out}
+        super().__init__(model, processor, train_dataset, collator, **kwargs)
 
     def prepare_pairs(self, batch: dict[str, Any]) -> dict[str, torch.Tensor]:
         """The model's inputs for a batch of raw pairs, with the masking noise."""

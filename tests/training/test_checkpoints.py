@@ -7,7 +7,6 @@ import pickle
 import resource
 import shutil
 import signal
-import subprocess
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -440,37 +439,15 @@ def test_the_program_ends_well_when_it_resumes_a_finished_run(command, capsys):
 # --- a full disk ---------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def small_disk(tmp_path):
-    """Mounts a small file system of a number of bytes, or changes its size."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-
-    def mount(size):
-        kind = (
-            ["-o", f"remount,size={size}"]
-            if os.path.ismount(folder)
-            else ["-t", "tmpfs", "-o", f"size={size}", "none"]
-        )
-        done = subprocess.run(["mount", *kind, folder], capture_output=True, text=True)
-        if done.returncode:
-            pytest.skip(f"mounting a small file system is not allowed here: {done.stderr.strip()}")
-        return folder
-
-    yield mount
-    if os.path.ismount(folder):
-        subprocess.run(["umount", "--lazy", folder], check=True)
-
-
 def test_a_disk_that_fills_up_ends_the_run_with_what_to_do_and_then_it_goes_on_exactly(
-    tmp_path, command, small_disk, capsys
+    tmp_path, command, mounted, capsys
 ):
     arguments, _ = command
     arguments = [*arguments, "--num_train_epochs", "3", "--save_total_limit", "5", "--eval_strategy", "no"]
     main([*arguments, "--output_dir", str(tmp_path / "whole")])
     checkpoint = tmp_path / "whole" / "checkpoint-3"
     size = sum(path.stat().st_size for path in checkpoint.iterdir()) + 4096 * len(list(checkpoint.iterdir()))
-    disk = small_disk(int(1.7 * size))
+    disk = mounted("disk", f"size={int(1.7 * size)}")
     output = disk / "run"
     command_line = [*arguments, "--output_dir", str(output)]
     with pytest.raises(SystemExit) as ended:
@@ -481,7 +458,7 @@ def test_a_disk_that_fills_up_ends_the_run_with_what_to_do_and_then_it_goes_on_e
     assert f"{output / 'checkpoint-3'} is intact: free space" in message
     assert [path.name for path in output.glob("*checkpoint*")] == ["checkpoint-3"]
     assert problem_of(output / "checkpoint-3") is None
-    small_disk(20 * size)
+    mounted("disk", f"size={20 * size}")
     main([*command_line, "--resume_from_checkpoint", "auto"])
     assert f"Resuming from {output / 'checkpoint-3'}" in capsys.readouterr().out
     assert same(weights(output), weights(tmp_path / "whole"))

@@ -149,7 +149,7 @@ def test_weights_are_those_of_a_run_that_is_not_measured(tmp_path, monkeypatch, 
 def test_several_processes_add_their_pairs_and_wait_for_the_slowest(tmp_path, monkeypatch, make_trainer):
     trainer = make_trainer(tmp_path, num_train_epochs=1)
     FakeTime(reading=1, training=1).rule(monkeypatch, trainer)
-    other = speed._Count(pairs=28, flops=14e9, seconds=28.0, waited=21.0)
+    other = {"pairs": 28, "flops": 14e9, "seconds": 28.0, "waited": 21.0}
     gathered = {tuple: (other, 3 * PEAK, 2**50), float: 3 * PEAK}
     monkeypatch.setattr(speed, "gather_object", lambda mine: [*mine, gathered[type(mine[0])]])
     trainer.train()

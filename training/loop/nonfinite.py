@@ -3,8 +3,8 @@
 import json
 import math
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
@@ -31,16 +31,12 @@ class MicroBatch:
     Attributes:
         number: of the batch in its step, from 0.
         batch: raw pairs.
-        losses: scalars by name, `loss` first and then those of each sensor; tensors until `read`.
+        losses: scalars by name, `loss` first and then those of each sensor.
     """
 
     number: int
     batch: Mapping[str, Any]
-    losses: dict[str, Any] = field(default_factory=dict)
-
-    def read(self) -> None:
-        """Move the losses from the device."""
-        self.losses = {name: float(loss) for name, loss in self.losses.items()}
+    losses: dict[str, Any]
 
     @property
     def not_finite(self) -> list[str]:
@@ -131,8 +127,6 @@ class FiniteSteps(TrainerCallback):
     def _explain(self, step: int, norm: float, batches: list[MicroBatch]) -> str:
         """Keep the batches that may have spoilt a step, and say what happened; every process must call this."""
         args = self.trainer.args
-        for micro in batches:
-            micro.read()
         suspects = [micro for micro in batches if micro.not_finite]
         if not maximum_everywhere([float(bool(suspects))], args.device)[0]:  # then it was the gradient, of any
             suspects = batches
@@ -222,13 +216,8 @@ def keep_batch(folder: Path, name: str, batch: Mapping[str, Any], record: Mappin
     Returns:
         The file of tensors; None, after a warning, if it cannot be written.
     """
-    tensors: dict[str, torch.Tensor] = {}
-    values: dict[str, Any] = {}
-    for key, value in _flat(batch):
-        if isinstance(value, torch.Tensor):
-            tensors[key] = value.detach().cpu().contiguous().clone()
-        else:
-            values[key] = value
+    tensors = {key: value.cpu().contiguous().clone() for key, value in batch.items() if torch.is_tensor(value)}
+    values = {key: value for key, value in batch.items() if key not in tensors}
     path = folder / f"{name}.safetensors"
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -241,14 +230,6 @@ def keep_batch(folder: Path, name: str, batch: Mapping[str, Any], record: Mappin
     return path
 
 
-def _flat(values: Any, prefix: str = "") -> Iterable[tuple[str, Any]]:
-    for key, value in values.items():
-        if isinstance(value, Mapping):
-            yield from _flat(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
-
-
 def report_of_batch(micro: MicroBatch, inputs: Mapping[str, Any]) -> dict[str, Any]:
     """What is to be said of a batch: its number, losses, pairs, and faults of its inputs."""
     ids = list(micro.batch["id"])
@@ -256,7 +237,7 @@ def report_of_batch(micro: MicroBatch, inputs: Mapping[str, Any]) -> dict[str, A
     return {
         "micro_batch": micro.number,
         "not_finite": micro.not_finite,
-        "losses": micro.losses,
+        "losses": {name: float(loss) for name, loss in micro.losses.items()},
         "ids": ids,
         "rows": micro.batch["row"].tolist(),
         "input_faults": faults,

@@ -186,25 +186,21 @@ def held_back() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-class UnpreemptedWorker:
-    """Makes the worker of a loader deaf to `SIGNALS` of others than the process that started it; a `worker_init_fn`.
+def ignore_signals_of_others(worker: int) -> None:
+    """Make the worker of a loader deaf to `SIGNALS` of others than the process that started it; a `worker_init_fn`.
 
     Schedulers signal every process of a job. Workers that died of it would take the main process with them before it
     has written its checkpoint. SIGTERM of the main process still ends them: it comes, when a loader is thrown away or
     the program ends, to those that did not end when they were asked. Where the main process was killed they end within
     `ORPHANED` seconds, whatever they are doing.
-
     """
-
-    def __call__(self, worker: int) -> None:
-        """Called in the worker before it begins."""
-        if hasattr(signal, "sigtimedwait"):
-            signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
-            threading.Thread(target=_await_end, args=(os.getppid(),), name="signals", daemon=True).start()
-        else:  # macOS does not tell who sent a signal
-            for number in SIGNALS:
-                signal.signal(number, signal.SIG_IGN)  # forgets one that was held back
-            signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+    if hasattr(signal, "sigtimedwait"):
+        signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+        threading.Thread(target=_await_end, args=(os.getppid(),), name="signals", daemon=True).start()
+    else:  # macOS does not tell who sent a signal
+        for number in SIGNALS:
+            signal.signal(number, signal.SIG_IGN)  # forgets one that was held back
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
 
 
 def _await_end(parent: int) -> None:

@@ -30,7 +30,7 @@ from fusmae_hf.training.loop.processes import (
     shard_on_any_device,
 )
 from fusmae_hf.training.loop.resuming import ORDER, Resumption, check_same_run
-from fusmae_hf.training.loop.signals import EvaluationInterrupted, Preemption, UnpreemptedWorker, held_back
+from fusmae_hf.training.loop.signals import EvaluationInterrupted, Preemption, held_back, ignore_signals_of_others
 from fusmae_hf.training.loop.speed import SpeedCallback
 from fusmae_hf.training.sources import check_same_sensors, content_of, has_no_data, packed, what_is_read
 from fusmae_hf.vocabulary import Sensors
@@ -146,7 +146,7 @@ class PairTrainer(Trainer):
             prefetch_factor=arguments.dataloader_prefetch_factor,
             multiprocessing_context=arguments.dataloader_multiprocessing_context,
             in_order=arguments.dataloader_in_order,
-            worker_init_fn=UnpreemptedWorker() if self._watches_signals else None,
+            worker_init_fn=ignore_signals_of_others if self._watches_signals else None,
         )
         return self.accelerator.prepare(loader)
 
