@@ -112,17 +112,24 @@ class Resumption(TrainerCallback):
     """Takes up what the run before left when training begins, and makes up for the evaluation it was cut short in.
 
     Args:
-        trainer: sets `checkpoint`, whose `progress` has `nonfinite_steps` and `evaluation_due`.
+        trainer: calls `go_on_from`.
         steps: counts steps that were skipped.
     """
 
     def __init__(self, trainer: Trainer, steps: FiniteSteps):
         self.trainer, self.steps = trainer, steps
-        self.checkpoint: str | None = None
+
+    def go_on_from(self, checkpoint: str | None) -> None:
+        """Name the checkpoint, whose manifest has `nonfinite_steps` and `evaluation_due` under `progress`."""
+        manifest = {}
+        if checkpoint is not None and Path(checkpoint, MANIFEST).is_file():
+            manifest = read_manifest(Path(checkpoint))
+        self.checkpoint, self.progress = checkpoint, manifest.get("progress", {})
+        self.steps.skipped = self.progress.get("nonfinite_steps", 0)
 
     def on_train_begin(self, args, state, control, **kwargs):
         """Called once everybody else has begun."""
-        trainer, progress = self.trainer, {}
+        trainer = self.trainer
         best = Path(args.output_dir, f"checkpoint-{state.best_global_step}")
         if best.is_dir():  # also where the folder was moved since
             state.best_model_checkpoint = str(best)
@@ -130,14 +137,11 @@ class Resumption(TrainerCallback):
         for callback in trainer.callback_handler.callbacks:
             if isinstance(callback, ExportableState):  # those that wrote an old checkpoint may not have had it
                 kept.setdefault(type(callback).__name__, callback.state())
-        if self.checkpoint is not None and (Path(self.checkpoint) / MANIFEST).is_file():
-            progress = read_manifest(Path(self.checkpoint))["progress"]
-        self.steps.skipped = progress.get("nonfinite_steps", 0)
         if self.checkpoint is not None and (why := self._why_finished(state)) is not None:
             control.should_training_stop = True
             if state.is_world_process_zero:
                 print(f"Nothing is left to train: {why}.")
-        if progress.get("evaluation_due"):
+        if self.progress.get("evaluation_due"):
             if state.is_world_process_zero:
                 print(f"Evaluating first: the run was ended before the evaluation of step {state.global_step}.")
             trainer._load_rng_state(self.checkpoint)

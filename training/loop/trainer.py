@@ -272,7 +272,7 @@ class PairTrainer(Trainer):
                 raise ValueError(f"There is no complete checkpoint in {folder} to resume from.")
             checkpoint = str(newest)
         self.check_checkpoint(checkpoint)
-        self.resumption.checkpoint = checkpoint
+        self.resumption.go_on_from(checkpoint)
         for last in (Preemption, Resumption):  # after those that were added since
             self.add_callback(self.pop_callback(last))
         with self.preemption.watching() if self._watches_signals else contextlib.nullcontext():
