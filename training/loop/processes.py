@@ -36,17 +36,10 @@ def start_on_cpu(timeout: float) -> None:
     started = int(os.environ.get("WORLD_SIZE", "1")) > 1 and {"RANK", "MASTER_ADDR", "MASTER_PORT"} <= set(os.environ)
     if started and not dist.is_initialized():
         dist.init_process_group("gloo", timeout=timedelta(seconds=timeout))
-        atexit.register(_let_gloo_finish)
-
-
-def _let_gloo_finish() -> None:
-    """Wait a moment for gloo's threads to drop the tensors of the last operations.
-
-    For that they need the interpreter. Of a thread that asks for it while it is torn down, Python 3.11 ends the stack
-    in the midst of C++, which aborts the process, all its work done, by SIGABRT ("terminate called without an active
-    exception"): in about one of a hundred exits of a sharded run.
-    """
-    time.sleep(0.2)  # in which the interpreter is free
+        # gloo's threads need the interpreter to drop the tensors of the last operations. Of a thread that asks for it
+        # while it is torn down, Python 3.11 ends the stack in the midst of C++, which aborts the process, all its work
+        # done, by SIGABRT ("terminate called without an active exception"): in about one of a hundred sharded runs.
+        atexit.register(time.sleep, 0.2)  # in which the interpreter is free
 
 
 def shard_on_any_device() -> None:
