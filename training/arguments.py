@@ -13,55 +13,46 @@ import yaml
 from transformers import HfArgumentParser, PreTrainedModel, TrainingArguments
 
 from fusmae_hf import FusMAEForPreTraining
-from fusmae_hf.training.loop.nonfinite import POLICIES
 from fusmae_hf.training.loop.processes import start_on_cpu
 from fusmae_hf.vocabulary import Sensors
+
+
+def option(default: Any, help: str) -> Any:
+    """A field of such a dataclass."""
+    return field(default=default, metadata={"help": help})
 
 
 @dataclass
 class SourceArguments:
     """Where the pairs come from."""
 
-    data: str | None = field(
-        default=None,
-        metadata={
-            "help": "Folder of shards, dataset repository on the Hub, or root of a BigEarthNet v1 or reBEN archive "
-            "(prepared first). Left out: simulated pairs, made at once."
-        },
+    data: str | None = option(
+        None,
+        "Folder of shards, dataset repository on the Hub, or root of a BigEarthNet v1 or reBEN archive "
+        "(prepared first). Left out: simulated pairs, made at once.",
     )
-    streaming: bool = field(
-        default=False, metadata={"help": "Read row groups when they are needed instead of keeping a local Arrow copy."}
+    streaming: bool = option(False, "Read row groups when they are needed instead of keeping a local Arrow copy.")
+    statistics: str | None = option(
+        None,
+        "Statistics to normalise with: the name of a dataset that has published ones, or a folder with a "
+        "processor (`fusmae stats --processor`); left out: those that the shards name.",
     )
-    statistics: str | None = field(
-        default=None,
-        metadata={
-            "help": "Statistics to normalise with: the name of a dataset that has published ones, or a folder with a "
-            "processor (`fusmae stats --processor`); left out: those that the shards name."
-        },
+    on_bad_files: str = option(
+        "error",
+        "Files and pairs that cannot be read: `error` stops, `warn` and `skip` go on without the file or "
+        "with the next pair, and count it.",
     )
-    on_bad_files: str = field(
-        default="error",
-        metadata={
-            "help": "Files and pairs that cannot be read: `error` stops, `warn` and `skip` go on without the file or "
-            "with the next pair, and count it."
-        },
-    )
-    simulated_pairs: int = field(default=768, metadata={"help": "Pairs to simulate where no `data` is given."})
+    simulated_pairs: int = option(768, "Pairs to simulate where no `data` is given.")
 
 
 @dataclass
 class PairArguments(SourceArguments):
     """Where the pairs come from, and how training is shown them."""
 
-    flips: bool = field(default=True, metadata={"help": "Mirror training pairs at random."})
-    rotations: bool = field(default=True, metadata={"help": "Turn training pairs by quarter turns at random."})
-    min_crop: float = field(
-        default=1.0, metadata={"help": "Smallest share of the area that random crops keep; 1 for no crops."}
-    )
-    band_jitter: float = field(
-        default=0.0,
-        metadata={"help": "Random gain and offset of each band, in its standard deviations; 0 for none."},
-    )
+    flips: bool = option(True, "Mirror training pairs at random.")
+    rotations: bool = option(True, "Turn training pairs by quarter turns at random.")
+    min_crop: float = option(1.0, "Smallest share of the area that random crops keep; 1 for no crops.")
+    band_jitter: float = option(0.0, "Random gain and offset of each band, in its standard deviations; 0 for none.")
 
 
 @dataclass
@@ -78,15 +69,12 @@ class DataArguments(PairArguments):
 class ModelArguments:
     """Which model to train."""
 
-    preset: str = field(default="small", metadata={"help": "Named size: tiny, small, base or large."})
-    config: dict | str | None = field(
-        default=None,
-        metadata={"help": "Fields of FusMAEConfig that differ from the preset; on the command line as JSON."},
+    preset: str = option("small", "Named size: tiny, small, base or large.")
+    config: dict | str | None = option(  # noqa: RUF009
+        None, "Fields of FusMAEConfig that differ from the preset; on the command line as JSON."
     )
-    model: str | None = field(
-        default=None, metadata={"help": "Pretraining checkpoint (folder or Hub id) to go on from instead of a preset."}
-    )
-    attn_implementation: str | None = field(default=None, metadata={"help": "eager, sdpa, flex_attention, ..."})
+    model: str | None = option(None, "Pretraining checkpoint (folder or Hub id) to go on from instead of a preset.")
+    attn_implementation: str | None = option(None, "eager, sdpa, flex_attention, ...")
 
     @property
     def config_fields(self) -> dict[str, Any]:
@@ -132,67 +120,51 @@ def spell_out_attention(model: PreTrainedModel, device: str, size: tuple[int, in
 class CheckpointArguments(ModelArguments):
     """Which encoder to measure: that of a checkpoint, or a fresh one."""
 
-    model: str | None = field(default=None, metadata={"help": "Checkpoint to start from: a folder or a Hub id."})
-    from_scratch: bool = field(default=False, metadata={"help": "Take a fresh model of `preset` instead."})
+    model: str | None = option(None, "Checkpoint to start from: a folder or a Hub id.")
+    from_scratch: bool = option(False, "Take a fresh model of `preset` instead.")
 
 
 @dataclass
 class RunArguments(TrainingArguments):
     """transformers' TrainingArguments with the defaults of all runs here."""
 
-    base_learning_rate: float = field(
-        default=1.5e-4,
-        metadata={
-            "help": "Learning rate for a global batch of 256 pairs; the rate used is in proportion to the batch."
-        },
+    base_learning_rate: float = option(
+        1.5e-4, "Learning rate for a global batch of 256 pairs; the rate used is in proportion to the batch."
     )
-    learning_rate: float = field(
-        default=0.0,
-        metadata={"help": "Learning rate as it is; 0 takes base_learning_rate in proportion to the batch."},
+    learning_rate: float = option(
+        0.0, "Learning rate as it is; 0 takes base_learning_rate in proportion to the batch."
     )
-    weight_decay: float = field(default=0.05, metadata={"help": "Weight decay; norms and biases have none."})
-    lr_scheduler_type: str = field(default="cosine", metadata={"help": "Learning-rate schedule."})
-    warmup_steps: float = field(default=0.05, metadata={"help": "Steps of warm-up, or their share if below 1."})
-    eval_strategy: str = field(default="epoch", metadata={"help": "When to evaluate: no, steps or epoch."})
-    save_strategy: str = field(default="epoch", metadata={"help": "When to write a checkpoint: no, steps or epoch."})
-    save_total_limit: int | None = field(default=3, metadata={"help": "Checkpoints to keep."})
-    logging_steps: float = field(default=10, metadata={"help": "Log every so many steps."})
-    report_to: None | str | list[str] = field(  # noqa: RUF036 - HfArgumentParser wants this order
-        default="tensorboard", metadata={"help": "Trackers: tensorboard, wandb, mlflow, ..., or none."}
+    weight_decay: float = option(0.05, "Weight decay; norms and biases have none.")
+    lr_scheduler_type: str = option("cosine", "Learning-rate schedule.")
+    warmup_steps: float = option(0.05, "Steps of warm-up, or their share if below 1.")
+    eval_strategy: str = option("epoch", "When to evaluate: no, steps or epoch.")
+    save_strategy: str = option("epoch", "When to write a checkpoint: no, steps or epoch.")
+    save_total_limit: int | None = option(3, "Checkpoints to keep.")
+    logging_steps: float = option(10, "Log every so many steps.")
+    report_to: None | str | list[str] = option(  # noqa: RUF009, RUF036 - HfArgumentParser wants this order
+        "tensorboard", "Trackers: tensorboard, wandb, mlflow, ..., or none."
     )
-    remove_unused_columns: bool = field(default=False, metadata={"help": "Leave False: batches are made whole."})
-    logging_nan_inf_filter: bool = field(default=False, metadata={"help": "Leave False: NaN must be seen."})
-    ddp_find_unused_parameters: bool | None = field(
-        default=False, metadata={"help": "True where a sensor can be missing from a whole step."}
+    remove_unused_columns: bool = option(False, "Leave False: batches are made whole.")
+    logging_nan_inf_filter: bool = option(False, "Leave False: NaN must be seen.")
+    ddp_find_unused_parameters: bool | None = option(False, "True where a sensor can be missing from a whole step.")
+    ddp_timeout: int = option(
+        600,
+        "Seconds that a process waits for another before the run ends; while data is prepared there is no such limit.",
     )
-    ddp_timeout: int = field(
-        default=600,
-        metadata={
-            "help": "Seconds that a process waits for another before the run ends; while data is prepared there is no "
-            "such limit."
-        },
+    on_nonfinite: str = option(
+        "stop",
+        "Steps whose loss or gradient is not finite: `stop` ends with a message, `skip` leaves the step "
+        "out and counts it.",
     )
-    on_nonfinite: str = field(
-        default="stop",
-        metadata={
-            "help": "Steps whose loss or gradient is not finite: `stop` ends with a message, `skip` leaves the step "
-            "out and counts it."
-        },
-    )
-    max_nonfinite_steps: int = field(
-        default=10, metadata={"help": "Steps that may be skipped in the whole run before it ends all the same."}
-    )
-    enable_jit_checkpoint: bool = field(
-        default=True,
-        metadata={
-            "help": "On SIGTERM or SIGUSR1, finish the step, write a checkpoint and end with exit code 75; False ends "
-            "at once."
-        },
+    max_nonfinite_steps: int = option(10, "Steps that may be skipped in the whole run before it ends all the same.")
+    enable_jit_checkpoint: bool = option(
+        True,
+        "On SIGTERM or SIGUSR1, finish the step, write a checkpoint and end with exit code 75; False ends at once.",
     )
 
     def __post_init__(self):
-        if self.on_nonfinite not in POLICIES:
-            raise ValueError(f"`on_nonfinite` must be one of {POLICIES}, not {self.on_nonfinite!r}.")
+        if self.on_nonfinite not in (policies := ("stop", "skip")):
+            raise ValueError(f"`on_nonfinite` must be one of {policies}, not {self.on_nonfinite!r}.")
         if self.max_nonfinite_steps < 0:
             raise ValueError(f"`max_nonfinite_steps` must not be negative, but is {self.max_nonfinite_steps}.")
         # transformers asks for `use_cpu` before it allows bf16 on a machine without accelerator.
@@ -216,9 +188,9 @@ class RunArguments(TrainingArguments):
 class PretrainingArguments(RunArguments):
     """The defaults of masked-autoencoder pretraining."""
 
-    output_dir: str | None = field(default="outputs/pretrain", metadata={"help": "Where everything is written."})
-    num_reconstructions: int = field(default=4, metadata={"help": "Held-out pairs in reconstructions.png."})
-    adam_beta2: float = field(default=0.95, metadata={"help": "Second beta of AdamW."})
+    output_dir: str | None = option("outputs/pretrain", "Where everything is written.")
+    num_reconstructions: int = option(4, "Held-out pairs in reconstructions.png.")
+    adam_beta2: float = option(0.95, "Second beta of AdamW.")
 
 
 def parse_arguments(classes: Sequence[Any], arguments: Sequence[str] | None = None, description: str | None = None):

@@ -20,7 +20,6 @@ from transformers import EarlyStoppingCallback, set_seed
 from fusmae_hf.data.tasks import FineTuningTask
 from fusmae_hf.files.finished import settings_hash, write_record
 from fusmae_hf.hub.cards import write_fine_tuned_card
-from fusmae_hf.hub.checkpoints import CheckpointNotWrittenError
 from fusmae_hf.shards.loading import PairDataset
 from fusmae_hf.training.arguments import PairArguments, parse_arguments, spell_out_attention
 from fusmae_hf.training.finetuning.arguments import FineTuningArguments, FineTuningModelArguments, TaskArguments
@@ -47,13 +46,18 @@ from fusmae_hf.training.finetuning.results import (
     write_summary,
 )
 from fusmae_hf.training.finetuning.trainer import FineTuningTrainer
+from fusmae_hf.training.loop.checkpoints import CheckpointNotWrittenError
 from fusmae_hf.training.loop.nonfinite import NonFiniteError
-from fusmae_hf.training.loop.output_folder import require_writable
-from fusmae_hf.training.loop.pair_trainer import what_is_read
 from fusmae_hf.training.loop.processes import check_same_everywhere, in_turn, lost_processes_explained
-from fusmae_hf.training.loop.records import checkpoint_to_resume, content_of, explained, run_record, tensorboard_in
+from fusmae_hf.training.loop.records import (
+    explained,
+    require_writable,
+    run_record,
+    tensorboard_in,
+)
+from fusmae_hf.training.loop.resuming import checkpoint_to_resume
 from fusmae_hf.training.loop.signals import ends_by_signal
-from fusmae_hf.training.sources import augmentation_of, open_splits
+from fusmae_hf.training.sources import augmentation_of, content_of, open_splits, what_is_read
 
 # What changes the outcome of a run, among the arguments that it shares with every Trainer.
 _DECISIVE = (
@@ -173,7 +177,7 @@ def run(plan: Plan, arguments: FineTuningArguments) -> dict[str, dict[str, Any]]
     set_seed(arguments.seed)
     with explained():
         trainer = make_trainer(plan, arguments)
-        trainer._get_train_sampler()  # too few pairs for a batch are found here, before anything is started
+        trainer.train_sampler()  # too few pairs for a batch are found here, before anything is started
         trainer.try_batch()
         checkpoint = checkpoint_to_resume(arguments)
         trainer.check_checkpoint(checkpoint)

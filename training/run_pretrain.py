@@ -9,15 +9,30 @@ and `run.json` in the output folder.
 import dataclasses
 import json
 import logging
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any, cast
 
-from transformers import set_seed
+import numpy as np
+import torch
+from transformers import EvalPrediction, TrainerCallback, set_seed
 
 from fusmae_hf import FusMAEConfig, FusMAEForPreTraining, FusMAEImageProcessor
+from fusmae_hf.data.augmentation import PairAugmentation
+from fusmae_hf.data.collation import PairCollator
 from fusmae_hf.data.pairs import PairsInfo
+from fusmae_hf.evaluation.baselines import (
+    as_logits,
+    interpolate_visible,
+    predict_visible_mean,
+    visible_pixels,
+)
+from fusmae_hf.flops import pretraining_flops
 from fusmae_hf.hub.cards import error_unit, results_table, write_model_card
 from fusmae_hf.hub.checkpoint_loading import looked_up
-from fusmae_hf.hub.checkpoints import CheckpointNotWrittenError
+from fusmae_hf.plots.model import plot_reconstructions, reconstruct_images
+from fusmae_hf.plots.scores import plot_losses
+from fusmae_hf.shards.loading import PairDataset
 from fusmae_hf.training.arguments import (
     DataArguments,
     ModelArguments,
@@ -25,20 +40,165 @@ from fusmae_hf.training.arguments import (
     parse_arguments,
     spell_out_attention,
 )
+from fusmae_hf.training.loop.checkpoints import CheckpointNotWrittenError
 from fusmae_hf.training.loop.nonfinite import NonFiniteError
-from fusmae_hf.training.loop.output_folder import require_writable
 from fusmae_hf.training.loop.processes import in_turn, lost_processes_explained
 from fusmae_hf.training.loop.records import (
-    checkpoint_to_resume,
     explained,
     fresh_processor,
+    require_writable,
     run_record,
     tensorboard_in,
 )
+from fusmae_hf.training.loop.resuming import checkpoint_to_resume
 from fusmae_hf.training.loop.signals import ends_by_signal
-from fusmae_hf.training.pretraining.pictures import PictureCallback
-from fusmae_hf.training.pretraining.trainer import FusMAETrainer
+from fusmae_hf.training.loop.trainer import PairTrainer
 from fusmae_hf.training.sources import augmentation_of, open_datasets
+
+SENSORS = {"optical": "", "sar": "_sar"}
+"""Suffix of the model's inputs and outputs by sensor."""
+
+HELD_OUT_METRICS = [f"{sensor}_loss{kind}" for sensor in SENSORS for kind in ("", "_visible_mean", "_interpolation")]
+"""Mean squared errors on masked, valid pixels: of the model, of the visible pixels' mean, of interpolating them."""
+
+
+class PretrainingCollator(PairCollator):
+    """Leaves out labels, which pretraining does not see, and adds the masking noise."""
+
+    def __call__(self, batch: dict[str, Any] | Sequence[dict[str, Any]]) -> dict[str, Any]:
+        """See `PairCollator`."""
+        batch = super().__call__(batch)
+        return {key: value for key, value in batch.items() if key not in ("labels", "label_map")}
+
+
+class FusMAETrainer(PairTrainer):
+    """Pretrains [`FusMAEForPreTraining`] on prepared pairs; masks, too, are pure functions of seed and epoch.
+
+    Args:
+        model: the model to train.
+        processor: picks bands and normalises; saved beside the weights.
+        train_dataset: pairs to train on.
+        augmentation: random views of the training pairs; none by default.
+        kwargs: as for `PairTrainer`.
+    """
+
+    def __init__(
+        self,
+        model: FusMAEForPreTraining,
+        processor: FusMAEImageProcessor,
+        train_dataset: PairDataset,
+        *,
+        augmentation: PairAugmentation | None = None,
+        **kwargs,
+    ):
+        collator = PretrainingCollator(model.config.patch_size, seed=kwargs["args"].seed, augmentation=augmentation)
+        kwargs |= {"augmentation": augmentation, "compute_metrics": mean_of_held_out}
+        super().__init__(model, processor, train_dataset, collator, **kwargs)
+
+    def prepare_pairs(self, batch: dict[str, Any]) -> dict[str, torch.Tensor]:
+        """The model's inputs for a batch of raw pairs, with the masking noise."""
+        return {**super().prepare_pairs(batch), "noise": batch["noise"], "noise_sar": batch["noise_sar"]}
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        """Loss of a batch; the losses of each sensor are kept for the next log."""
+        loss, outputs = super().compute_loss(model, inputs, return_outputs=True)
+        if model.training:
+            for sensor in SENSORS:
+                part = outputs.get(f"{sensor}_loss")
+                if part is not None:
+                    self.steps.note(f"{sensor}_loss", part)
+        return (loss, outputs) if return_outputs else loss
+
+    def floating_point_ops(self, inputs: dict[str, Any]) -> int:
+        """Of the matrix products of a training step on a batch of raw pairs, see `fusmae_hf.flops`."""
+        size, (height, width) = len(inputs["row"]), inputs["sar"].shape[-2:]
+        config = cast(FusMAEForPreTraining, self.model).config
+        return round(size * pretraining_flops(config, height, width, sensors=self.sensors, batch_size=size))
+
+    def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
+        """Loss of a held-out batch, and the errors of every sample instead of its pixels."""
+        replaced = inputs.get("replaced")
+        inputs = self.model_inputs(inputs)
+        with torch.no_grad(), self.compute_loss_context_manager():
+            outputs = model(**inputs)
+            errors = self.held_out_errors(inputs, outputs)
+            if replaced is not None:  # the pair that stands in counts once, at its own place
+                errors[replaced.to(errors.device)] = float("nan")
+            loss = self.held_out_loss(model, inputs, outputs)
+        return loss, errors, torch.zeros_like(errors[:, :1])
+
+    def held_out_errors(self, inputs: dict[str, torch.Tensor], outputs: dict[str, torch.Tensor]) -> torch.Tensor:
+        """Errors of each sample, `(batch_size, len(HELD_OUT_METRICS))`; NaN where a sensor is missing.
+
+        Reconstructions without learning are compared in pixels, so they are NaN too with `norm_pix_loss`.
+        """
+        model = self.accelerator.unwrap_model(self.model)
+        size = model.config.patch_size
+        columns = []
+        for suffix in SENSORS.values():
+            images, pixel_mask = inputs.get(f"pixel_values{suffix}"), inputs.get(f"pixel_mask{suffix}")
+            if images is None:
+                columns += [torch.full((len(inputs["noise"]),), float("nan"))] * 3
+                continue
+            mask = outputs[f"mask{suffix}"]
+            visible = visible_pixels(mask, images.shape[2], images.shape[3], size)
+            if pixel_mask is not None:
+                visible = visible & pixel_mask
+            columns.append(model.sensor_error(outputs[f"logits{suffix}"], images, mask, pixel_mask))
+            for guess in (predict_visible_mean(images, visible), interpolate_visible(images, visible, size)):
+                error = model.sensor_error(as_logits(guess, size), images, mask, pixel_mask)
+                columns.append(torch.full_like(error, float("nan")) if model.config.norm_pix_loss else error)
+        return torch.stack([column.to(outputs["loss"].device) for column in columns], dim=1)
+
+
+def mean_of_held_out(prediction: EvalPrediction) -> dict[str, float]:
+    """Mean over the held-out samples of each of `HELD_OUT_METRICS` that was measured."""
+    errors = np.asarray(prediction.predictions)
+    means = {
+        name: of_samples[of_samples == of_samples] for name, of_samples in zip(HELD_OUT_METRICS, errors.T, strict=True)
+    }
+    return {name: float(of_samples.mean()) for name, of_samples in means.items() if of_samples.size}
+
+
+class PictureCallback(TrainerCallback):
+    """Draws held-out reconstructions at each evaluation, and the loss curves.
+
+    Args:
+        trainer: prepares the pairs as it does for training.
+        held_out: datasets to draw pairs of, by name; the first gives `reconstructions.png`, any further
+            `reconstructions-<name>.png`.
+        number: pairs to draw of each.
+    """
+
+    def __init__(self, trainer: FusMAETrainer, held_out: dict[str, PairDataset], number: int):
+        self.trainer = trainer
+        self.pictured = {
+            "reconstructions.png" if position == 0 else f"reconstructions-{name}.png": (name, dataset)
+            for position, (name, dataset) in enumerate(held_out.items())
+        }
+        self.last = list(held_out)[-1] if held_out else None
+        self.number = number
+
+    def draw(self) -> None:
+        """Write all pictures into the output folder. Every process runs the model, the first one draws."""
+        trainer, folder = self.trainer, Path(self.trainer.args.output_dir or ".")
+        for file, (name, dataset) in self.pictured.items():
+            batch = trainer.collator(dataset.__getitems__(range(min(self.number, len(dataset)))))
+            inputs = trainer.model_inputs(batch)
+            with torch.no_grad():
+                pictures = reconstruct_images(cast(FusMAEForPreTraining, trainer.model), inputs, trainer.processor)
+            if trainer.is_world_process_zero():
+                kind = "simulated imagery" if dataset.info.simulated else dataset.info.name
+                title = f"Held-out pairs ({name}: {kind}) after step {trainer.state.global_step}"
+                plot_reconstructions(pictures, trainer.processor, title, batch["id"]).savefig(folder / file, dpi=110)
+        if trainer.is_world_process_zero() and trainer.state.log_history:
+            title = f"Reconstruction losses, trained on {trainer.info.name} pairs"
+            plot_losses(trainer.state.log_history, title).savefig(folder / "loss.png", dpi=110)
+
+    def on_evaluate(self, args, state, control, metrics=None, **kwargs):
+        """Draw once all held-out datasets are evaluated; the Trainer evaluates them in turn."""
+        if f"eval_{self.last}_loss" in (metrics or {}):
+            self.draw()
 
 
 def build_model(arguments: ModelArguments, info: PairsInfo, image_size: tuple[int, int]) -> FusMAEForPreTraining:
@@ -119,7 +279,7 @@ def main(argv: list[str] | None = None) -> None:
             augmentation=augmentation_of(data, arguments.seed),
             args=arguments,
         )
-        trainer._get_train_sampler()  # too few pairs for a batch are found here, before anything is started
+        trainer.train_sampler()  # too few pairs for a batch are found here, before anything is started
         checkpoint = checkpoint_to_resume(arguments)
         trainer.check_checkpoint(checkpoint)
     pictures = PictureCallback(trainer, held_out, arguments.num_reconstructions)

@@ -37,9 +37,8 @@ from fusmae_hf.training.finetuning.results import (
     write_columns,
     write_summary,
 )
-from fusmae_hf.training.loop.output_folder import require_writable
-from fusmae_hf.training.loop.records import content_of, data_record, explained, fresh_processor
-from fusmae_hf.training.sources import open_splits
+from fusmae_hf.training.loop.records import data_record, explained, fresh_processor, require_writable
+from fusmae_hf.training.sources import content_of, open_splits
 from fusmae_hf.vocabulary import Sensors
 
 if TYPE_CHECKING:

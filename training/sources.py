@@ -1,6 +1,8 @@
-"""Opens what a user names as data: shards, an archive that is prepared first, or the embedded default."""
+"""What a user names as data: opened, prepared first where it is an archive, compared, and identified."""
 
+import copy
 import hashlib
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,47 +36,37 @@ def open_datasets(arguments: DataArguments, shards: Path) -> tuple[PairDataset, 
     Raises:
         FileNotFoundError, ValueError: the data is missing or damaged; the message says what to do.
     """
-    extra = {Path(folder).name: folder for folder in arguments.extra_eval}
-    folder: str | Path
+    extra: dict[str, str | Path] = {Path(folder).name: folder for folder in arguments.extra_eval}
+    splits = open_splits(arguments, shards, ["validation"])
     if arguments.data is None:
-        folder = _simulated(arguments.simulated_pairs, shards)
-        extra["real"] = str(
-            _prepared(BigEarthNet(example_pairs_root(shards / "archives")), shards / "bigearthnet-six")
-        )
-        name = "simulated"
-    else:
-        folder, name = _shards_of(arguments.data, shards), "validation"
-    options: dict[str, Any] = {"streaming": arguments.streaming, "on_bad_files": arguments.on_bad_files}
-    train = load_pairs(folder, "train", **options)
+        extra["real"] = _prepared(BigEarthNet(example_pairs_root(shards / "archives")), shards / "bigearthnet-six")
     held_out = {}
-    if "validation" in train.dataset_info.splits:
-        held_out[name] = load_pairs(folder, "validation", **options)
+    if "validation" in splits:
+        held_out["simulated" if arguments.data is None else "validation"] = splits["validation"]
     for label, path in extra.items():
         for split in read_dataset_info(path).splits:
-            held_out[label if split == "train" else f"{label}_{split}"] = load_pairs(
-                path, split, on_bad_files=options["on_bad_files"]
-            )
-    return train, held_out
+            name = label if split == "train" else f"{label}_{split}"
+            held_out[name] = load_pairs(path, split, on_bad_files=arguments.on_bad_files)
+    return splits["train"], held_out
 
 
-def open_splits(arguments: SourceArguments, shards: Path) -> dict[str, PairDataset]:
-    """Every split of what the user named, `train` among them.
+def open_splits(
+    arguments: SourceArguments, shards: Path, wanted: Collection[str] | None = None
+) -> dict[str, PairDataset]:
+    """Splits of what the user named, `train` first.
 
     Args:
         arguments: what the user named; simulated pairs where that is nothing.
         shards: folder for shards that have to be written first. Those that are there are used again.
+        wanted: splits to open besides, where they exist; all of them by default.
 
     Raises:
         FileNotFoundError, ValueError: the data is missing or damaged; the message says what to do.
     """
-    folder: str | Path
-    if arguments.data is None:
-        folder = _simulated(arguments.simulated_pairs, shards)
-    else:
-        folder = _shards_of(arguments.data, shards)
+    folder = _shards_of(arguments, shards)
     options: dict[str, Any] = {"streaming": arguments.streaming, "on_bad_files": arguments.on_bad_files}
     train = load_pairs(folder, "train", **options)
-    others = [split for split in train.dataset_info.splits if split != "train"]
+    others = [split for split in train.dataset_info.splits if split != "train" and split in (wanted or [split])]
     return {"train": train} | {split: load_pairs(folder, split, **options) for split in others}
 
 
@@ -86,16 +78,14 @@ def augmentation_of(arguments: PairArguments, seed: int) -> PairAugmentation | N
     return None if augmentation == PairAugmentation(False, False, seed=seed) else augmentation
 
 
-def _simulated(number: int, shards: Path) -> Path:
-    """Shards of the embedded default."""
-    return _prepared(SimulatedPairs(number, options=EMBEDDED_DEFAULT), shards / f"simulated-{number}")
-
-
-def _shards_of(data: str, shards: Path) -> str | Path:
-    """The folder itself where it holds shards, or the shards prepared of the archive in it."""
-    root = Path(data)
+def _shards_of(arguments: SourceArguments, shards: Path) -> str | Path:
+    """The folder itself where it holds shards, the shards prepared of the archive in it, or the embedded default."""
+    if arguments.data is None:
+        number = arguments.simulated_pairs
+        return _prepared(SimulatedPairs(number, options=EMBEDDED_DEFAULT), shards / f"simulated-{number}")
+    root = Path(arguments.data)
     if not root.is_dir() or (root / FILE_NAME).is_file():
-        return data
+        return arguments.data
     digest = hashlib.sha256(str(root.resolve()).encode()).hexdigest()[:8]
     if (root / "metadata.parquet").is_file():
         return _prepared(ReBEN(root), shards / f"reben-{digest}")
@@ -115,3 +105,49 @@ def _prepared(reader: PairReader, folder: Path, hold_out: float = 0.0) -> Path:
     else:
         print(prepare(reader, folder, hold_out=hold_out))
     return folder
+
+
+def packed(datasets: Any, factors: Sequence[int]) -> Any:
+    """The same datasets, optical bands left in their own resolution: they are brought onto one grid on the device.
+
+    Datasets that are not stored with the resolutions of training, `factors`, give their bands on one grid already.
+    """
+    if isinstance(datasets, dict):
+        return {name: packed(dataset, factors) for name, dataset in datasets.items()}
+    if datasets is not None:
+        datasets = copy.copy(datasets)
+        datasets.packed = tuple(datasets.info.optical_factors) == tuple(factors)
+    return datasets
+
+
+def has_no_data(dataset: PairDataset) -> bool:
+    """Whether pixels of the dataset lack data."""
+    return any(dataset.dataset_info.no_data_pixels(dataset.split).values())
+
+
+def check_same_sensors(datasets: Sequence[PairDataset]) -> None:
+    """Raise a ValueError unless all datasets agree in bands, units and offset, which one processor then undoes."""
+    first = datasets[0].info
+    for dataset in datasets[1:]:
+        for name in ("sar_bands", "optical_bands", "sar_units", "optical_units", "optical_offset"):
+            if getattr(dataset.info, name) != getattr(first, name):
+                raise ValueError(
+                    f"{datasets[0].root} and {dataset.root} differ in {name}: {getattr(first, name)} and "
+                    f"{getattr(dataset.info, name)}. Prepare them alike, or train on one of them."
+                )
+
+
+def content_of(pairs: PairDataset) -> str:
+    """Hash of the pairs of a split, as 16 hexadecimal digits."""
+    shards = pairs.dataset_info.shards(pairs.split)
+    return hashlib.sha256("".join(shard.content_hash for shard in shards).encode()).hexdigest()[:16]
+
+
+def what_is_read(dataset: PairDataset, name: str) -> dict[str, Any]:
+    """What must be the same in all processes that read the same pairs for `name`."""
+    of = f"split {dataset.split} for {name}"
+    return {
+        f"the files left out of {of}": sorted(dataset.bad_files),
+        f"the number of pairs in {of}": len(dataset),
+        f"the content of {of}": content_of(dataset),
+    }

@@ -31,8 +31,7 @@ def add_inspect(commands: Any, parents: list[argparse.ArgumentParser]) -> None:
 
 
 def _inspect(arguments: argparse.Namespace) -> int:
-    from fusmae_hf.preparation.histograms import band_histograms
-    from fusmae_hf.preparation.inspection import contact_sheet, inspect_shards
+    from fusmae_hf.preparation.inspection import band_histograms, contact_sheet, inspect_shards
 
     found = inspect_shards(
         arguments.shards, max_pairs=arguments.max_pairs, num_pictured=arguments.pairs, progress=True

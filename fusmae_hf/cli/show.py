@@ -166,7 +166,7 @@ def _require_index(index: int, number: int, place: str) -> None:
 
 def read_log_history(run: Path) -> list[dict[str, float]]:
     """What the Trainer logged in a run: of `trainer_state.json` in the folder, or in its last written checkpoint."""
-    from fusmae_hf.hub.checkpoints import checkpoints_in
+    from fusmae_hf.hub.checkpoint_loading import checkpoints_in
 
     files = [folder / "trainer_state.json" for folder in (run, *(checkpoints_in(run) if run.is_dir() else []))]
     file = next((file for file in files if file.is_file()), None)

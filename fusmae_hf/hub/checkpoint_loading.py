@@ -1,14 +1,72 @@
-"""Models for pictures and the demo: from the folder of a checkpoint, of a run that goes on still, or a Hub id."""
+"""Checkpoints to read: the newest of a run and its manifest, model and processor of a folder or a Hub id."""
 
+import hashlib
+import json
 import os
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import xxhash
+
 from fusmae_hf.modeling.configuration_fusmae import FusMAEConfig
 from fusmae_hf.modeling.image_processing_fusmae import FusMAEImageProcessor
 from fusmae_hf.modeling.modeling_fusmae import FusMAEForPreTraining, FusMAEModel
+
+MANIFEST = "manifest.json"
+"""Last file of a checkpoint to be written: names, sizes and checksums of all others, and of which run it is."""
+
+FORMAT_VERSION = 1
+
+
+def checkpoints_in(folder: Path) -> list[Path]:
+    """Folders `checkpoint-N`, complete or not, the one written last first.
+
+    The time counts, not the step: where an older run went further, its checkpoints are not those to go on from.
+    """
+    steps = {path: path.name.removeprefix("checkpoint-") for path in folder.glob("checkpoint-*") if path.is_dir()}
+    found = [path for path, step in steps.items() if re.fullmatch(r"\d+", step)]
+    return sorted(found, key=lambda path: (_written(path), int(steps[path])), reverse=True)
+
+
+def _written(checkpoint: Path) -> float:
+    """Seconds since 1970, from the manifest, which copying does not change."""
+    try:
+        return float(read_manifest(checkpoint)["written"])
+    except (OSError, ValueError, TypeError, KeyError):
+        state = checkpoint / "trainer_state.json"
+        return (state if state.is_file() else checkpoint).stat().st_mtime
+
+
+def read_manifest(checkpoint: Path) -> dict[str, Any]:
+    """Content of a checkpoint's manifest.
+
+    Raises:
+        FileNotFoundError: there is none, as in checkpoints of transformers itself.
+        ValueError: it is damaged, or of a newer format.
+    """
+    content = json.loads((checkpoint / MANIFEST).read_bytes())
+    if not isinstance(content, dict) or content.get("format_version") != FORMAT_VERSION:
+        raise ValueError(f"it is not of the format version {FORMAT_VERSION}, which is read here")
+    records = content["files"].values() if isinstance(content.get("files"), dict) else [None]
+    if not all(isinstance(record, dict) and {"bytes", "xxh3_128"} <= record.keys() for record in records):
+        raise ValueError("it does not give the size and the checksum of every file")
+    if content.pop("xxh3_128", None) != checksum_of_content(content):
+        raise ValueError("it is damaged: its checksum is not the one it was written with")
+    return content
+
+
+def checksum_of_content(manifest: Mapping[str, Any]) -> str:
+    """Of all that a manifest says but this checksum."""
+    return xxhash.xxh3_128_hexdigest(json.dumps(manifest, sort_keys=True).encode())
+
+
+def checksum_of_file(path: Path) -> str:
+    """Of the content of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, xxhash.xxh3_128).hexdigest()
 
 
 @contextmanager
@@ -43,8 +101,6 @@ def load_checkpoint(
     """
     folder = Path(checkpoint)
     if folder.is_dir() and not (folder / "config.json").is_file():
-        from fusmae_hf.hub.checkpoints import checkpoints_in
-
         newest = next((path for path in checkpoints_in(folder) if (path / "config.json").is_file()), None)
         if newest is None:
             raise FileNotFoundError(f"{checkpoint} holds no model: there is no config.json in it or a checkpoint-*.")

@@ -17,8 +17,8 @@ from fusmae_hf.data.pairs import Pair, PairsInfo
 from fusmae_hf.files.plain_text import plain_text
 from fusmae_hf.modeling.sensors_fusmae import OPTICAL_WAVELENGTH, STATISTICS
 from fusmae_hf.plots.pairs import FALSE_COLOUR, TRUE_COLOUR, composite, composite_title, draw_sar, new_figure
-from fusmae_hf.prepare.bands import BandSummary, SensorBands, read_batches, spread_rows
-from fusmae_hf.prepare.statistics import dataset_title, format_share, published_figures, scale_in_words
+from fusmae_hf.preparation.bands import BandSummary, SensorBands, read_batches, spread_rows
+from fusmae_hf.preparation.statistics import dataset_title, format_share, published_figures, scale_in_words
 from fusmae_hf.shards.dataset_info import DatasetInfo, read_dataset_info
 from fusmae_hf.shards.loading import StreamedPairDataset
 

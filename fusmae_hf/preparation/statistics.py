@@ -16,7 +16,7 @@ from fusmae_hf.data.pairs import PairsInfo
 from fusmae_hf.files.atomic import write_atomically
 from fusmae_hf.modeling.image_processing_fusmae import FusMAEImageProcessor
 from fusmae_hf.modeling.sensors_fusmae import STATISTICS
-from fusmae_hf.prepare.bands import BandSummary, Rows, SensorBands, read_batches, spread_rows
+from fusmae_hf.preparation.bands import BandSummary, Rows, SensorBands, read_batches, spread_rows
 from fusmae_hf.shards.loading import StreamedPairDataset, load_pairs
 
 _SCALES = {"db": "dB", "linear": "dB", "dn": "digital numbers", "reflectance": "digital numbers", "raw": "raw values"}

@@ -19,7 +19,7 @@ from fusmae_hf.data.pairs import Pair, PairsInfo
 from fusmae_hf.data.plausibility import PairSample
 from fusmae_hf.files.strict_json import parse_json
 from fusmae_hf.modeling.plausibility_fusmae import VISIBLE_BANDS, Finding
-from fusmae_hf.prepare.verification_report import CHECKS, QUICK, Problem, Severity, VerificationReport, count_of
+from fusmae_hf.preparation.verification_report import CHECKS, QUICK, Problem, Severity, VerificationReport, count_of
 from fusmae_hf.shards.dataset_info import DatasetInfo, ShardRecord, read_dataset_info, read_left_out
 from fusmae_hf.shards.decoding import DamagedShardError, RowsInMemory, decode_pairs
 from fusmae_hf.shards.format import FORMAT_VERSION, METADATA_KEY, content_hash, shard_schema

@@ -18,9 +18,10 @@ from pathlib import Path
 from tqdm import tqdm
 
 from tests.training.conftest import write_shards
+from tests.training.started_programs import NotPossibleHere
 
 from . import faults
-from .faults import FAULTS, SETTINGS, NotPossibleHere, Result
+from .faults import FAULTS, SETTINGS, Result
 
 HEADER = ("fault", "times tried", "outcome", "samples lost", "weights equal")
 

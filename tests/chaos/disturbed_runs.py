@@ -15,7 +15,7 @@ from pathlib import Path
 
 import psutil
 
-from fusmae_hf.hub.checkpoints import problem_of
+from fusmae_hf.training.loop.checkpoints import problem_of
 from tests.training.conftest import SMALL
 from tests.training.started_programs import start
 

@@ -16,8 +16,10 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 
-from fusmae_hf.hub.checkpoints import checkpoints_in, settle
+from fusmae_hf.hub.checkpoint_loading import checkpoints_in
+from fusmae_hf.training.loop.checkpoints import settle
 from fusmae_hf.training.loop.signals import EXIT_CODE
+from tests.training.started_programs import mount
 
 from .disturbed_runs import (
     MODEL,
@@ -43,10 +45,6 @@ SETTINGS = {
 """Configuration of accelerate, none for one process, and further arguments of each kind of run."""
 
 STEPS_OF_TWO = 12
-
-
-class NotPossibleHere(Exception):
-    """A fault cannot be injected on this machine; the message says why."""
 
 
 @dataclass(frozen=True)
@@ -239,15 +237,6 @@ def full_disk(folder: Path, seed: int) -> Result:
     finally:
         if os.path.ismount(disk):
             subprocess.run(["umount", "--lazy", disk], check=True)
-
-
-def mount(folder: Path, *options: str) -> None:
-    try:
-        done = subprocess.run(["mount", *options, "none", folder], capture_output=True, text=True, check=False)
-    except FileNotFoundError:
-        raise NotPossibleHere("there is no program `mount`") from None
-    if done.returncode:
-        raise NotPossibleHere(f"mounting is not allowed here ({done.stderr.strip().splitlines()[0]})")
 
 
 # --- numbers ---------------------------------------------------------------------------------------------------------

@@ -14,11 +14,10 @@ from pathlib import Path
 from transformers import TrainerCallback
 
 from fusmae_hf.training import run_pretrain
-from fusmae_hf.training.pretraining.trainer import FusMAETrainer
 from tests.training.spoiling import spoil
 
 
-class RecordedTrainer(FusMAETrainer):
+class RecordedTrainer(run_pretrain.FusMAETrainer):
     """Keeps the pairs of the step in hand: `seen`, as lists of epoch and id."""
 
     def training_step(self, model, inputs, num_items_in_batch=None):

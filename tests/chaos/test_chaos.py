@@ -7,9 +7,11 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from tests.training.started_programs import NotPossibleHere
+
 from . import __main__ as chaos
 from .disturbed_runs import Ended, ends, run
-from .faults import NotPossibleHere, judged
+from .faults import judged
 
 STEPS = [{"step": step, "skipped": False, "pairs": [[0, f"pair-{step}"], [0, "pair-0"]]} for step in (1, 2)]
 

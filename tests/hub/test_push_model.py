@@ -11,8 +11,10 @@ from huggingface_hub import ModelCard
 from fusmae_hf import FusMAEConfig, FusMAEForImageClassification, FusMAEForPreTraining, FusMAEImageProcessor
 from fusmae_hf.hub.push_model import push_model
 from fusmae_hf.preparation.prepare import prepare
+from fusmae_hf.shards.loading import load_pairs
 from fusmae_hf.simulation.pairs import SimulatedPairs, SimulationOptions
-from fusmae_hf.training.loop.checkpointing import CheckpointingTrainer
+from fusmae_hf.training.arguments import PretrainingArguments
+from fusmae_hf.training.run_pretrain import FusMAETrainer
 from tests.small_shards import run_command
 
 NAME = "user/model"
@@ -106,14 +108,15 @@ def test_an_incomplete_checkpoint_is_not_pushed(hub, checkpoint, file):
     assert not hub.log
 
 
-def test_the_trainer_pushes_the_same_files(hub, checkpoint):
-    from transformers import TrainingArguments
-
+def test_the_trainer_pushes_the_same_files(hub, checkpoint, tmp_path):
     push_model(checkpoint, NAME)
-    arguments = TrainingArguments(
-        str(checkpoint), push_to_hub=True, hub_model_id="user/trained", report_to="none", use_cpu=True
+    prepare(SimulatedPairs(12, options=SimulationOptions(image_size=24)), tmp_path / "shards", progress=False)
+    trainer = FusMAETrainer(
+        FusMAEForPreTraining.from_pretrained(checkpoint),
+        FusMAEImageProcessor(),
+        load_pairs(tmp_path / "shards"),
+        args=PretrainingArguments(str(checkpoint), push_to_hub=True, hub_model_id="user/trained", report_to="none"),
     )
-    trainer = CheckpointingTrainer(FusMAEForPreTraining.from_pretrained(checkpoint), arguments)
     trainer.push_to_hub()
     assert hub.files("user/trained").keys() == hub.files(NAME).keys()
 

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fusmae_hf.prepare.inspection import band_histograms, contact_sheet, inspect_shards
-from fusmae_hf.prepare.statistics import band_statistics
+from fusmae_hf.preparation.inspection import band_histograms, contact_sheet, inspect_shards
+from fusmae_hf.preparation.statistics import band_statistics
 from tests.small_shards import INFO, SIZE, make_pair, run_command, write_shards
 
 

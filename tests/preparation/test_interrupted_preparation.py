@@ -14,10 +14,10 @@ import pytest
 from fusmae_hf.cli.main import main
 from fusmae_hf.data.pairs import Pair, PairsInfo
 from fusmae_hf.errors import PairError
-from fusmae_hf.prepare.plan import plan_preparation
-from fusmae_hf.prepare.preparation import prepare
-from fusmae_hf.prepare.state import merge_parts
-from fusmae_hf.prepare.work import WritingOptions, write_files
+from fusmae_hf.preparation.plan import plan_preparation
+from fusmae_hf.preparation.prepare import prepare
+from fusmae_hf.preparation.state import merge_parts
+from fusmae_hf.preparation.work import WritingOptions, write_files
 from fusmae_hf.shards.dataset_info import read_dataset_info, read_left_out
 
 SIZES = {"rows_per_shard": 6, "row_group_rows": 2}

@@ -10,9 +10,9 @@ from fusmae_hf.data.native_resolution import NativeBands
 from fusmae_hf.data.pairs import Pair, PairsInfo
 from fusmae_hf.data.plausibility import check_plausible
 from fusmae_hf.errors import PairError
-from fusmae_hf.prepare.plan import plan_preparation
-from fusmae_hf.prepare.preparation import HOPELESS_AFTER, prepare
-from fusmae_hf.prepare.work import GIVE_UP_AFTER, GIVE_UP_AT_END_AFTER
+from fusmae_hf.preparation.plan import plan_preparation
+from fusmae_hf.preparation.prepare import HOPELESS_AFTER, prepare
+from fusmae_hf.preparation.work import GIVE_UP_AFTER, GIVE_UP_AT_END_AFTER
 from fusmae_hf.shards.dataset_info import LeftOut, count_reasons, read_dataset_info, read_left_out
 
 INFO = PairsInfo(

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from fusmae_hf import FusMAEImageProcessor
-from fusmae_hf.prepare.bands import BandValues
-from fusmae_hf.prepare.statistics import DatasetStatistics, band_statistics, format_share, write_processor
+from fusmae_hf.preparation.bands import BandValues
+from fusmae_hf.preparation.statistics import DatasetStatistics, band_statistics, format_share, write_processor
 from fusmae_hf.shards.loading import load_pairs
 from tests.small_shards import INFO, SIZE, make_pair, run_command, with_pixels, write_shards
 

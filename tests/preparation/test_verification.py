@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from fusmae_hf import FusMAEImageProcessor
-from fusmae_hf.prepare.statistics import band_statistics
-from fusmae_hf.prepare.verification import verify_shards
-from fusmae_hf.prepare.verification_report import CHECKS
+from fusmae_hf.preparation.statistics import band_statistics
+from fusmae_hf.preparation.verification import verify_shards
+from fusmae_hf.preparation.verification_report import CHECKS
 from fusmae_hf.shards.dataset_info import FILE_NAME, read_dataset_info
 from tests.small_shards import INFO, SIZE, edit_shard, make_pair, run_command, with_pixels, write_shards
 

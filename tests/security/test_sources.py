@@ -16,7 +16,7 @@ FORBIDDEN_CALLS = {"os.system", "os.popen", "pandas.read_pickle", "yaml.load", "
 
 ALLOWED = {
     # Catches `pickle.UnpicklingError`, with which torch refuses what `weights_only=True` forbids.
-    "fusmae_hf/hub/checkpoints.py": {"pickle"},
+    "training/loop/checkpoints.py": {"pickle"},
     # Sends our own readers and pairs between processes that we started, through pipes that nobody else holds.
     "fusmae_hf/preparation/work.py": {"multiprocessing.reduction"},
 }

@@ -1,5 +1,6 @@
 """Small shards and a small model to train on them."""
 
+import subprocess
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -17,10 +18,11 @@ from fusmae_hf.training.arguments import PretrainingArguments
 from fusmae_hf.training.finetuning.arguments import FineTuningArguments
 from fusmae_hf.training.finetuning.labels import quantity_scale, read_targets
 from fusmae_hf.training.finetuning.trainer import FineTuningTrainer
-from fusmae_hf.training.pretraining.trainer import FusMAETrainer
 from fusmae_hf.training.run_finetune import main
+from fusmae_hf.training.run_pretrain import FusMAETrainer
 
 from .labelled_pairs import INFO, write_labelled
+from .started_programs import NotPossibleHere, mount
 
 SMALL = {
     "hidden_size": 32,
@@ -94,6 +96,27 @@ def make_trainer(shards: Path) -> Callable[..., FusMAETrainer]:
         )
 
     return make
+
+
+@pytest.fixture
+def mounted(tmp_path):
+    """Mounts a file system in memory, or changes its options; skips the test where that is not allowed."""
+    folders = set()
+
+    def mount_memory(name: str, options: str) -> Path:
+        folder = tmp_path / name
+        folder.mkdir(exist_ok=True)
+        kind = ["-o", f"remount,{options}"] if folder in folders else ["-t", "tmpfs", "-o", options]
+        try:
+            mount(folder, *kind)
+        except NotPossibleHere as error:
+            pytest.skip(str(error))
+        folders.add(folder)
+        return folder
+
+    yield mount_memory
+    for folder in folders:
+        subprocess.run(["umount", "--lazy", folder], check=True)
 
 
 @pytest.fixture(scope="session")

@@ -21,8 +21,8 @@ from fusmae_hf.data.augmentation import PairAugmentation
 from fusmae_hf.shards.loading import load_pairs
 from fusmae_hf.training.arguments import PretrainingArguments
 from fusmae_hf.training.loop.processes import in_turn
-from fusmae_hf.training.pretraining.trainer import FusMAETrainer
 from fusmae_hf.training.run_finetune import main as run_finetune
+from fusmae_hf.training.run_pretrain import FusMAETrainer
 
 from .conftest import SMALL
 

@@ -38,8 +38,11 @@ def spoil(trainer, *batches, by="sar_loss"):
             loss, outputs = compute(trainer, model, inputs, True)
             loss = loss + math.inf
         else:
-            inputs = {**inputs, "pixel_values_sar": inputs["pixel_values_sar"] * math.nan}
+            prepared = trainer.prepare_pairs(inputs)
+            prepared["pixel_values_sar"] *= math.nan
+            trainer.prepare_pairs = lambda batch: prepared
             loss, outputs = compute(trainer, model, inputs, True)
+            del trainer.prepare_pairs
         return (loss, outputs) if return_outputs else loss
 
     trainer.compute_loss = compute_loss

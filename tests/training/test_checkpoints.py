@@ -7,7 +7,6 @@ import pickle
 import resource
 import shutil
 import signal
-import subprocess
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -17,14 +16,14 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import EarlyStoppingCallback, Trainer, TrainerCallback
 
-from fusmae_hf.hub import checkpoints
-from fusmae_hf.hub.checkpoints import CheckpointNotWrittenError, problem_of, settle, surplus
 from fusmae_hf.preparation.prepare import prepare
 from fusmae_hf.shards import streamed as streamed_reading
 from fusmae_hf.shards.loading import PairDataset, load_pairs
 from fusmae_hf.simulation.pairs import SimulatedPairs, SimulationOptions
 from fusmae_hf.training.arguments import PretrainingArguments
-from fusmae_hf.training.loop.records import checkpoint_to_resume
+from fusmae_hf.training.loop import checkpoints
+from fusmae_hf.training.loop.checkpoints import CheckpointNotWrittenError, problem_of, settle, surplus
+from fusmae_hf.training.loop.resuming import checkpoint_to_resume
 from fusmae_hf.training.run_pretrain import main
 
 from .conftest import QUICK, SMALL
@@ -101,7 +100,7 @@ def write_until_killed(folder, sound, operation):
         checkpoint = folder / "checkpoint-2"
         written = checkpoints.begin(checkpoint) / checkpoint.name
         shutil.copytree(sound, written, ignore=shutil.ignore_patterns("manifest.json"))
-        checkpoints.seal(written, step=2, processes=1, global_batch_size=8, run={})
+        checkpoints.seal(written, {"step": 2, "run": {}})
         checkpoints.put_in_place(checkpoint)
         if previous:
             checkpoints.discard(folder / previous)
@@ -159,7 +158,6 @@ def test_an_upload_in_the_background_finds_the_checkpoint_in_place(tmp_path, mak
     monkeypatch.setattr(
         Trainer, "_push_from_checkpoint", lambda self, folder: pushed.append((folder, problem_of(Path(folder))))
     )
-    monkeypatch.setattr(Trainer, "_finish_current_push", lambda self: None)
     trainer.args.push_to_hub = True
     trainer.train()
     assert pushed == [(str(tmp_path / f"checkpoint-{step}"), None) for step in (2, 4)]
@@ -260,8 +258,8 @@ def cut_without_manifest(checkpoint):
 def reseal(checkpoint):
     manifest = json.loads((checkpoint / "manifest.json").read_text())
     (checkpoint / "manifest.json").unlink()
-    kept = {key: manifest[key] for key in ("step", "processes", "global_batch_size", "run")}
-    checkpoints.seal(checkpoint, **kept)
+    facts = ("step", "processes", "global_batch_size", "run", "progress")
+    checkpoints.seal(checkpoint, {name: manifest[name] for name in facts})
 
 
 def change_recorded_seed(checkpoint):
@@ -441,37 +439,15 @@ def test_the_program_ends_well_when_it_resumes_a_finished_run(command, capsys):
 # --- a full disk ---------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def small_disk(tmp_path):
-    """Mounts a small file system of a number of bytes, or changes its size."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-
-    def mount(size):
-        kind = (
-            ["-o", f"remount,size={size}"]
-            if os.path.ismount(folder)
-            else ["-t", "tmpfs", "-o", f"size={size}", "none"]
-        )
-        done = subprocess.run(["mount", *kind, folder], capture_output=True, text=True)
-        if done.returncode:
-            pytest.skip(f"mounting a small file system is not allowed here: {done.stderr.strip()}")
-        return folder
-
-    yield mount
-    if os.path.ismount(folder):
-        subprocess.run(["umount", "--lazy", folder], check=True)
-
-
 def test_a_disk_that_fills_up_ends_the_run_with_what_to_do_and_then_it_goes_on_exactly(
-    tmp_path, command, small_disk, capsys
+    tmp_path, command, mounted, capsys
 ):
     arguments, _ = command
     arguments = [*arguments, "--num_train_epochs", "3", "--save_total_limit", "5", "--eval_strategy", "no"]
     main([*arguments, "--output_dir", str(tmp_path / "whole")])
     checkpoint = tmp_path / "whole" / "checkpoint-3"
     size = sum(path.stat().st_size for path in checkpoint.iterdir()) + 4096 * len(list(checkpoint.iterdir()))
-    disk = small_disk(int(1.7 * size))
+    disk = mounted("disk", f"size={int(1.7 * size)}")
     output = disk / "run"
     command_line = [*arguments, "--output_dir", str(output)]
     with pytest.raises(SystemExit) as ended:
@@ -482,7 +458,7 @@ def test_a_disk_that_fills_up_ends_the_run_with_what_to_do_and_then_it_goes_on_e
     assert f"{output / 'checkpoint-3'} is intact: free space" in message
     assert [path.name for path in output.glob("*checkpoint*")] == ["checkpoint-3"]
     assert problem_of(output / "checkpoint-3") is None
-    small_disk(20 * size)
+    mounted("disk", f"size={20 * size}")
     main([*command_line, "--resume_from_checkpoint", "auto"])
     assert f"Resuming from {output / 'checkpoint-3'}" in capsys.readouterr().out
     assert same(weights(output), weights(tmp_path / "whole"))

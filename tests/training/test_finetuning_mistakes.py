@@ -77,7 +77,7 @@ def test_a_map_that_covers_other_ground_than_the_images_is_refused(make_tuner, t
     tuner = make_tuner(tmp_path, "semantic_segmentation")
     batch = tuner.collator(tuner.pairs.__getitems__([0, 1]))
     tuner.model.eval()
-    inputs = tuner._prepare_inputs(batch | {"label_map": batch["label_map"][:, :10]})
+    inputs = tuner.model_inputs(batch | {"label_map": batch["label_map"][:, :10]})
     with pytest.raises(ValueError, match="`labels` of 10x16 px cannot cover the same ground as images of 16x16 px"):
         tuner.model(**inputs)
 

@@ -57,7 +57,7 @@ def test_a_quantity_is_measured_in_its_units(tmp_path, make_tuner, labelled):
 
 def test_a_rescaled_head_gives_the_quantity_itself(tmp_path, make_tuner):
     tuner = make_tuner(tmp_path, "regression")
-    inputs = tuner._prepare_inputs(tuner.collator(tuner.pairs.__getitems__([0, 1])))
+    inputs = tuner.model_inputs(tuner.collator(tuner.pairs.__getitems__([0, 1])))
     tuner.model.eval()
     before = tuner.model(**inputs).logits
     mean, deviation = tuner.scale
@@ -77,7 +77,7 @@ def test_maps_without_data_do_not_count(tmp_path, make_tuner, labelled):
 def test_label_maps_turn_with_their_images(tmp_path, make_tuner):
     tuner = make_tuner(tmp_path, "semantic_segmentation", augmentation=PairAugmentation(seed=2))
     tuner.model.train()
-    inputs = tuner._prepare_inputs(next(iter(tuner.get_train_dataloader())))
+    inputs = tuner.model_inputs(next(iter(tuner.get_train_dataloader())))
     brightness, labels = inputs["pixel_values"].mean(dim=1), inputs["labels"]
     means = torch.stack([brightness[labels == number].mean() for number in range(3)])
     spreads = torch.stack([brightness[labels == number].std() for number in range(3)])
@@ -93,7 +93,7 @@ def test_the_plain_collator_gives_what_the_trainer_makes_on_the_device(
     pairs = load_pairs(labelled(name), "train")
     collator = FineTuningCollator(FusMAEImageProcessor.from_pretrained(checkpoint), pairs.info, name)
     tuner.model.eval()
-    expected = tuner._prepare_inputs(tuner.collator(pairs.__getitems__([0, 3, 4])))
+    expected = tuner.model_inputs(tuner.collator(pairs.__getitems__([0, 3, 4])))
     if tuner.task.is_regression:
         expected["labels"] = expected["labels"] * tuner.scale[1] + tuner.scale[0]
     got = collator(pairs.__getitems__([0, 3, 4]))
@@ -151,7 +151,7 @@ def test_only_adapters_and_head_learn_and_merging_changes_no_output(tmp_path, ma
     assert changed
     assert all("lora_" in key or "modules_to_save" in key for key in changed)
     assert {"q_proj", "v_proj"} <= {part for key in changed for part in key.split(".")}
-    inputs = tuner._prepare_inputs(tuner.collator(tuner.pairs.__getitems__([0, 1])))
+    inputs = tuner.model_inputs(tuner.collator(tuner.pairs.__getitems__([0, 1])))
     tuner.model.eval()
     expected = tuner.model(**inputs).logits
     assert output_layer(tuner.model).weight.requires_grad
@@ -225,7 +225,7 @@ def test_a_sensor_left_out_of_training_is_never_shown(tmp_path, make_tuner):
     changed = moved(tuner.model, before)
     assert "fusmae.embeddings.sar_projection.weight" in changed
     assert "fusmae.embeddings.optical_projection.weight" not in changed
-    inputs = tuner._prepare_inputs(next(iter(tuner.get_train_dataloader())))
+    inputs = tuner.model_inputs(next(iter(tuner.get_train_dataloader())))
     assert set(inputs) == {"pixel_values_sar", "labels"}
 
 
@@ -235,7 +235,7 @@ def test_one_checkpoint_is_measured_with_each_sensor_alone(tmp_path, make_tuner,
     results = evaluate_sensors(tuner, pairs, ["both", "sar", "optical"])
     batch = tuner.collator(pairs.__getitems__(range(6)))
     tuner.model.eval()
-    inputs = tuner._prepare_inputs(batch)
+    inputs = tuner.model_inputs(batch)
     alone = {"both": {}, "sar": {"pixel_values": None}, "optical": {"pixel_values_sar": None}}
     for sensors, absent in alone.items():
         expected = tuner.model(**inputs | absent).logits.softmax(dim=1)

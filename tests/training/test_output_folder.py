@@ -1,45 +1,22 @@
 """An output folder that cannot be written to is found before a step is taken."""
 
 import os
-import subprocess
 
 import pytest
 
-from fusmae_hf.training.loop.output_folder import require_writable
+from fusmae_hf.training.loop.records import require_writable
 from fusmae_hf.training.run_finetune import main as finetune
 from fusmae_hf.training.run_pretrain import main as pretrain
 from fusmae_hf.training.run_probe import main as probe
 
 
-def mount(folder, options: str):
-    """Mount a file system in memory; skip the test where that is not allowed."""
-    folder.mkdir()
-    command = ["mount", "-t", "tmpfs", "-o", f"{options},size=64k", "tmpfs", str(folder)]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-    except FileNotFoundError:
-        pytest.skip("there is no program `mount`")
-    if done.returncode:
-        pytest.skip(f"mounting is not allowed here: {done.stderr.strip()}")
-    return folder
-
-
 @pytest.fixture
-def read_only(tmp_path):
-    """A folder on a file system that is mounted read-only."""
-    folder = mount(tmp_path / "read-only", "ro")
-    yield folder
-    subprocess.run(["umount", str(folder)], check=True)
-
-
-@pytest.fixture
-def full(tmp_path):
+def full(mounted):
     """A folder on a file system without a free block."""
-    folder = mount(tmp_path / "full", "rw")
+    folder = mounted("full", "rw,size=64k")
     with pytest.raises(OSError, match="No space"):
         (folder / "filled").write_bytes(bytes(2**20))
-    yield folder
-    subprocess.run(["umount", str(folder)], check=True)
+    return folder
 
 
 def test_a_folder_that_can_be_written_to_is_made_and_left_empty(tmp_path):
@@ -49,9 +26,9 @@ def test_a_folder_that_can_be_written_to_is_made_and_left_empty(tmp_path):
 
 
 @pytest.mark.parametrize("below", ["", "run"], ids=["itself", "a folder in it"])
-def test_a_read_only_folder_is_named(read_only, below):
+def test_a_read_only_folder_is_named(mounted, below):
     with pytest.raises(OSError, match=r"output folder .*read-only.*mounted read-only.*--output_dir"):
-        require_writable(read_only / below)
+        require_writable(mounted("read-only", "ro,size=64k") / below)
 
 
 def test_a_full_disk_is_named_and_nothing_is_left_on_it(full):

@@ -22,10 +22,10 @@ from fusmae_hf.training.loop.signals import (
     EXIT_CODE,
     ORPHANED,
     Preempted,
-    SignalWatch,
-    UnpreemptedWorker,
+    Preemption,
     ends_by_signal,
     held_back,
+    ignore_signals_of_others,
 )
 from tests.chaos.disturbed_runs import alive, kill_groups
 
@@ -223,7 +223,7 @@ def test_interrupting_from_the_keyboard_stays_what_it_was(tmp_path, make_trainer
         signal.signal(signal.SIGINT, before)
 
 
-@pytest.mark.parametrize(("context", "dies"), [(ends_by_signal, True), (SignalWatch().watching, False)])
+@pytest.mark.parametrize(("context", "dies"), [(ends_by_signal, True), (Preemption(None).watching, False)])
 def test_forked_processes_die_of_the_signal_unless_training_goes_on(context, dies):
     with context():
         child = os.fork()
@@ -238,7 +238,7 @@ def test_a_signal_to_a_worker_that_is_just_starting_is_forgotten():
         child = os.fork()
         if child == 0:
             os.kill(os.getpid(), signal.SIGTERM)
-            UnpreemptedWorker()(0)
+            ignore_signals_of_others(0)
             os.kill(os.getpid(), signal.SIGUSR1)
             os._exit(0)
         assert os.waitpid(child, 0)[1] == 0
@@ -264,7 +264,7 @@ def test_workers_of_loaders_end_when_the_process_that_started_them_says_so():
     begun, never = fork.Event(), fork.Event()
 
     def work():
-        UnpreemptedWorker()(0)
+        ignore_signals_of_others(0)
         begun.set()
         never.wait()
 
@@ -389,7 +389,7 @@ STUCK_WORKER = """
 import os, sys, time
 from pathlib import Path
 from torch.utils.data import DataLoader, Dataset
-from fusmae_hf.training.loop.signals import UnpreemptedWorker
+from fusmae_hf.training.loop.signals import ignore_signals_of_others
 
 class Stuck(Dataset):
     def __len__(self):
@@ -399,7 +399,7 @@ class Stuck(Dataset):
         Path(sys.argv[1]).touch()
         time.sleep(600)
 
-next(iter(DataLoader(Stuck(), num_workers=1, worker_init_fn=UnpreemptedWorker())))
+next(iter(DataLoader(Stuck(), num_workers=1, worker_init_fn=ignore_signals_of_others)))
 """
 
 

@@ -7,10 +7,8 @@ what the processes do.
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import psutil
@@ -22,6 +20,7 @@ from fusmae_hf import FusMAEForPreTraining
 
 from . import process_scenarios
 from .labelled_pairs import write_labelled
+from .started_programs import free_port, start, start_two, wait_for
 
 ROOT = Path(__file__).parents[2]
 CONFIGS = ROOT / "training" / "accelerate"
@@ -39,10 +38,6 @@ DDP = (
 FSDP = ("whole", "resumed", "streamed_whole", "streamed_resumed", "fine_tuning_sharded")
 
 
-def environment(**more: str) -> dict[str, str]:
-    return os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)} | more
-
-
 def launch(configuration: str, *arguments: str) -> list[str]:
     command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(CONFIGS / configuration)]
     return [*command, *arguments]
@@ -50,7 +45,8 @@ def launch(configuration: str, *arguments: str) -> list[str]:
 
 def run_scenarios(configuration: str, folder: Path, names: tuple[str, ...]) -> None:
     command = launch(configuration, "--module", "tests.training.process_scenarios", str(folder), *names)
-    done = subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=600)
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-6000:]
 
 
@@ -279,78 +275,59 @@ ENDLESS = (
 """Arguments of a run that ends only when it is made to."""
 
 
-def free_port() -> str:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return str(probe.getsockname()[1])
-
-
-def wait_for(condition, running: subprocess.Popen, seconds: float = 240) -> None:
-    """Until something is so; a failure where the process ends before, or it takes too long."""
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert running.poll() is None, "the run ended by itself"
-        assert time.monotonic() < deadline, "nothing happened"
-        time.sleep(0.05)
-
-
 @pytest.fixture
-def start():
-    """Starts processes that are ended with the test."""
-    started = []
-
-    def start(command: list[str], **variables: str) -> subprocess.Popen:
-        output = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-        started.append(subprocess.Popen(command, cwd=ROOT, env=environment(**variables), **output))
-        return started[-1]
-
-    yield start
+def ended():
+    """Kills what a test adds to it and is still there when the test ends."""
+    started: list[subprocess.Popen] = []
+    yield started
     for process in started:
         process.kill()
-        process.communicate()
+        process.wait()
 
 
-def test_where_one_process_is_killed_the_other_says_so_and_the_launcher_ends(tmp_path, shards, start):
+def test_where_one_process_is_killed_the_other_says_so_and_the_launcher_ends(tmp_path, shards, ended, monkeypatch):
+    monkeypatch.chdir(ROOT)
     command = launch("cpu-ddp.yaml", "training/run_pretrain.py", "--data", str(shards), *ENDLESS)
-    launcher = start([*command, "--output_dir", str(tmp_path)])
-    wait_for(lambda: any(tmp_path.glob("checkpoint-*")), launcher)
+    output, log = tmp_path / "run", tmp_path / "log"
+    launcher = start([*command, "--output_dir", str(output)], log, PYTHONPATH=str(ROOT))
+    ended.append(launcher)
+    wait_for(lambda: any(output.glob("checkpoint-*")), launcher, log, 240)
     workers = psutil.Process(launcher.pid).children()
     assert len(workers) == 2
     workers[1].kill()
-    output, _ = launcher.communicate(timeout=120)
-    assert launcher.returncode not in (0, None)
-    assert "lost another process of this run" in output
-    assert "--resume_from_checkpoint auto" in output
-    assert "Signal 9 (SIGKILL)" in output
+    assert launcher.wait(120) != 0
+    for said in ("lost another process of this run", "--resume_from_checkpoint auto", "Signal 9 (SIGKILL)"):
+        assert said in log.read_text()
     assert not psutil.wait_procs(workers, timeout=60)[1]
 
 
-def test_where_one_process_is_stuck_the_other_ends_after_the_timeout(tmp_path, shards, start):
+def test_where_one_process_is_stuck_the_other_ends_after_the_timeout(tmp_path, shards, ended):
     """Started as by `srun`, without a launcher that would end the other."""
     run = [sys.executable, "-m", "fusmae_hf.training.run_pretrain", "--data", str(shards), *ENDLESS]
-    run += ["--output_dir", str(tmp_path), "--ddp_timeout", "10"]
-    variables = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
-    one, other = (start(run, RANK=rank, LOCAL_RANK=rank, **variables) for rank in ("0", "1"))
-    wait_for(lambda: any(tmp_path.glob("checkpoint-*")), one)
+    output, logs = tmp_path / "run", [tmp_path / "log-0", tmp_path / "log-1"]
+    one, other = start_two([*run, "--output_dir", str(output), "--ddp_timeout", "10"], logs)
+    ended += [one, other]
+    wait_for(lambda: any(output.glob("checkpoint-*")), one, logs[0], 240)
     other.send_signal(signal.SIGSTOP)
-    output, _ = one.communicate(timeout=120)
-    assert one.returncode not in (0, None)
-    assert "in vain for longer than `ddp_timeout`" in output
-    assert "Timed out waiting" in output
+    assert one.wait(120) != 0
+    assert "in vain for longer than `ddp_timeout`" in logs[0].read_text()
+    assert "Timed out waiting" in logs[0].read_text()
 
 
 # --- several machines ----------------------------------------------------------------------------------------------
 
 
-def test_two_launches_that_meet_train_as_one_does(ddp, tmp_path, start):
+def test_two_launches_that_meet_train_as_one_does(ddp, tmp_path, ended, monkeypatch):
     """As on two machines, here on one, with the processes counted as it has them."""
+    monkeypatch.chdir(ROOT)
     (tmp_path / "shards").symlink_to(ddp.folder / "shards")
     meeting = ("--main_process_ip", "127.0.0.1", "--main_process_port", free_port())
     here = ("--num_processes", "2", "--mixed_precision", "no", *meeting)
     program = ("--module", "tests.training.process_scenarios", str(tmp_path), "whole")
-    launches = [start(launch("multi-node.yaml", "--machine_rank", rank, *here, *program)) for rank in ("0", "1")]
-    outputs = [launcher.communicate(timeout=400)[0] for launcher in launches]
-    assert [launcher.returncode for launcher in launches] == [0, 0], outputs
+    for rank in ("0", "1"):
+        command = launch("multi-node.yaml", "--machine_rank", rank, *here, *program)
+        ended.append(start(command, tmp_path / f"log-{rank}", PYTHONPATH=str(ROOT)))
+    assert [launcher.wait(400) for launcher in ended] == [0, 0], (tmp_path / "log-0").read_text()
     both = Results(tmp_path)
     assert both.of("whole", 1)["processes"] == 2
     assert_same(both.weights("whole"), ddp.weights("whole"))

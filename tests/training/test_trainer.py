@@ -14,7 +14,7 @@ from fusmae_hf.modeling.sensors_fusmae import OPTICAL_BANDS, OPTICAL_RESOLUTION
 from fusmae_hf.shards.loading import load_pairs
 from fusmae_hf.shards.writing import write_dataset_info, write_shard
 from fusmae_hf.simulation.pairs import SimulatedPairs, SimulationOptions
-from fusmae_hf.training.pretraining.trainer import HELD_OUT_METRICS, PretrainingCollator
+from fusmae_hf.training.run_pretrain import HELD_OUT_METRICS, PretrainingCollator
 
 
 def weights(folder):
@@ -78,7 +78,7 @@ def test_batches_normalised_on_the_device_equal_those_of_the_processor_alone(tmp
     batch = next(iter(trainer.get_train_dataloader()))
     assert batch["optical"].dtype == torch.uint16
     assert batch["sar"].dtype == torch.float32
-    inputs = trainer._prepare_inputs(batch)
+    inputs = trainer.model_inputs(batch)
     pairs = load_pairs(shards, "train")
     rows = [pairs[row] for row in batch["row"].tolist()]
     expected = FusMAEImageProcessor()(
@@ -95,12 +95,12 @@ def test_training_sees_random_views_and_evaluation_the_pairs_themselves(tmp_path
     for trainer in (plain, varied):
         trainer.model.train()
     batch = next(iter(varied.get_train_dataloader()))
-    seen, still = varied._prepare_inputs(batch), plain._prepare_inputs(batch)
+    seen, still = varied.model_inputs(batch), plain.model_inputs(batch)
     assert not torch.equal(seen["pixel_values"], still["pixel_values"])
     for name in ("pixel_values", "pixel_values_sar"):
         assert torch.equal(seen[name].flatten(1).sort()[0], still[name].flatten(1).sort()[0])
     varied.model.eval()
-    assert torch.equal(varied._prepare_inputs(batch)["pixel_values"], still["pixel_values"])
+    assert torch.equal(varied.model_inputs(batch)["pixel_values"], still["pixel_values"])
 
 
 def test_bands_in_their_own_resolution_reach_the_model_on_one_grid(tmp_path, make_trainer, shards, tmp_path_factory):
@@ -121,7 +121,7 @@ def test_bands_in_their_own_resolution_reach_the_model_on_one_grid(tmp_path, mak
         trainer = make_trainer(tmp_path, train_dataset=load_pairs(folder))
         batch = next(iter(trainer.get_train_dataloader()))
         assert batch["optical"].ndim == (2 if kind else 4)
-        inputs[kind] = trainer._prepare_inputs(batch)
+        inputs[kind] = trainer.model_inputs(batch)
         mixed = make_trainer(tmp_path, held_out=load_pairs(folder, streaming=True))  # trained on pairs on one grid
         assert mixed.evaluate()["eval_optical_loss"] > 0
         assert load_pairs(folder)[0]["optical"].shape == (12, 24, 24)

@@ -25,7 +25,7 @@ from fusmae_hf.plots.scores import class_colours, plot_confusion, plot_scores_by
 from fusmae_hf.shards.loading import PairDataset
 from fusmae_hf.training.finetuning.metrics import HEADLINE, confusion_of, counted
 from fusmae_hf.training.finetuning.trainer import FineTuningTrainer
-from fusmae_hf.training.loop.pair_trainer import has_no_data, packed
+from fusmae_hf.training.sources import has_no_data, packed
 from fusmae_hf.vocabulary import Sensors
 
 SENSOR_NAMES = {"both": "both sensors", "sar": "SAR alone", "optical": "optical alone"}
@@ -101,7 +101,7 @@ def predicted_maps(trainer: FineTuningTrainer, pairs: PairDataset, rows: Sequenc
     """Raw patches, reference and predicted classes of some pairs, for pictures, with what the model trained on."""
     shown, model = [], cast(PreTrainedModel, trainer.model).eval()
     for row in rows:
-        inputs = trainer._prepare_inputs(
+        inputs = trainer.model_inputs(
             trainer.collator(packed(pairs, trainer.info.optical_factors).__getitems__([row]))
         )
         with torch.no_grad():

@@ -17,7 +17,7 @@ from fusmae_hf.modeling.labels_fusmae import check_labels
 from fusmae_hf.shards.loading import PairDataset
 from fusmae_hf.training.finetuning.labels import PairSubset
 from fusmae_hf.training.finetuning.metrics import TaskMetrics, predictions_of
-from fusmae_hf.training.loop.pair_trainer import PairTrainer
+from fusmae_hf.training.loop.trainer import PairTrainer
 from fusmae_hf.vocabulary import Sensors
 
 _ENCODER_PART = re.compile(r"(?:^|\.)fusmae\.(?:(embeddings)|(fusion)|layers\.(\d+))\.")
@@ -171,7 +171,7 @@ class FineTuningTrainer(PairTrainer):
         number = min(len(self.pairs), self.args.per_device_train_batch_size)
         model = cast(PreTrainedModel, self.model).eval()
         with torch.no_grad(), self.compute_loss_context_manager():
-            inputs = self._prepare_inputs(self.collator(self.pairs.__getitems__(range(number))))
+            inputs = self.model_inputs(self.collator(self.pairs.__getitems__(range(number))))
             images = next(
                 inputs[name] for name in ("pixel_values", "pixel_values_sar") if inputs.get(name) is not None
             )
@@ -194,7 +194,7 @@ class FineTuningTrainer(PairTrainer):
     def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
         """Loss of a held-out batch, and what `predictions_of` keeps of it."""
         replaced = inputs.get("replaced")
-        inputs = self._prepare_inputs(inputs)
+        inputs = self.model_inputs(inputs)
         with torch.no_grad(), self.compute_loss_context_manager():
             outputs = model(**inputs)
             loss = self.held_out_loss(model, inputs, outputs)

@@ -1,19 +1,21 @@
-"""What is said and kept of an optimiser step whose loss or gradient is not finite."""
+"""Optimiser steps whose loss or gradient is not finite: found before they reach the weights, described, kept."""
 
 import json
 import math
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
+from accelerate.utils import gather_object
 from safetensors.torch import save_file
 from torch import nn
+from transformers import Trainer, TrainerCallback
 
-POLICIES = ("stop", "skip")
-"""What to do at a step whose loss or gradient is not finite."""
+from fusmae_hf.training.arguments import RunArguments
+from fusmae_hf.training.loop.processes import maximum_everywhere
 
 _SHOWN_IDS = 8
 
@@ -29,22 +31,144 @@ class MicroBatch:
     Attributes:
         number: of the batch in its step, from 0.
         batch: raw pairs.
-        losses: scalars by name, `loss` first and then those of each sensor; tensors until `read`.
+        losses: scalars by name, `loss` first and then those of each sensor.
     """
 
     number: int
     batch: Mapping[str, Any]
-    losses: dict[str, Any] = field(default_factory=dict)
-
-    def read(self) -> None:
-        """Move the losses from the device."""
-        self.losses = {name: float(loss) for name, loss in self.losses.items()}
+    losses: dict[str, Any]
 
     @property
     def not_finite(self) -> list[str]:
         """Names of the losses that are not finite, those of sensors if there are any."""
         names = [name for name, loss in self.losses.items() if not math.isfinite(loss)]
         return [name for name in names if name != "loss"] or names
+
+
+class FiniteSteps(TrainerCallback):
+    """Looks at each step before the optimiser does; held by a trainer.
+
+    A step is spoilt if the loss of one of its batches, in any process, or the norm of its gradient is not finite. It
+    changes neither weights nor the optimiser's state. `on_nonfinite="stop"` then raises a `NonFiniteError`; `"skip"`
+    goes on with the next step, up to `max_nonfinite_steps` times in the whole run, its resumed parts included. (Were
+    only steps in a row counted, a run could lose every second one for ever.) A skipped step counts as a step: its
+    pairs are spent and the learning-rate schedule moves on, so that both stay functions of the number of the step.
+
+    In fp16 the gradient scaler already skips steps whose gradients overflow, as a part of its work: there, losses
+    alone are looked at.
+
+    Args:
+        trainer: calls `note` and `note_batch` for each batch, `is_spoilt` and `end` for each step, `report` for a log.
+        inputs_of: gives the model's inputs for a batch of raw pairs.
+
+    Attributes:
+        skipped: steps of the whole run that were left out.
+    """
+
+    def __init__(self, trainer: Trainer, inputs_of: Callable[[dict[str, Any]], dict[str, torch.Tensor]]):
+        self.trainer, self.inputs_of = trainer, inputs_of
+        self.skipped = 0
+        self._parts: dict[str, torch.Tensor] = {}
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        """Start anew."""
+        self._batches: list[MicroBatch] = []
+        self._sums: dict[str, torch.Tensor] = {}
+        self._to_log = {"taken": 0, "skipped": 0}
+
+    def on_step_begin(self, args, state, control, **kwargs):
+        """Note the sums for the log, in which what is not finite would stay for ever."""
+        self._before, self._sums_before = self.trainer._tr_loss.clone(), dict(self._sums)
+
+    def note(self, name: str, value: torch.Tensor) -> None:
+        """Remember a part of the loss of the batch in hand, for the log and for `NonFiniteError`."""
+        self._parts[name] = value.detach()
+
+    def note_batch(self, batch: Mapping[str, Any], loss: torch.Tensor) -> None:
+        """Remember a batch and its loss, until its step is known to be finite."""
+        self._batches.append(MicroBatch(len(self._batches), batch, {"loss": loss, **self._parts}))
+        for name, value in {**self._parts, "batches": torch.ones((), device=loss.device)}.items():
+            self._sums[name] = self._sums[name] + value if name in self._sums else value
+        self._parts = {}
+
+    def is_spoilt(self, grad_norm: Any) -> bool:
+        """Whether the step in hand is, by what this process knows of it. The host waits for the device here."""
+        finite = torch.stack([loss.isfinite() for micro in self._batches for loss in micro.losses.values()]).all()
+        if self.trainer.accelerator.scaler is None:
+            finite = finite & torch.as_tensor(_whole(grad_norm), device=finite.device).isfinite()
+        return not finite
+
+    def end(self, spoilt: bool, grad_norm: Any) -> bool:
+        """End a step of which all processes know whether it was spoilt, with a message if it was; whether to skip it.
+
+        Raises:
+            NonFiniteError: it was spoilt, and the run may not go on.
+        """
+        batches, self._batches = self._batches, []
+        self._to_log["skipped" if spoilt else "taken"] += 1
+        if not spoilt:
+            return False
+        self.trainer._tr_loss.copy_(self._before)
+        self._sums = {name: self._sums_before.get(name, torch.zeros_like(sum)) for name, sum in self._sums.items()}
+        args = cast(RunArguments, self.trainer.args)
+        message = self._explain(self.trainer.state.global_step + 1, float(_whole(grad_norm)), batches)
+        if args.on_nonfinite == "stop":
+            raise NonFiniteError(
+                f"{message}\nThe step was not taken. `--on_nonfinite skip` leaves such steps out instead of stopping."
+            )
+        limit = args.max_nonfinite_steps
+        if self.skipped >= limit:
+            raise NonFiniteError(f"{message}\n`max_nonfinite_steps` ({limit}) had been skipped already.")
+        self.skipped += 1
+        if self.trainer.is_world_process_zero():
+            print(f"{message}\nThe step is skipped, {self.skipped} of at most {limit}.", flush=True)
+        return True
+
+    def _explain(self, step: int, norm: float, batches: list[MicroBatch]) -> str:
+        """Keep the batches that may have spoilt a step, and say what happened; every process must call this."""
+        args = self.trainer.args
+        suspects = [micro for micro in batches if micro.not_finite]
+        if not maximum_everywhere([float(bool(suspects))], args.device)[0]:  # then it was the gradient, of any
+            suspects = batches
+        rank, folder = args.process_index, Path(str(args.output_dir)) / "nonfinite" / f"step-{step}"
+        settings = {
+            name: getattr(args, name)
+            for name in ("seed", "bf16", "fp16", "learning_rate", "max_grad_norm", "per_device_train_batch_size")
+        }
+        reports = []
+        for micro in suspects:
+            with torch.no_grad():
+                report = report_of_batch(micro, self.inputs_of(dict(micro.batch)))
+            record = {"step": step, "process": rank, "grad_norm": norm, **report, "settings": settings}
+            kept = keep_batch(folder, f"process-{rank}-micro-batch-{micro.number}", micro.batch, record)
+            reports.append({**report, "file": None if kept is None else str(kept)})
+        parameters = non_finite_parameters(cast(nn.Module, self.trainer.model))
+        return describe(step, norm, gather_object([{"process": rank, "parameters": parameters, "batches": reports}]))
+
+    def report(self, loss: float) -> dict[str, float]:
+        """What to log: means since the last report over the steps that were taken; every process must call this.
+
+        Args:
+            loss: mean over all steps, as the Trainer has it.
+
+        Returns:
+            `loss`, the parts of it that were noted, and, where steps may be skipped, `nonfinite_steps`, their number.
+        """
+        sums, self._sums = self._sums, {}
+        number = sums.pop("batches", 1)
+        gather = self.trainer.accelerator.gather
+        means = {name: gather(total / number).mean().item() for name, total in sums.items()}
+        taken, skipped = self._to_log.values()
+        self._to_log = dict.fromkeys(self._to_log, 0)
+        if skipped:
+            loss = loss * (taken + skipped) / taken if taken else math.nan
+        skips = cast(RunArguments, self.trainer.args).on_nonfinite == "skip"
+        return {"loss": loss, **means, **({"nonfinite_steps": self.skipped} if skips else {})}
+
+
+def _whole(norm: Any) -> Any:
+    """A norm, of a sharded model over all processes."""
+    return norm.full_tensor() if hasattr(norm, "full_tensor") else norm
 
 
 def non_finite_parameters(model: nn.Module) -> list[str]:
@@ -92,13 +216,8 @@ def keep_batch(folder: Path, name: str, batch: Mapping[str, Any], record: Mappin
     Returns:
         The file of tensors; None, after a warning, if it cannot be written.
     """
-    tensors: dict[str, torch.Tensor] = {}
-    values: dict[str, Any] = {}
-    for key, value in _flat(batch):
-        if isinstance(value, torch.Tensor):
-            tensors[key] = value.detach().cpu().contiguous().clone()
-        else:
-            values[key] = value
+    tensors = {key: value.cpu().contiguous().clone() for key, value in batch.items() if torch.is_tensor(value)}
+    values = {key: value for key, value in batch.items() if key not in tensors}
     path = folder / f"{name}.safetensors"
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -111,14 +230,6 @@ def keep_batch(folder: Path, name: str, batch: Mapping[str, Any], record: Mappin
     return path
 
 
-def _flat(values: Any, prefix: str = "") -> Iterable[tuple[str, Any]]:
-    for key, value in values.items():
-        if isinstance(value, Mapping):
-            yield from _flat(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
-
-
 def report_of_batch(micro: MicroBatch, inputs: Mapping[str, Any]) -> dict[str, Any]:
     """What is to be said of a batch: its number, losses, pairs, and faults of its inputs."""
     ids = list(micro.batch["id"])
@@ -126,7 +237,7 @@ def report_of_batch(micro: MicroBatch, inputs: Mapping[str, Any]) -> dict[str, A
     return {
         "micro_batch": micro.number,
         "not_finite": micro.not_finite,
-        "losses": micro.losses,
+        "losses": {name: float(loss) for name, loss in micro.losses.items()},
         "ids": ids,
         "rows": micro.batch["row"].tolist(),
         "input_faults": faults,

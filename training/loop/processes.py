@@ -6,11 +6,12 @@ Everything here does nothing in a run of one process.
 import atexit
 import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any
 
+import torch
 import torch.distributed as dist
 from accelerate import PartialState
 from accelerate.utils import DistributedType, gather_object
@@ -35,29 +36,20 @@ def start_on_cpu(timeout: float) -> None:
     started = int(os.environ.get("WORLD_SIZE", "1")) > 1 and {"RANK", "MASTER_ADDR", "MASTER_PORT"} <= set(os.environ)
     if started and not dist.is_initialized():
         dist.init_process_group("gloo", timeout=timedelta(seconds=timeout))
-        atexit.register(_let_gloo_finish)
+        # gloo's threads need the interpreter to drop the tensors of the last operations. Of a thread that asks for it
+        # while it is torn down, Python 3.11 ends the stack in the midst of C++, which aborts the process, all its work
+        # done, by SIGABRT ("terminate called without an active exception"): in about one of a hundred sharded runs.
+        atexit.register(time.sleep, 0.2)  # in which the interpreter is free
 
 
-def _let_gloo_finish() -> None:
-    """Wait a moment for gloo's threads to drop the tensors of the last operations.
-
-    For that they need the interpreter. Of a thread that asks for it while it is torn down, Python 3.11 ends the stack
-    in the midst of C++, which aborts the process, all its work done, by SIGABRT ("terminate called without an active
-    exception"): in about one of a hundred exits of a sharded run.
-    """
-    time.sleep(0.2)  # in which the interpreter is free
-
-
-@contextmanager
-def fsdp_on_any_device() -> Iterator[None]:
-    """Make an Accelerator that shards the model on the CPU too, where accelerate passes over FSDP in silence.
+def shard_on_any_device() -> None:
+    """Let the next Accelerator shard the model on the CPU too, where accelerate passes over FSDP in silence.
 
     It makes FSDP of what it takes for several GPUs; the device stays the CPU.
     """
     asked = os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
     if asked and PartialState().distributed_type is DistributedType.MULTI_CPU:
         PartialState._shared_state["distributed_type"] = DistributedType.MULTI_GPU
-    yield
 
 
 @contextmanager
@@ -115,6 +107,15 @@ def check_same_everywhere(values: Mapping[str, Any]) -> None:
                 f"{everywhere[others[0]].get(name)!r}; {len(others)} of {len(everywhere)} differ from process 0. "
                 "Start all with the same command, and see that every machine reads the same, whole folders."
             )
+
+
+def maximum_everywhere(mine: Sequence[float], device: torch.device) -> list[float]:
+    """The largest of each number over the processes of a run; each of them must call this."""
+    if PartialState().num_processes == 1:
+        return list(mine)
+    numbers = torch.tensor(mine, device=device)
+    dist.all_reduce(numbers, dist.ReduceOp.MAX)
+    return numbers.tolist()
 
 
 @contextmanager

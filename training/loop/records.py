@@ -1,6 +1,6 @@
-"""What the training scripts share around the Trainer: the processor, resuming, the record of a run, messages."""
+"""What programs share around the Trainer: output folder, processor, the record of a run, messages."""
 
-import hashlib
+import errno
 import os
 import platform
 import shlex
@@ -12,16 +12,32 @@ from typing import Any
 
 import torch
 import transformers
-from accelerate.utils import broadcast_object_list
 from huggingface_hub.errors import StrictDataclassError
 from transformers import TrainingArguments
 
 from fusmae_hf import FusMAEConfig, FusMAEImageProcessor, __version__
 from fusmae_hf.data.pairs import PairsInfo
 from fusmae_hf.errors import PairError
-from fusmae_hf.hub.checkpoints import MANIFEST, checkpoints_in, problem_of, settle
+from fusmae_hf.files.atomic import flush_to_disk, incomplete_path
 from fusmae_hf.shards.loading import PairDataset
 from fusmae_hf.training.arguments import SourceArguments
+from fusmae_hf.training.sources import content_of
+
+_ADVICE = {
+    errno.EROFS: "It is mounted read-only.",
+    errno.EACCES: "This user may not write there.",
+    errno.EPERM: "This user may not write there.",
+    errno.ENOSPC: "There is no space left.",
+    errno.EDQUOT: "The quota is used up.",
+    errno.ENOTDIR: "A file stands where a folder is needed.",
+    errno.EEXIST: "A file stands where a folder is needed.",
+    errno.ESTALE: "Its file system is gone: is it still mounted?",
+    errno.EIO: "Its file system is gone: is it still mounted?",
+}
+"""What an error of the system means here."""
+
+_TRIED_WITH = 4096
+"""Bytes: a full disk takes an empty file."""
 
 
 def fresh_processor(data: SourceArguments, info: PairsInfo, config: FusMAEConfig) -> FusMAEImageProcessor:
@@ -50,60 +66,28 @@ def fresh_processor(data: SourceArguments, info: PairsInfo, config: FusMAEConfig
     )
 
 
-def checkpoint_to_resume(arguments: TrainingArguments) -> str | None:
-    """The checkpoint that `--resume_from_checkpoint` names; for `auto` the newest complete one of the output folder.
-
-    Says which and why. What killed processes left in the output folder is cleared away. Each process must call this;
-    the first one looks at the files, and all get its answer.
+def require_writable(folder: str | os.PathLike[str]) -> None:
+    """Make the folder of a run, and see that a file can be written into it and put in place.
 
     Raises:
-        ValueError: the checkpoint that was named is damaged or incomplete.
+        OSError: it cannot; names the folder and says what to do. What was tried with is removed.
     """
-    answer: list[str | ValueError | None] = [None]
-    if arguments.process_index == 0:
+    place = Path(folder)
+    tried = incomplete_path(place / "try-to-write")
+    try:
+        place.mkdir(parents=True, exist_ok=True)
         try:
-            answer = [_checkpoint_to_resume(arguments.resume_from_checkpoint, Path(str(arguments.output_dir)))]
-        except ValueError as error:
-            answer = [error]
-    broadcast_object_list(answer)
-    if isinstance(answer[0], ValueError):
-        raise answer[0]
-    return answer[0]
-
-
-def _checkpoint_to_resume(wanted: str | None, folder: Path) -> str | None:
-    settle(folder)
-    if wanted in (None, "", "false", "False"):
-        return None
-    if wanted not in ("auto", "true", "True"):
-        if (problem := problem_of(Path(wanted))) is not None:
-            raise ValueError(
-                f"Cannot resume from {wanted}: {problem}. Name another checkpoint, or pass `--resume_from_checkpoint "
-                "auto` to go on from the newest complete one of the output folder."
-            )
-        chosen, why = Path(wanted), "as was asked for"
-    else:
-        for chosen in checkpoints_in(folder):
-            if (problem := problem_of(chosen)) is None:
-                break
-            print(f"Passing over {chosen}: {problem}.")
-        else:
-            print(f"No complete checkpoint in {folder}: starting from the beginning.")
-            return None
-        why = f"the newest complete checkpoint in {folder}"
-    print(f"Resuming from {chosen}, {why}.")
-    if not (chosen / MANIFEST).is_file():
-        print(
-            f"It has no {MANIFEST}, so it was taken because all files that a resume needs are there and load. Whether "
-            "its run had the same data, seed and augmentation cannot be seen."
-        )
-    return str(chosen)
-
-
-def content_of(pairs: PairDataset) -> str:
-    """Hash of the pairs of a split, as 16 hexadecimal digits."""
-    shards = pairs.dataset_info.shards(pairs.split)
-    return hashlib.sha256("".join(shard.content_hash for shard in shards).encode()).hexdigest()[:16]
+            with tried.open("xb") as file:
+                file.write(bytes(_TRIED_WITH))
+                flush_to_disk(file)
+        finally:
+            tried.unlink(missing_ok=True)
+    except OSError as error:
+        raise OSError(
+            error.errno,
+            f"Nothing can be written to the output folder {place} ({error.strerror or error}). "
+            f"{_ADVICE.get(error.errno or 0, 'Is its disk there?')} Name another with --output_dir.",
+        ) from error
 
 
 def data_record(program: str, train: PairDataset, held_out: dict[str, PairDataset]) -> dict[str, Any]:

@@ -11,6 +11,10 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from transformers import Trainer, TrainerCallback
+
+from fusmae_hf.training.loop.processes import maximum_everywhere
+
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 """Signals that end a run early."""
 
@@ -36,29 +40,108 @@ class Preempted(SystemExit):
         return self.message
 
 
-class SignalWatch:
-    """Remembers whether one of `SIGNALS` arrived, so that the step in progress can end first."""
+class EvaluationInterrupted(Exception):
+    """A signal to end came while held-out pairs were being evaluated."""
 
-    def __init__(self) -> None:
-        self.received: signal.Signals | None = None
+
+class Preemption(TrainerCallback):
+    """Makes the step in progress the last one of a run when one of `SIGNALS` arrives; held by a trainer.
+
+    A checkpoint is written after that step, and `Preempted` raised. In a run of several processes all must agree on
+    the step: they do at its gradient, so it is at most the next one. An evaluation is cut short, and noted in the
+    checkpoint as due.
+
+    Args:
+        trainer: sets `told` where its processes agree in a step, and acts on `EvaluationInterrupted`.
+
+    Attributes:
+        told: number of the signal on which all processes agree, 0 for none.
+        evaluation_due: the run ends before the evaluation that belongs to its last step.
+        began_at: step at which training began.
+    """
+
+    def __init__(self, trainer: Trainer):
+        self.trainer = trainer
+        self.received = self.told = self.began_at = 0
+        self.evaluation_due = False
 
     @contextmanager
     def watching(self) -> Iterator[None]:
         """Watch until the end of the context. Python lets only the main thread of a process do so: others do not."""
-        self.received = None
+        self.received = self.told = 0
         with _handlers(self._remember, lambda number: None):
             yield
 
     def _remember(self, number: int) -> None:
-        if self.received is None:
-            self.received = signal.Signals(number)
+        if not self.received:
+            self.received = number
             # Not `print`: the signal may have interrupted one.
-            os.write(2, f"{self.received.name}: ending after this step, with a checkpoint.\n".encode())
+            os.write(2, f"{signal.Signals(number).name}: ending after this step, with a checkpoint.\n".encode())
+
+    def is_told_anywhere(self) -> bool:
+        """Whether any process was asked to end; every one must call this."""
+        self.told = self.told or int(maximum_everywhere([float(self.received)], self.trainer.args.device)[0])
+        return bool(self.told)
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        """Start anew."""
+        self.began_at, self.evaluation_due = state.global_step, False
+
+    def on_step_end(self, args, state, control, **kwargs):
+        """Save and end; after the last step of an epoch, once it is known what the end of the epoch asks for."""
+        last_of_epoch = float(state.epoch).is_integer() or control.should_training_stop
+        if self.told or (args.world_size == 1 and self.is_told_anywhere()):
+            self._save_instead(control, not last_of_epoch)
+
+    def on_epoch_end(self, args, state, control, **kwargs):
+        """See `on_step_end`."""
+        if self.is_told_anywhere():
+            self._save_instead(control, True)
+
+    def _save_instead(self, control: Any, now: bool) -> None:
+        self.evaluation_due |= control.should_evaluate
+        control.should_evaluate, control.should_save = False, now
+
+    def on_prediction_step(self, args, state, control, **kwargs):
+        """Cut an evaluation short."""
+        if self.trainer.is_in_train and self.is_told_anywhere():
+            raise EvaluationInterrupted
+
+    def on_save(self, args, state, control, **kwargs):
+        """End, once what was told to end has its checkpoint."""
+        if self.told:
+            checkpoint = os.path.join(args.output_dir, f"checkpoint-{state.global_step}")
+            raise self.end(f"checkpoint {checkpoint} written after step {state.global_step}")
+
+    def save_without_evaluation(self) -> None:
+        """End a run in the midst of an evaluation, with a checkpoint that says so."""
+        trainer, state, control = self.trainer, self.trainer.state, self.trainer.control
+        if state.global_step == self.began_at:
+            raise self.end("ended before the first step, with nothing new to save")
+        state.log_history = [
+            entry
+            for entry in state.log_history
+            if entry["step"] != state.global_step or not any(name.startswith("eval_") for name in entry)
+        ]
+        self.evaluation_due = True
+        control.should_evaluate = control.should_save = False
+        trainer._save_checkpoint(trainer.model_wrapped, None)
+        trainer.callback_handler.on_save(trainer.args, state, control)  # which ends the run
+
+    def end(self, what: str) -> Preempted:
+        """What to raise, once trackers have written what they hold; says what became of the run and how to go on."""
+        trainer = self.trainer
+        trainer.callback_handler.on_train_end(trainer.args, trainer.state, trainer.control)
+        name = signal.Signals(self.told).name
+        message = f"{name}: {what}; start the same command with --resume_from_checkpoint auto to go on"
+        if trainer.is_world_process_zero():
+            print(message, flush=True)
+        return Preempted(message)
 
 
 @contextmanager
 def ends_by_signal() -> Iterator[None]:
-    """End with `EXIT_CODE` as soon as one of `SIGNALS` arrives, unless a `SignalWatch` is there to see to it."""
+    """End with `EXIT_CODE` as soon as one of `SIGNALS` arrives, unless a `Preemption` is there to see to it."""
 
     def end(number: int) -> None:
         message = f"{signal.Signals(number).name}: ended at once, with no further checkpoint. Start the same command "
@@ -103,32 +186,21 @@ def held_back() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-class UnpreemptedWorker:
-    """Makes the worker of a loader deaf to `SIGNALS` of others than the process that started it; a `worker_init_fn`.
+def ignore_signals_of_others(worker: int) -> None:
+    """Make the worker of a loader deaf to `SIGNALS` of others than the process that started it; a `worker_init_fn`.
 
     Schedulers signal every process of a job. Workers that died of it would take the main process with them before it
     has written its checkpoint. SIGTERM of the main process still ends them: it comes, when a loader is thrown away or
     the program ends, to those that did not end when they were asked. Where the main process was killed they end within
     `ORPHANED` seconds, whatever they are doing.
-
-    Args:
-        then: called with the number of the worker, if any.
     """
-
-    def __init__(self, then: Callable[[int], Any] | None = None):
-        self.then = then
-
-    def __call__(self, worker: int) -> None:
-        """Called in the worker before it begins."""
-        if hasattr(signal, "sigtimedwait"):
-            signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
-            threading.Thread(target=_await_end, args=(os.getppid(),), name="signals", daemon=True).start()
-        else:  # macOS does not tell who sent a signal
-            for number in SIGNALS:
-                signal.signal(number, signal.SIG_IGN)  # forgets one that was held back
-            signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
-        if self.then is not None:
-            self.then(worker)
+    if hasattr(signal, "sigtimedwait"):
+        signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+        threading.Thread(target=_await_end, args=(os.getppid(),), name="signals", daemon=True).start()
+    else:  # macOS does not tell who sent a signal
+        for number in SIGNALS:
+            signal.signal(number, signal.SIG_IGN)  # forgets one that was held back
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
 
 
 def _await_end(parent: int) -> None:

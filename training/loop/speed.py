@@ -3,18 +3,14 @@
 import resource
 import sys
 import time
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from accelerate.utils import gather_object
-from torch.utils.data import DataLoader
-from transformers import TrainerCallback
-
-if TYPE_CHECKING:
-    from fusmae_hf.training.loop.pair_trainer import PairTrainer
+from transformers import Trainer, TrainerCallback
 
 _PEAK_SIZE = {"cpu": 1024, "cuda": 8192}
 """Rows of the square matrices whose product gives the peak, by kind of device."""
@@ -56,21 +52,6 @@ def _wait_for(device: torch.device) -> None:
         torch.accelerator.synchronize(device)
 
 
-@dataclass
-class _Count:
-    """What one process has done since some moment; times in seconds."""
-
-    pairs: int = 0
-    flops: float = 0.0
-    seconds: float = 0.0
-    waited: float = 0.0
-
-    def __iadd__(self, other: "_Count") -> "_Count":
-        for name, value in vars(other).items():
-            setattr(self, name, getattr(self, name) + value)
-        return self
-
-
 class SpeedCallback(TrainerCallback):
     """Measures the speed of training, between one log of the loss and the next.
 
@@ -82,7 +63,7 @@ class SpeedCallback(TrainerCallback):
     that was left out because it was not finite count.
 
     Args:
-        trainer: calls `fetching` around what fetches the batches of a step, and puts `report` into its logs.
+        trainer: fetches the batches of a step in `waiting`, calls `count`, and puts `report` into its logs.
 
     Attributes:
         clock: gives seconds.
@@ -90,11 +71,12 @@ class SpeedCallback(TrainerCallback):
             measured when training begins.
     """
 
-    def __init__(self, trainer: "PairTrainer"):
+    def __init__(self, trainer: Trainer):
         self.trainer = trainer
         self.clock: Callable[[], float] = time.perf_counter
         self.matrix_peak = 0.0
-        self._since_log, self._since_start = _Count(), _Count()
+        # What this process did, by name: pairs, FLOPs, seconds, and those of them waited.
+        self._since_log, self._since_start = defaultdict[str, float](float), defaultdict[str, float](float)
         self._running_since: float | None = None
 
     def on_train_begin(self, args, state, control, **kwargs):
@@ -105,7 +87,9 @@ class SpeedCallback(TrainerCallback):
         self.matrix_peak = matrix_peak(device, dtypes.get(precision, torch.float32))
         if device.type not in ("cpu", "mps"):
             torch.accelerator.reset_peak_memory_stats(device)  # of the matrices, too
-        self._since_log, self._since_start, self._running_since = _Count(), _Count(), None
+        self._since_log.clear()
+        self._since_start.clear()
+        self._running_since = None
 
     def on_step_end(self, args, state, control, **kwargs):
         """Stop the clock where the Trainer does something else than training next."""
@@ -117,49 +101,24 @@ class SpeedCallback(TrainerCallback):
         self.on_step_end(args, state, control)
 
     @contextmanager
-    def fetching(self) -> Iterator[Callable[[list[dict[str, Any]]], None]]:
-        """Around what fetches the batches of a step; gives a function to be told of them."""
+    def waiting(self) -> Iterator[None]:
+        """Around what fetches the batches of a step: the clock runs from here on, and this is waiting for data."""
+        start = self.clock()
         if self._running_since is None:
-            self._running_since = self.clock()
-        made = DataLoader.__iter__
+            self._running_since = start
+        yield
+        self._since_log["waited"] += self.clock() - start
 
-        def timed(loader: DataLoader) -> Any:
-            return self._timed(made, loader)
-
-        # The loader of a resumed epoch is made by accelerate and reaches nobody before it is iterated over.
-        DataLoader.__iter__ = timed  # type: ignore[method-assign]
-        try:
-            yield self._count
-        finally:
-            DataLoader.__iter__ = made  # type: ignore[method-assign]
-
-    def _timed(self, made: Callable[[DataLoader], Iterator], loader: DataLoader) -> Iterator:
-        """What a loader gives; the time that it takes for that, starting its workers included, is noted.
-
-        accelerate then moves a batch to the device, for which the host waits until the device has done all earlier
-        work: that is no waiting for data.
-        """
-        batches = None
-        while True:
-            start = self.clock()
-            try:
-                batches = made(loader) if batches is None else batches
-                batch = next(batches)
-            except StopIteration:
-                return
-            finally:
-                self._since_log.waited += self.clock() - start
-            yield batch
-
-    def _count(self, batches: list[dict[str, Any]]) -> None:
+    def count(self, batches: list[dict[str, Any]]) -> None:
+        """Count the batches of a step."""
         for batch in batches:
-            self._since_log.pairs += len(batch["row"])
-            self._since_log.flops += self.trainer.floating_point_ops(batch)
+            self._since_log["pairs"] += len(batch["row"])
+            self._since_log["flops"] += self.trainer.floating_point_ops(batch)
 
     def _stop(self) -> None:
         if self._running_since is not None:
             _wait_for(self.trainer.args.device)
-            self._since_log.seconds += self.clock() - self._running_since
+            self._since_log["seconds"] += self.clock() - self._running_since
             self._running_since = None
 
     def report(self) -> dict[str, float]:
@@ -168,32 +127,35 @@ class SpeedCallback(TrainerCallback):
         Returns:
             `pairs_per_second`, of all processes together; `mfu` (model FLOPs utilisation, Chowdhery et al., 2022,
             arXiv 2204.02311), FLOP/s of the model's matrix products over `matrix_peak` of all processes, where the
-            Trainer knows the FLOPs of a batch; `data_wait_share`, the share of the time that the process which waited
-            longest spent in its data loader; `peak_memory_gib`, of the process that needed most, see `peak_memory`.
+            Trainer knows the FLOPs of a batch; `data_wait_share`, the share of the time for which the process which
+            waited longest waited for batches, until they were on its device; `peak_memory_gib`, of the process that
+            needed most, see `peak_memory`.
         """
-        self._stop()
-        self._since_start += self._since_log
-        interval, self._since_log = self._since_log, _Count()
-        return self._figures(interval)
+        return self._figures(self._end_interval())
 
     def report_run(self) -> dict[str, float]:
         """`report` of the whole training since it was started or resumed, with `matrix_peak_tflops`, the peak of all
         processes; nothing where there was no step. Every process must call this."""
-        self._stop()
-        self._since_start += self._since_log
-        self._since_log = _Count()
+        self._end_interval()
         figures = self._figures(self._since_start)
         return figures and figures | {"matrix_peak_tflops": sum(gather_object([self.matrix_peak])) / 1e12}
 
-    def _figures(self, mine: _Count) -> dict[str, float]:
+    def _end_interval(self) -> dict[str, float]:
+        self._stop()
+        interval, self._since_log = self._since_log, defaultdict(float)
+        for name, value in interval.items():
+            self._since_start[name] += value
+        return interval
+
+    def _figures(self, mine: dict[str, float]) -> dict[str, float]:
         memory = peak_memory(self.trainer.args.device)
         counts, peaks, memories = zip(*gather_object([(mine, self.matrix_peak, memory)]), strict=True)
-        seconds, flops = max(count.seconds for count in counts), sum(count.flops for count in counts)
+        seconds, flops = max(count["seconds"] for count in counts), sum(count["flops"] for count in counts)
         if not seconds:
             return {}
         return {
-            "pairs_per_second": sum(count.pairs for count in counts) / seconds,
+            "pairs_per_second": sum(count["pairs"] for count in counts) / seconds,
             **({"mfu": flops / seconds / sum(peaks)} if flops else {}),
-            "data_wait_share": max(count.waited / count.seconds for count in counts),
+            "data_wait_share": max(count["waited"] / count["seconds"] for count in counts),
             "peak_memory_gib": max(memories) / 2**30,
         }

@@ -20,9 +20,8 @@ from fusmae_hf.files.finished import settings_hash
 from fusmae_hf.shards.loading import PairDataset
 from fusmae_hf.training.arguments import SourceArguments
 from fusmae_hf.training.finetuning.labels import check_labels
-from fusmae_hf.training.loop.records import content_of
 from fusmae_hf.training.protocol.steps import METHOD_NAMES, Step, run_step, write_protocol
-from fusmae_hf.training.sources import open_splits
+from fusmae_hf.training.sources import content_of, open_splits
 from fusmae_hf.vocabulary import SENSOR_CHOICES
 
 CONFIGS = Path(__file__).parents[1] / "configs"

@@ -5,7 +5,6 @@ to write into `incomplete-checkpoint-N/checkpoint-N`. Once every file of it is o
 and the folder is renamed to `checkpoint-N`: the one moment at which the checkpoint comes into being.
 """
 
-import hashlib
 import json
 import os
 import pickle
@@ -14,26 +13,27 @@ import shutil
 import threading
 import time
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
 import torch
-import xxhash
 from safetensors import SafetensorError, safe_open
 from torch.distributed.checkpoint import CheckpointException
 from transformers.trainer_pt_utils import safe_globals
 
 from fusmae_hf.files.atomic import flush_to_disk
+from fusmae_hf.hub.checkpoint_loading import (
+    FORMAT_VERSION,
+    MANIFEST,
+    checkpoints_in,
+    checksum_of_content,
+    checksum_of_file,
+    read_manifest,
+)
 
-MANIFEST = "manifest.json"
-"""Last file of a checkpoint to be written: names, sizes and checksums of all others, and of which run it is."""
-
-FORMAT_VERSION = 1
-
-_CHECKPOINT = re.compile(r"checkpoint-(\d+)")
 _ASIDE = "incomplete-"
 _MARKER = ".written-by-fusmae_hf"
 _ALLOWANCE = threading.Lock()
@@ -78,37 +78,21 @@ def begin(checkpoint: Path) -> Path:
     return aside
 
 
-def sync(folder: Path) -> None:
-    """Return only when all files below a folder are on the disk, and the folders that name them."""
-    for path in (*folder.rglob("*"), folder):
-        _sync_entry(path)
-
-
-def seal(folder: Path, *, step: int, processes: int, global_batch_size: int, run: Mapping[str, Any]) -> None:
-    """Write the manifest of a checkpoint whose files are all there.
+def seal(folder: Path, facts: Mapping[str, Any]) -> None:
+    """Write the manifest of a checkpoint whose files are all there: their sizes and checksums, and some facts.
 
     Args:
         folder: the checkpoint, where it is written.
-        step: optimiser steps done.
-        processes: that trained.
-        global_batch_size: pairs in a step.
-        run: what a run must have in common with this one to go on from here; JSON values.
+        facts: JSON values: `step`, `processes`, `global_batch_size`, `run`, what a run must have in common with this
+            one to go on from here, and `progress`, what it then has to know.
     """
     files = {
-        path.relative_to(folder).as_posix(): {"bytes": path.stat().st_size, "xxh3_128": _checksum(path)}
+        path.relative_to(folder).as_posix(): {"bytes": path.stat().st_size, "xxh3_128": checksum_of_file(path)}
         for path in sorted(folder.rglob("*"))
         if path.is_file()
     }
-    manifest: dict[str, Any] = {
-        "format_version": FORMAT_VERSION,
-        "step": step,
-        "processes": processes,
-        "global_batch_size": global_batch_size,
-        "written": time.time(),
-        "run": dict(run),
-        "files": files,
-    }
-    manifest["xxh3_128"] = _checksum_of_content(manifest)
+    manifest: dict[str, Any] = {"format_version": FORMAT_VERSION, **facts, "written": time.time(), "files": files}
+    manifest["xxh3_128"] = checksum_of_content(manifest)
     with (folder / MANIFEST).open("xb") as file:
         file.write(json.dumps(manifest, indent=1).encode() + b"\n")
         flush_to_disk(file)
@@ -120,7 +104,8 @@ def put_in_place(checkpoint: Path) -> None:
     Two renames are not one. Should the process be killed between them, `settle` does the second.
     """
     aside = place_aside(checkpoint)
-    sync(aside)
+    for path in (*aside.rglob("*"), aside):
+        _sync_entry(path)
     replaced = aside / f"replaced-{checkpoint.name}"
     if checkpoint.exists():
         os.rename(checkpoint, replaced)
@@ -173,12 +158,14 @@ def explained_failure(checkpoint: Path) -> Iterator[None]:
         if not _is_of_storage(error):
             raise
         folder = checkpoint.parent
-        previous = next((each for each in checkpoints_in(folder) if problem_of(each) is None), None)
-        free = _megabytes(shutil.disk_usage(folder).free)
-        needed = f", and {previous.name} takes {_megabytes(_size(previous))}" if previous else ""
+        previous = newest_complete(folder)
+        needed = ""
+        if previous:
+            size = sum(path.stat().st_size for path in previous.rglob("*") if path.is_file())
+            needed = f", and {previous.name} takes {size / 1e6:,.1f} MB"
         raise CheckpointNotWrittenError(
             f"{checkpoint.name} could not be written to {folder}: {_cause(error)}. What was written of it has been "
-            f"removed. {free} are free there now{needed}. "
+            f"removed. {shutil.disk_usage(folder).free / 1e6:,.1f} MB are free there now{needed}. "
             + (f"{previous} is intact" if previous else f"There is no other complete checkpoint in {folder}")
             + ": free space, then start the same command with `--resume_from_checkpoint auto`."
         ) from error
@@ -195,14 +182,6 @@ def _cause(error: BaseException) -> str:
         return error.strerror
     lines = str(error).strip().splitlines() or [type(error).__name__]
     return f"a file could not be written to its end ({lines[0]})" if isinstance(error, RuntimeError) else lines[0]
-
-
-def _megabytes(number: int) -> str:
-    return f"{number / 1e6:,.1f} MB"
-
-
-def _size(folder: Path) -> int:
-    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 
 def _sync_entry(path: Path) -> None:
@@ -231,60 +210,7 @@ def _remove_aside(aside: Path) -> bool:
     return not aside.exists()
 
 
-def _checksum_of_content(manifest: Mapping[str, Any]) -> str:
-    """Of all that a manifest says but this checksum."""
-    return xxhash.xxh3_128_hexdigest(json.dumps(manifest, sort_keys=True).encode())
-
-
-def _checksum(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, xxhash.xxh3_128).hexdigest()
-
-
-# --- reading ---------------------------------------------------------------------------------------------------------
-
-
-def step_of(checkpoint: Path) -> int | None:
-    """Step in the name of a folder `checkpoint-N`; None for other names."""
-    match = _CHECKPOINT.fullmatch(checkpoint.name)
-    return int(match[1]) if match else None
-
-
-def checkpoints_in(folder: Path) -> list[Path]:
-    """Folders `checkpoint-N`, complete or not, the one written last first.
-
-    The time counts, not the step: where an older run went further, its checkpoints are not those to go on from.
-    """
-    found = [path for path in folder.glob("checkpoint-*") if path.is_dir() and step_of(path) is not None]
-    return sorted(found, key=lambda path: (_written(path), step_of(path)), reverse=True)
-
-
-def _written(checkpoint: Path) -> float:
-    """Seconds since 1970, from the manifest, which copying does not change."""
-    try:
-        return float(read_manifest(checkpoint)["written"])
-    except (OSError, ValueError, TypeError, KeyError):
-        state = checkpoint / "trainer_state.json"
-        return (state if state.is_file() else checkpoint).stat().st_mtime
-
-
-def read_manifest(checkpoint: Path) -> dict[str, Any]:
-    """Content of a checkpoint's manifest.
-
-    Raises:
-        FileNotFoundError: there is none, as in checkpoints of transformers itself.
-        ValueError: it is damaged, or of a newer format.
-    """
-    content = json.loads((checkpoint / MANIFEST).read_bytes())
-    if not isinstance(content, dict) or content.get("format_version") != FORMAT_VERSION:
-        raise ValueError(f"it is not of the format version {FORMAT_VERSION}, which is read here")
-    records = content["files"].values() if isinstance(content.get("files"), dict) else [None]
-    if not all(isinstance(record, dict) and {"bytes", "xxh3_128"} <= record.keys() for record in records):
-        raise ValueError("it does not give the size and the checksum of every file")
-    written_with = content.pop("xxh3_128", None)  # the first manifests had none
-    if written_with is not None and written_with != _checksum_of_content(content):
-        raise ValueError("it is damaged: its checksum is not the one it was written with")
-    return content
+# --- checking --------------------------------------------------------------------------------------------------------
 
 
 def problem_of(checkpoint: Path, *, thorough: bool = True) -> str | None:
@@ -307,28 +233,20 @@ def problem_of(checkpoint: Path, *, thorough: bool = True) -> str | None:
         return f"{MANIFEST} cannot be used: {error}"
     if (problem := next(filter(None, problems), None)) is not None:
         return problem
-    if missing := missing_parts(recorded):
+    top = {name.split("/")[0] for name in recorded}
+    given = {part for part, places in _PLACES_FOR.items() for name in top for place in places if fnmatch(name, place)}
+    if missing := [part for part in _PLACES_FOR if part not in given]:
         return f"it holds no {' and no '.join(missing)}"
     if not thorough:
         return None
     return next(filter(None, (_problem_of_loading(checkpoint, name) for name in recorded)), None)
 
 
-def missing_parts(names: Iterable[str]) -> list[str]:
-    """What a resume needs but files of these names, relative to the checkpoint, do not give."""
-    top = {name.split("/")[0] for name in names}
-    return [
-        part
-        for part, patterns in _PLACES_FOR.items()
-        if not any(fnmatch(name, pattern) for name in top for pattern in patterns)
-    ]
-
-
 def _problem_of_file(path: Path, record: Mapping[str, Any], thorough: bool) -> str | None:
     try:
         if (size := path.stat().st_size) != record["bytes"]:
             return f"{path.name} has {size:,} bytes instead of {record['bytes']:,}"
-        if thorough and _checksum(path) != record["xxh3_128"]:
+        if thorough and checksum_of_file(path) != record["xxh3_128"]:
             return f"{path.name} is damaged: its checksum is not the one it was written with"
     except FileNotFoundError:
         return f"{path.name} is missing"
@@ -368,37 +286,16 @@ def _first(error: Exception) -> str:
     return next((line.strip() for line in lines if "global" in line.lower()), lines[0])
 
 
-# --- going on --------------------------------------------------------------------------------------------------------
+# --- choosing --------------------------------------------------------------------------------------------------------
 
 
-def check_same_run(checkpoint: Path, run: Mapping[str, Any]) -> None:
-    """Raise a ValueError that names the differences, if a checkpoint is of another run.
-
-    Args:
-        checkpoint: one without manifest passes, since nothing is known of its run.
-        run: see `seal`.
-    """
-    if not (checkpoint / MANIFEST).is_file():
-        return
-    then, now = _flat(read_manifest(checkpoint)["run"]), _flat(json.loads(json.dumps(run)))
-    names = [name for name in {**then, **now} if then.get(name) != now.get(name)]
-    if names:
-        found = "; ".join(f"`{name}` was {then.get(name)!r} and is {now.get(name)!r} now" for name in names)
-        raise ValueError(
-            f"{checkpoint} is of another run: {found}. Start the command that it was written with, or give another "
-            "`--output_dir`. To train on from its weights in a new run, pass it as `--model`."
-        )
-
-
-def _flat(values: Mapping[str, Any]) -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for name, value in values.items():
-        parts = value if isinstance(value, dict) else {"": value}
-        flat |= {f"{name}.{part}".removesuffix("."): of_part for part, of_part in parts.items()}
-    return flat
-
-
-# --- keeping some ----------------------------------------------------------------------------------------------------
+def newest_complete(folder: Path, note: Callable[[str], Any] = lambda text: None) -> Path | None:
+    """The checkpoint written last of those that can be resumed from; those passed over are noted with the reason."""
+    for checkpoint in checkpoints_in(folder):
+        if (problem := problem_of(checkpoint)) is None:
+            return checkpoint
+        note(f"Passing over {checkpoint}: {problem}.")
+    return None
 
 
 def surplus(folder: Path, limit: int | None, protected: Sequence[Path]) -> list[Path]:
