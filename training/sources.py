@@ -4,7 +4,7 @@ import copy
 import hashlib
 from collections.abc import Collection, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from fusmae_hf.data.augmentation import PairAugmentation
 from fusmae_hf.data.pairs import PairReader
@@ -46,7 +46,7 @@ def open_datasets(arguments: DataArguments, shards: Path) -> tuple[PairDataset, 
     for label, path in extra.items():
         for split in read_dataset_info(path).splits:
             name = label if split == "train" else f"{label}_{split}"
-            held_out[name] = load_pairs(path, split, on_bad_files=arguments.on_bad_files)
+            held_out[name] = load_pairs(path, split, on_bad_files=cast(Any, arguments.on_bad_files))
     return splits["train"], held_out
 
 

@@ -115,7 +115,7 @@ def test_the_trainer_pushes_the_same_files(hub, checkpoint, tmp_path):
         FusMAEForPreTraining.from_pretrained(checkpoint),
         FusMAEImageProcessor(),
         load_pairs(tmp_path / "shards"),
-        args=PretrainingArguments(str(checkpoint), push_to_hub=True, hub_model_id="user/trained", report_to="none"),
+        args=PretrainingArguments(str(checkpoint), eval_strategy="no", push_to_hub=True, hub_model_id="user/trained"),
     )
     trainer.push_to_hub()
     assert hub.files("user/trained").keys() == hub.files(NAME).keys()

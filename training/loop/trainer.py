@@ -273,8 +273,9 @@ class PairTrainer(Trainer):
             checkpoint = str(newest)
         self.check_checkpoint(checkpoint)
         self.resumption.go_on_from(checkpoint)
-        for last in (Preemption, Resumption):  # after those that were added since
-            self.add_callback(self.pop_callback(last))
+        for last in (self.preemption, self.resumption):  # after those that were added since
+            self.remove_callback(last)
+            self.add_callback(last)
         with self.preemption.watching() if self._watches_signals else contextlib.nullcontext():
             try:
                 result = super().train(checkpoint, trial, ignore_keys_for_eval)
@@ -385,14 +386,20 @@ class PairTrainer(Trainer):
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
         """Write nothing: programs write a card from their records, the Trainer's is a draft with gaps."""
 
-    def push_to_hub(self, commit_message: str | None = "End of training", blocking: bool = True, **kwargs: Any) -> Any:
+    def push_to_hub(
+        self,
+        commit_message: str | None = "End of training",
+        blocking: bool = True,
+        token: str | None = None,
+        revision: str | None = None,
+        private: bool | None = None,
+        **kwargs: Any,
+    ) -> Any:
         """Push what is saved in the output folder, the same files as `fusmae push` does; see `push_model`.
 
         It is done when this returns, `blocking` or not. Call it after `save_model` and after the card is written.
-        `token`, `revision` and `private` are by default those of the arguments.
         """
-        given = {name: value for name, value in kwargs.items() if value is not None}
-        token = given.get("token", self.args.hub_token)
+        token = token or self.args.hub_token
         if self.hub_model_id is None:
             self.init_hf_repo(token=token)
         if not self.is_world_process_zero():
@@ -400,8 +407,8 @@ class PairTrainer(Trainer):
         return push_model(
             str(self.args.output_dir),
             str(self.hub_model_id),
-            private=bool(given.get("private", self.args.hub_private_repo)),
-            revision=given.get("revision", self.args.hub_revision),
+            private=bool(self.args.hub_private_repo if private is None else private),
+            revision=revision or self.args.hub_revision,
             token=token,
             commit_message=commit_message or "End of training",
         )
