@@ -10,7 +10,7 @@ from PIL import Image
 from fusmae_hf.cli.main import main
 from fusmae_hf.preparation.inspection import contact_sheet, inspect_shards
 from fusmae_hf.readers.archives import ARCHIVES
-from fusmae_hf.shards.writing import read_dataset_info
+from fusmae_hf.shards.dataset_info import read_dataset_info
 from tests.readers.bigearthnet_fixtures import V1_PAIRS, VV_DB, make_bigearthnet, make_reben
 
 
