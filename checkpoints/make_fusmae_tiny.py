@@ -28,7 +28,8 @@ from fusmae_hf.hub.cards import ProbeScore, write_model_card
 from fusmae_hf.preparation.prepare import prepare
 from fusmae_hf.readers.bigearthnet import BigEarthNet, example_pairs_root
 from fusmae_hf.readers.reben import ReBEN
-from fusmae_hf.shards.dataset_info import FILE_NAME, read_dataset_info
+from fusmae_hf.shards.dataset_info import read_dataset_info
+from fusmae_hf.shards.format import FILE_NAME
 from fusmae_hf.simulation.pairs import SimulatedPairs
 from fusmae_hf.training.sources import EMBEDDED_DEFAULT
 

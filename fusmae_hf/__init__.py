@@ -45,6 +45,7 @@ _LAZY = {
     "embedding_colours": "fusmae_hf.plots.model",
     "example_pairs": "fusmae_hf.readers.archives",
     "extract_features": "fusmae_hf.evaluation.features",
+    "inspect_shards": "fusmae_hf.preparation.inspection",
     "interpolate_visible": "fusmae_hf.evaluation.baselines",
     "linear_probe": "fusmae_hf.evaluation.probes",
     "load_pairs": "fusmae_hf.shards.loading",
@@ -61,6 +62,7 @@ _LAZY = {
     "push_shards": "fusmae_hf.hub.push_shards",
     "reconstruct_images": "fusmae_hf.plots.model",
     "serve_app": "fusmae_hf.app.page",
+    "verify_shards": "fusmae_hf.preparation.verification",
     "visible_pixels": "fusmae_hf.evaluation.baselines",
 }
 """Where the public names that are loaded when asked for are defined."""

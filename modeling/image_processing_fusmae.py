@@ -11,13 +11,15 @@ from transformers.image_processing_utils import BaseImageProcessor, BatchFeature
 from transformers.processing_utils import ImagesKwargs
 from transformers.utils import TensorType
 
-from .plausibility_fusmae import Declaration, Plausibility, band_positions, did_you_mean, has_data
+from .plausibility_fusmae import Declaration, Plausibility, has_data
 from .sensors_fusmae import (
     OPTICAL_BANDS,
     OPTICAL_UNITS,
     REFLECTANCE_SCALE,
     SAR_BANDS,
     SAR_UNITS,
+    band_positions,
+    did_you_mean,
     statistics_for,
 )
 

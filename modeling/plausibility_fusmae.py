@@ -6,19 +6,16 @@ function of its own, which returns a `Finding` or None. Thresholds are physical 
 snow, shadow, night and tiny crops pass without a word.
 """
 
-import difflib
 import functools
 import math
 import operator
-import re
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
-from .sensors_fusmae import BASELINE_0400_OFFSET, OPTICAL_BANDS_L1C, REFLECTANCE_SCALE, SAR_BANDS, band_indices
+from .sensors_fusmae import BASELINE_0400_OFFSET, REFLECTANCE_SCALE
 
 SAMPLED_PIXELS = 4096
 """At most so many pixels of a batch are looked at, on a regular grid: a patch of 64x64 px is seen whole."""
@@ -40,8 +37,6 @@ SWAPPED_DB = 1.0
 """VV exceeds VH by 6 to 7 dB in the mean; over calm water both are noise, and either may exceed the other by this."""
 
 VISIBLE_BANDS = ("B02", "B03", "B04")
-
-KNOWN_BANDS = (*SAR_BANDS, *OPTICAL_BANDS_L1C)
 
 
 def has_data(
@@ -419,28 +414,3 @@ def optical_offset(values: torch.Tensor, declared: Declaration) -> Finding | Non
 
 
 # --- names of bands --------------------------------------------------------------------------------------------------
-
-
-def band_positions(wanted: Sequence[str], given: Sequence[str], what: str) -> list[int]:
-    """`sensors_fusmae.band_indices`, whose error also says which band an unknown name may mean."""
-    try:
-        return band_indices(wanted, given, what)
-    except ValueError as error:
-        missing = [name for name in wanted if name not in given]
-        raise ValueError(f"{error}{did_you_mean(given, missing)}") from None
-
-
-def did_you_mean(names: Sequence[str], needed: Sequence[str] = KNOWN_BANDS) -> str:
-    """A sentence for each name that is no known band but near to one that is needed."""
-    known = {_plain(name): name for name in (*KNOWN_BANDS, *needed) if isinstance(name, str)}
-    sentences = []
-    for name in (name for name in names if isinstance(name, str)):
-        near = difflib.get_close_matches(_plain(name), known, n=1) if name not in known.values() else []
-        if near and known[near[0]] in needed:
-            sentences.append(f" {name!r}: did you mean {known[near[0]]!r}?")
-    return "".join(sentences)
-
-
-def _plain(name: str) -> str:
-    """A band name in small letters, without leading zeros: `B1` and `b01` are one."""
-    return re.sub(r"^b(and)?[ _-]?0*(?=\d)", "b", name.casefold())

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from fusmae_hf.data.pairs import Pair, PairsInfo
-from fusmae_hf.shards.dataset_info import ShardRecord
+from fusmae_hf.shards.format import ShardRecord
 from fusmae_hf.shards.writing import write_dataset_info, write_shard
 
 # Marks that transformers' own test mixins set (see tests/conformance).

@@ -18,7 +18,8 @@ ROOT = Path(__file__).resolve().parents[1]
 FOLDERS = {"modeling": "fusmae_hf.modeling", "training": "fusmae_hf.training", "fusmae_hf": "fusmae_hf"}
 
 MOST_LINES = 420
-LINES_OF_THE_MODEL = 1450
+LONGER = {"fusmae_hf.modeling.modeling_fusmae": 1450, "fusmae_hf.modeling.image_processing_fusmae": 530}
+"""One class each that is read from top to bottom, as in transformers."""
 MOST_FILES = 11
 """About ten in a folder; those with a file a dataset, command or metric may hold more."""
 LONGEST_CHAIN = 10
@@ -26,6 +27,8 @@ LONGEST_CHAIN = 10
 PUBLIC = set(fusmae_hf._LAZY.values())
 
 EXCEPTIONS = {
+    "fusmae_hf.training.loop.upstream": "a list that its test holds against the installed transformers",
+    "fusmae_hf.training.protocol.experiment": "it imports torch, which the parser of its command must not wait for",
     "fusmae_hf.simulation.sensors": "what sensors see of a scene, apart from where pairs lie: studies depend on both",
 }
 """Modules that one other module imports and that stay a file of their own, with the reason."""
@@ -131,13 +134,13 @@ def test_a_module_has_two_importers_or_would_be_too_long_as_a_part_of_its_only_o
     if len(importers) == 1 and name not in EXCEPTIONS:
         together = lines_of(name) + lines_of(importers[0])
         assert together > MOST_LINES, f"only {importers[0]} imports {name}: make one module of {together} lines"
-    assert importers, f"nothing imports {name}"
+    assert importers or name in EXCEPTIONS, f"nothing imports {name}"
 
 
 def test_exceptions_are_still_needed():
     for name in EXCEPTIONS:
         assert name in MODULES
-        assert sum(name in imported for imported in IMPORTS.values()) == 1
+        assert sum(name in imported for imported in IMPORTS.values()) <= 1
 
 
 def test_no_chain_of_imports_is_long():
@@ -153,8 +156,7 @@ def test_no_chain_of_imports_is_long():
 
 @pytest.mark.parametrize("name", MODULES)
 def test_a_file_is_read_in_one_sitting(name):
-    most = LINES_OF_THE_MODEL if name == "fusmae_hf.modeling.modeling_fusmae" else MOST_LINES
-    assert lines_of(name) <= most
+    assert lines_of(name) <= LONGER.get(name, MOST_LINES)
 
 
 def test_a_folder_holds_about_ten_files():

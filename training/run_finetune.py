@@ -20,7 +20,7 @@ from transformers import EarlyStoppingCallback, set_seed
 from fusmae_hf.data.tasks import FineTuningTask
 from fusmae_hf.files.finished import settings_hash, write_record
 from fusmae_hf.hub.cards import write_fine_tuned_card
-from fusmae_hf.shards.loading import PairDataset
+from fusmae_hf.shards.dataset import PairDataset
 from fusmae_hf.training.arguments import PairArguments, parse_arguments, spell_out_attention
 from fusmae_hf.training.finetuning.arguments import FineTuningArguments, FineTuningModelArguments, TaskArguments
 from fusmae_hf.training.finetuning.labels import (

@@ -32,7 +32,7 @@ from fusmae_hf.hub.cards import error_unit, results_table, write_model_card
 from fusmae_hf.hub.checkpoint_loading import looked_up
 from fusmae_hf.plots.model import plot_reconstructions, reconstruct_images
 from fusmae_hf.plots.scores import plot_losses
-from fusmae_hf.shards.loading import PairDataset
+from fusmae_hf.shards.dataset import PairDataset
 from fusmae_hf.training.arguments import (
     DataArguments,
     ModelArguments,

@@ -21,7 +21,7 @@ from fusmae_hf.data.tasks import FineTuningTask
 from fusmae_hf.evaluation.baselines import BandStatistics
 from fusmae_hf.evaluation.features import Features, Pooling, class_indices, extract_features, weights_hash
 from fusmae_hf.files.finished import settings_hash, write_record
-from fusmae_hf.shards.loading import PairDataset
+from fusmae_hf.shards.dataset import PairDataset
 from fusmae_hf.training.arguments import CheckpointArguments, SourceArguments, parse_arguments
 from fusmae_hf.training.finetuning.arguments import ProbeArguments
 from fusmae_hf.training.finetuning.labels import check_labels, drawn_ids

@@ -11,8 +11,10 @@ from fusmae_hf.data.pairs import PairReader
 from fusmae_hf.preparation.prepare import prepare
 from fusmae_hf.readers.bigearthnet import BigEarthNet, example_pairs_root
 from fusmae_hf.readers.reben import ReBEN
-from fusmae_hf.shards.dataset_info import FILE_NAME, read_dataset_info
-from fusmae_hf.shards.loading import PairDataset, load_pairs
+from fusmae_hf.shards.dataset import PairDataset
+from fusmae_hf.shards.dataset_info import read_dataset_info
+from fusmae_hf.shards.format import FILE_NAME
+from fusmae_hf.shards.loading import load_pairs
 from fusmae_hf.simulation.pairs import SimulatedPairs, SimulationOptions
 from fusmae_hf.training.arguments import DataArguments, PairArguments, SourceArguments
 

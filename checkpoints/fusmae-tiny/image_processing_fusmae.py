@@ -11,13 +11,15 @@ from transformers.image_processing_utils import BaseImageProcessor, BatchFeature
 from transformers.processing_utils import ImagesKwargs
 from transformers.utils import TensorType
 
-from .plausibility_fusmae import Declaration, Plausibility, band_positions, did_you_mean
+from .plausibility_fusmae import Declaration, Plausibility, has_data
 from .sensors_fusmae import (
     OPTICAL_BANDS,
     OPTICAL_UNITS,
     REFLECTANCE_SCALE,
     SAR_BANDS,
     SAR_UNITS,
+    band_positions,
+    did_you_mean,
     statistics_for,
 )
 
@@ -253,9 +255,11 @@ class FusMAEImageProcessor(BaseImageProcessor):
             for batch in batches:
                 pixels, valid = self._pick(batch, sensor, bands)
                 declared = Declaration(sensor, units, tuple(wanted), tuple(bands), offset, batch.dtype)
-                for message in self._plausibility.look(pixels, valid, declared):
+                for finding in self._plausibility.look(pixels, valid, declared):
+                    if finding.impossible:
+                        raise ValueError(str(finding))
                     if self.do_normalize:
-                        warnings.warn(message, stacklevel=3)
+                        warnings.warn(str(finding), stacklevel=3)
                 patches[sensor].append(self._prepare(pixels, valid, sensor, units, offset))
             availables[sensor] = available
             sizes[sensor] = [tuple(mask.shape[1:]) for _, mask in patches[sensor] for _ in range(mask.shape[0])]
@@ -335,24 +339,17 @@ class FusMAEImageProcessor(BaseImageProcessor):
             given = f"the array has {values.shape[1]} bands but {len(bands)} names apply to it: {bands}."
             raise ValueError(f"{sensor}: {given} {advice}")
         index = band_positions(wanted, bands, sensor)
-        integer = not values.is_floating_point()
         pixels = values.to(torch.float32)
         if index != list(range(len(bands))):
             pixels = pixels[:, index]
-        valid = torch.isfinite(pixels).all(dim=1) if not integer else None
         nodata = getattr(self, f"{sensor}_nodata")
-        if nodata is not None:
-            same = pixels == nodata
-            has_data = ~(same.all(dim=1) if sensor == "optical" else same.any(dim=1))
-            valid = has_data if valid is None else valid & has_data
-        if valid is None:
-            valid = pixels.new_ones((pixels.shape[0], *pixels.shape[2:]), dtype=torch.bool)
+        valid = has_data(pixels, sensor, nodata=nodata, known_finite=not values.is_floating_point())
         return pixels, valid
 
     def _prepare(self, pixels, valid, sensor, units, offset) -> tuple[torch.Tensor, torch.Tensor]:
         """Normalised pixels of the same shape and where they hold data, of which less may be left."""
         if units == "linear":
-            valid = valid & (pixels > 0).all(dim=1)
+            valid = valid & has_data(pixels, "sar", units, known_finite=True)
             pixels = 10 * torch.log10(pixels.clamp(min=1e-30))
         elif units == "reflectance":
             pixels = pixels * REFLECTANCE_SCALE

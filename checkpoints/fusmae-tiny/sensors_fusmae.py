@@ -1,5 +1,7 @@
 """Bands, units and band statistics of Sentinel-1 and Sentinel-2: the single source of truth of this package."""
 
+import difflib
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -134,3 +136,31 @@ def statistics_for(dataset: str, sensor: str, bands: Sequence[str]) -> tuple[lis
             f"Pass `{sensor}_mean` and `{sensor}_std`, one value a band, computed on your data."
         )
     return [known[band][0] for band in bands], [known[band][1] for band in bands]
+
+
+KNOWN_BANDS = (*SAR_BANDS, *OPTICAL_BANDS_L1C)
+
+
+def band_positions(wanted: Sequence[str], given: Sequence[str], what: str) -> list[int]:
+    """`band_indices`, whose error also says which band an unknown name may mean."""
+    try:
+        return band_indices(wanted, given, what)
+    except ValueError as error:
+        missing = [name for name in wanted if name not in given]
+        raise ValueError(f"{error}{did_you_mean(given, missing)}") from None
+
+
+def did_you_mean(names: Sequence[str], needed: Sequence[str] = KNOWN_BANDS) -> str:
+    """A sentence for each name that is no known band but near to one that is needed."""
+    known = {_plain(name): name for name in (*KNOWN_BANDS, *needed) if isinstance(name, str)}
+    sentences = []
+    for name in (name for name in names if isinstance(name, str)):
+        near = difflib.get_close_matches(_plain(name), known, n=1) if name not in known.values() else []
+        if near and known[near[0]] in needed:
+            sentences.append(f" {name!r}: did you mean {known[near[0]]!r}?")
+    return "".join(sentences)
+
+
+def _plain(name: str) -> str:
+    """A band name in small letters, without leading zeros: `B1` and `b01` are one."""
+    return re.sub(r"^b(and)?[ _-]?0*(?=\d)", "b", name.casefold())

@@ -5,15 +5,10 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from fusmae_hf.data.native_resolution import NativeBands
+from fusmae_hf.data.native_resolution import PIXEL_DTYPES, NativeBands
 from fusmae_hf.data.pairs import Pair, PairsInfo
 from fusmae_hf.errors import PairError
 from fusmae_hf.modeling.plausibility_fusmae import has_data
-
-PIXEL_DTYPES = tuple(
-    np.dtype(name).name for name in ("u1", "i1", "u2", "i2", "u4", "i4", "u8", "i8", "f2", "f4", "f8")
-)
-"""Dtypes of pixels that a shard may hold: those that numpy and torch share."""
 
 _PIXEL_KINDS = {(np.dtype(name).kind, np.dtype(name).itemsize) for name in PIXEL_DTYPES}
 

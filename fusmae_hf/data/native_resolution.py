@@ -11,6 +11,11 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+PIXEL_DTYPES = tuple(
+    np.dtype(name).name for name in ("u1", "i1", "u2", "i2", "u4", "i4", "u8", "i8", "f2", "f4", "f8")
+)
+"""Dtypes of pixels that a shard may hold: those that numpy and torch share."""
+
 
 @dataclass(frozen=True)
 class NativeBands:

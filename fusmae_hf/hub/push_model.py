@@ -11,7 +11,7 @@ from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, Mo
 from huggingface_hub.utils import validate_repo_id
 
 from fusmae_hf.hub.cards import plain_card
-from fusmae_hf.shards.dataset_info import FILE_NAME
+from fusmae_hf.shards.format import FILE_NAME
 
 MODEL_FILES = (
     "README.md", ".eval_results/*.yaml", "config.json", "preprocessor_config.json", "*.safetensors",

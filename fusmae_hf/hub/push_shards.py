@@ -12,7 +12,8 @@ from fusmae_hf.hub.cards import card_text, render
 from fusmae_hf.hub.push_model import pushable, repository
 from fusmae_hf.preparation.statistics import DatasetStatistics, dataset_title, scale_in_words
 from fusmae_hf.preparation.verification import verify_shards
-from fusmae_hf.shards.dataset_info import FILE_NAME, LEFT_OUT_NAME, DatasetInfo, read_dataset_info
+from fusmae_hf.shards.dataset_info import LEFT_OUT_NAME, DatasetInfo, read_dataset_info
+from fusmae_hf.shards.format import FILE_NAME
 
 HUB_LICENSES = frozenset(
     (

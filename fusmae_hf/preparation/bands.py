@@ -3,7 +3,7 @@
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -14,8 +14,10 @@ from fusmae_hf.data.pairs import PairsInfo
 from fusmae_hf.modeling.plausibility_fusmae import has_data
 from fusmae_hf.modeling.sensors_fusmae import REFLECTANCE_SCALE
 from fusmae_hf.shards.decoding import RowsInMemory, decode_pairs
-from fusmae_hf.shards.loading import StreamedPairDataset
 from fusmae_hf.vocabulary import IMAGES
+
+if TYPE_CHECKING:
+    from fusmae_hf.shards.loading import StreamedPairDataset
 
 PERCENTILES = (1, 25, 50, 75, 99)
 """Percentiles in tables and files."""
@@ -27,7 +29,7 @@ _SMALL_INTEGERS = (torch.uint8, torch.int8, torch.uint16, torch.int16)
 _LOWEST, _HIGHEST = -(2**15), 2**16 - 1
 """Range of all integers of up to 16 bits."""
 
-Rows = tuple[StreamedPairDataset, int, int]
+Rows = tuple["StreamedPairDataset", int, int]
 """The first so many rows of a row group: dataset, number of the row group, rows."""
 
 
@@ -325,7 +327,7 @@ def _add_where(bands: Sequence[BandValues], values: np.ndarray, there: np.ndarra
         band.add(values[:, number] if complete else values[:, number][there], there.size)
 
 
-def spread_rows(datasets: Sequence[StreamedPairDataset], max_pairs: int | None = None) -> list[Rows]:
+def spread_rows(datasets: Sequence["StreamedPairDataset"], max_pairs: int | None = None) -> list[Rows]:
     """Row groups of all datasets, or as many as hold `max_pairs`, evenly spread."""
     groups = [
         (pairs, group, rows)

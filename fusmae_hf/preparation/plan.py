@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 
 from fusmae_hf.data.pairs import PairReader, PairsInfo
-from fusmae_hf.shards.dataset_info import LeftOut, ShardRecord, pairs_info_from_json
-from fusmae_hf.shards.format import FORMAT_VERSION
+from fusmae_hf.shards.dataset_info import LeftOut, pairs_info_from_json
+from fusmae_hf.shards.format import FORMAT_VERSION, ShardRecord
 from fusmae_hf.vocabulary import SPLITS
 
 

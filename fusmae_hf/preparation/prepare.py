@@ -27,8 +27,8 @@ from fusmae_hf.preparation.state import (
     write_summary,
 )
 from fusmae_hf.preparation.work import WritingOptions, read_pair, write_files
-from fusmae_hf.shards.dataset_info import FILE_NAME as DATASET_INFO
 from fusmae_hf.shards.dataset_info import LEFT_OUT_NAME, DatasetInfo, LeftOut, read_dataset_info, read_left_out
+from fusmae_hf.shards.format import FILE_NAME as DATASET_INFO
 from fusmae_hf.shards.writing import row_checksum
 
 PLAUSIBILITY_PAIRS = 32

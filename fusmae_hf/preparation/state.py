@@ -17,15 +17,8 @@ from fusmae_hf import __version__
 from fusmae_hf.files.atomic import explain_failed_write, incomplete_path, write_atomically
 from fusmae_hf.files.strict_json import parse_json
 from fusmae_hf.preparation.plan import PlanSummary
-from fusmae_hf.shards.dataset_info import (
-    FILE_NAME,
-    LEFT_OUT_NAME,
-    DatasetInfo,
-    LeftOut,
-    ShardRecord,
-    read_dataset_info,
-    read_left_out,
-)
+from fusmae_hf.shards.dataset_info import LEFT_OUT_NAME, DatasetInfo, LeftOut, read_dataset_info, read_left_out
+from fusmae_hf.shards.format import FILE_NAME, ShardRecord
 from fusmae_hf.shards.writing import write_dataset_info, write_left_out
 from fusmae_hf.vocabulary import SPLITS
 

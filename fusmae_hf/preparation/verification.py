@@ -20,9 +20,9 @@ from fusmae_hf.data.plausibility import PairSample
 from fusmae_hf.files.strict_json import parse_json
 from fusmae_hf.modeling.plausibility_fusmae import VISIBLE_BANDS, Finding
 from fusmae_hf.preparation.verification_report import CHECKS, QUICK, Problem, Severity, VerificationReport, count_of
-from fusmae_hf.shards.dataset_info import DatasetInfo, ShardRecord, read_dataset_info, read_left_out
+from fusmae_hf.shards.dataset_info import DatasetInfo, read_dataset_info, read_left_out
 from fusmae_hf.shards.decoding import DamagedShardError, RowsInMemory, decode_pairs
-from fusmae_hf.shards.format import FORMAT_VERSION, METADATA_KEY, content_hash, shard_schema
+from fusmae_hf.shards.format import FORMAT_VERSION, METADATA_KEY, ShardRecord, content_hash, shard_schema
 from fusmae_hf.shards.reading import ShardFile
 from fusmae_hf.vocabulary import IMAGES, SENSORS
 

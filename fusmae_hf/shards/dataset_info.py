@@ -17,16 +17,12 @@ import fsspec
 from fusmae_hf.data.pairs import PairsInfo
 from fusmae_hf.files.plain_text import plain_text
 from fusmae_hf.files.strict_json import is_count, parse_json
-from fusmae_hf.shards.format import FORMAT_VERSION
+from fusmae_hf.shards.format import FILE_NAME, FORMAT_VERSION, ShardRecord
 
-FILE_NAME = "dataset_info.json"
 LEFT_OUT_NAME = "left_out.csv"
 
 MOST_BYTES = 64 * 2**20
 """Size up to which the file is read: a thousand times that of the half million pairs of BigEarthNet."""
-
-MOST_ROWS_PER_GROUP = 1_000_000
-"""Rows of a row group that are believed. They are mixed in memory before any is read."""
 
 MOST_KINDS = 100
 """Kinds of reasons that are counted one by one; `dataset_info.json` is read whenever a folder is opened."""
@@ -36,68 +32,6 @@ OTHER_REASONS = "other reasons"
 _PLACE = re.compile(r"\S*[/\\].*?: ")
 _SIZE = re.compile(r"\d+x\d+")
 _NUMBER = re.compile(r"(?<![\w.-])\d[\d,.]*\d(?!\w)")
-_SHARD_NAME = re.compile(r"data/(?P<split>\w{1,100})-[0-9]{5,9}-of-[0-9]{5,9}\.parquet")
-
-
-@dataclasses.dataclass(frozen=True)
-class ShardRecord:
-    """One parquet file of a prepared folder.
-
-    Attributes:
-        name: path below the folder, `data/<split>-00000-of-00003.parquet`.
-        rows: number of pairs.
-        row_group_rows: number of pairs in each row group, in file order.
-        bytes: size of the file.
-        content_hash: xxh3 of 128 bits over the checksums of the rows, in order, as hexadecimal digits. A checksum
-            covers id and pixels.
-        no_data_pixels: by sensor (`"sar"`, `"optical"`), the pixels without data: non-finite in any band, or, for the
-            optical sensor, zero in all bands.
-    """
-
-    name: str
-    rows: int
-    row_group_rows: tuple[int, ...]
-    bytes: int
-    content_hash: str
-    no_data_pixels: dict[str, int]
-
-    def __post_init__(self) -> None:
-        self.split_of(self.name)
-        for name, kind in (("rows", "a count"), ("bytes", "a count")):
-            if not is_count(getattr(self, name)):
-                raise ValueError(f"{self.name}: {name} is {getattr(self, name)!r}, but must be {kind}")
-        if not all(type(rows) is int and rows <= MOST_ROWS_PER_GROUP for rows in self.row_group_rows):
-            raise ValueError(
-                f"{self.name}: row_group_rows must be whole numbers of at most {MOST_ROWS_PER_GROUP:,}, not "
-                f"{reprlib.repr(list(self.row_group_rows))}"
-            )
-        if not (isinstance(self.content_hash, str) and re.fullmatch("[0-9a-f]{1,64}", self.content_hash)):
-            raise ValueError(f"{self.name}: content_hash must be hexadecimal digits, not {self.content_hash!r:.100}")
-        counts = self.no_data_pixels
-        if not (
-            isinstance(counts, dict) and counts.keys() == {"sar", "optical"} and all(map(is_count, counts.values()))
-        ):
-            raise ValueError(
-                f"{self.name}: no_data_pixels must count pixels of 'sar' and 'optical', not {reprlib.repr(counts)}"
-            )
-        if not self.row_group_rows or min(self.row_group_rows) < 1 or sum(self.row_group_rows) != self.rows:
-            raise ValueError(f"{self.name}: row groups {list(self.row_group_rows)} do not add up to {self.rows} rows")
-
-    @property
-    def split(self) -> str:
-        """Split to which the shard belongs, from its name."""
-        return self.split_of(self.name)
-
-    @staticmethod
-    def split_of(name: str) -> str:
-        """Split in the name of a shard.
-
-        Raises:
-            ValueError: the name is not of the form `data/<split>-00000-of-00001.parquet`.
-        """
-        if not isinstance(name, str) or not (match := _SHARD_NAME.fullmatch(name)):
-            raise ValueError(f"shard name {reprlib.repr(name)} is not of the form data/<split>-00000-of-00001.parquet")
-        return match["split"]
 
 
 class LeftOut(NamedTuple):

@@ -1,18 +1,25 @@
 """What shards look like: their columns, checksums and sizes. Writers and readers go by this."""
 
+import dataclasses
 import math
+import re
+import reprlib
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
 import xxhash
 
-from fusmae_hf.data.checks import PIXEL_DTYPES
-from fusmae_hf.data.native_resolution import native_size
-from fusmae_hf.data.pairs import PairsInfo
+from fusmae_hf.data.native_resolution import PIXEL_DTYPES, native_size
+from fusmae_hf.files.strict_json import is_count
 from fusmae_hf.vocabulary import IMAGES
+
+if TYPE_CHECKING:
+    from fusmae_hf.data.pairs import PairsInfo
+
+FILE_NAME = "dataset_info.json"
 
 FORMAT_VERSION = 2
 """Version of the shard format; raised when older code can no longer read what is written."""
@@ -20,6 +27,10 @@ FORMAT_VERSION = 2
 METADATA_KEY = b"fusmae"
 """Key of the file metadata (in the parquet footer) under which each file describes itself."""
 
+MOST_ROWS_PER_GROUP = 1_000_000
+"""Rows of a row group that are believed. They are mixed in memory before any is read."""
+
+_SHARD_NAME = re.compile(r"data/(?P<split>\w{1,100})-[0-9]{5,9}-of-[0-9]{5,9}\.parquet")
 _SHAPE = pa.list_(pa.int32(), 3)
 _COLUMNS = pa.schema(
     [
@@ -54,7 +65,7 @@ SMALL_COLUMNS = {
 """Columns that are needed to read arrays, with their types."""
 
 
-def shard_schema(info: PairsInfo) -> pa.Schema:
+def shard_schema(info: "PairsInfo") -> pa.Schema:
     """Columns of the shards of a dataset: those that all have, then the dataset's own.
 
     Raises:
@@ -97,3 +108,64 @@ def stored_bytes(dtype: str, shape: tuple[int, ...], factors: tuple[int, ...] = 
     values = stored_size(shape, factors)
     # No file holds more, and numpy has no integers for it.
     return values * np.dtype(dtype).itemsize if dtype in PIXEL_DTYPES and 0 < values < 2**48 else -1
+
+
+@dataclasses.dataclass(frozen=True)
+class ShardRecord:
+    """One parquet file of a prepared folder.
+
+    Attributes:
+        name: path below the folder, `data/<split>-00000-of-00003.parquet`.
+        rows: number of pairs.
+        row_group_rows: number of pairs in each row group, in file order.
+        bytes: size of the file.
+        content_hash: xxh3 of 128 bits over the checksums of the rows, in order, as hexadecimal digits. A checksum
+            covers id and pixels.
+        no_data_pixels: by sensor (`"sar"`, `"optical"`), the pixels without data: non-finite in any band, or, for the
+            optical sensor, zero in all bands.
+    """
+
+    name: str
+    rows: int
+    row_group_rows: tuple[int, ...]
+    bytes: int
+    content_hash: str
+    no_data_pixels: dict[str, int]
+
+    def __post_init__(self) -> None:
+        self.split_of(self.name)
+        for name, kind in (("rows", "a count"), ("bytes", "a count")):
+            if not is_count(getattr(self, name)):
+                raise ValueError(f"{self.name}: {name} is {getattr(self, name)!r}, but must be {kind}")
+        if not all(type(rows) is int and rows <= MOST_ROWS_PER_GROUP for rows in self.row_group_rows):
+            raise ValueError(
+                f"{self.name}: row_group_rows must be whole numbers of at most {MOST_ROWS_PER_GROUP:,}, not "
+                f"{reprlib.repr(list(self.row_group_rows))}"
+            )
+        if not (isinstance(self.content_hash, str) and re.fullmatch("[0-9a-f]{1,64}", self.content_hash)):
+            raise ValueError(f"{self.name}: content_hash must be hexadecimal digits, not {self.content_hash!r:.100}")
+        counts = self.no_data_pixels
+        if not (
+            isinstance(counts, dict) and counts.keys() == {"sar", "optical"} and all(map(is_count, counts.values()))
+        ):
+            raise ValueError(
+                f"{self.name}: no_data_pixels must count pixels of 'sar' and 'optical', not {reprlib.repr(counts)}"
+            )
+        if not self.row_group_rows or min(self.row_group_rows) < 1 or sum(self.row_group_rows) != self.rows:
+            raise ValueError(f"{self.name}: row groups {list(self.row_group_rows)} do not add up to {self.rows} rows")
+
+    @property
+    def split(self) -> str:
+        """Split to which the shard belongs, from its name."""
+        return self.split_of(self.name)
+
+    @staticmethod
+    def split_of(name: str) -> str:
+        """Split in the name of a shard.
+
+        Raises:
+            ValueError: the name is not of the form `data/<split>-00000-of-00001.parquet`.
+        """
+        if not isinstance(name, str) or not (match := _SHARD_NAME.fullmatch(name)):
+            raise ValueError(f"shard name {reprlib.repr(name)} is not of the form data/<split>-00000-of-00001.parquet")
+        return match["split"]

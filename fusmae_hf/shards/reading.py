@@ -11,7 +11,6 @@ import pyarrow.parquet as pq
 
 from fusmae_hf.files.retries import retried
 from fusmae_hf.files.strict_json import parse_json
-from fusmae_hf.shards.dataset_info import FILE_NAME, ShardRecord
 from fusmae_hf.shards.decoding import (
     DamagedShardError,
     MissingShardError,
@@ -21,7 +20,7 @@ from fusmae_hf.shards.decoding import (
     ShardRows,
     require_columns,
 )
-from fusmae_hf.shards.format import ARRAY_COLUMNS, METADATA_KEY, SMALL_COLUMNS
+from fusmae_hf.shards.format import ARRAY_COLUMNS, FILE_NAME, METADATA_KEY, SMALL_COLUMNS, ShardRecord
 from fusmae_hf.vocabulary import IMAGES
 
 FREE_BYTES = 64 * 2**20

@@ -22,15 +22,16 @@ from fusmae_hf.data.native_resolution import NativeBands, native_bands
 from fusmae_hf.data.pairs import Pair, PairsInfo
 from fusmae_hf.errors import PairError
 from fusmae_hf.files.atomic import explain_failed_write, flush_to_disk, incomplete_path, write_atomically
-from fusmae_hf.shards.dataset_info import (
+from fusmae_hf.shards.dataset_info import LEFT_OUT_NAME, DatasetInfo, LeftOut, count_reasons
+from fusmae_hf.shards.format import (
     FILE_NAME,
-    LEFT_OUT_NAME,
-    DatasetInfo,
-    LeftOut,
+    FORMAT_VERSION,
+    METADATA_KEY,
     ShardRecord,
-    count_reasons,
+    content_hash,
+    pair_checksum,
+    shard_schema,
 )
-from fusmae_hf.shards.format import FORMAT_VERSION, METADATA_KEY, content_hash, pair_checksum, shard_schema
 from fusmae_hf.vocabulary import IMAGES
 
 

@@ -9,8 +9,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fusmae_hf.data.checks import PIXEL_DTYPES, check_pair
-from fusmae_hf.data.native_resolution import NativeBands, expand_bands, native_bands, native_size
+from fusmae_hf.data.checks import check_pair
+from fusmae_hf.data.native_resolution import PIXEL_DTYPES, NativeBands, expand_bands, native_bands, native_size
 from fusmae_hf.errors import PairError
 from fusmae_hf.shards.decoding import RowsInMemory, decode_pairs
 from fusmae_hf.shards.writing import row_checksum, write_shard

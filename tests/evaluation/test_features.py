@@ -21,7 +21,7 @@ from fusmae_hf.evaluation.features import (
     weights_hash,
 )
 from fusmae_hf.preparation.prepare import prepare
-from fusmae_hf.shards.loading import PairDataset
+from fusmae_hf.shards.dataset import PairDataset
 from fusmae_hf.simulation.pairs import SimulatedPairs, SimulationOptions
 from tests.small_shards import INFO, edit_shard, make_pair, write_shards
 

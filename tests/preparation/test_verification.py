@@ -11,7 +11,8 @@ from fusmae_hf import FusMAEImageProcessor
 from fusmae_hf.preparation.statistics import band_statistics
 from fusmae_hf.preparation.verification import verify_shards
 from fusmae_hf.preparation.verification_report import CHECKS
-from fusmae_hf.shards.dataset_info import FILE_NAME, read_dataset_info
+from fusmae_hf.shards.dataset_info import read_dataset_info
+from fusmae_hf.shards.format import FILE_NAME
 from tests.small_shards import INFO, SIZE, edit_shard, make_pair, run_command, with_pixels, write_shards
 
 FIRST = "data/train-00000-of-00002.parquet"

@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fusmae_hf.preparation.state import read_summary
-from fusmae_hf.shards.dataset_info import FILE_NAME, DatasetInfo, read_dataset_info
+from fusmae_hf.shards.dataset_info import DatasetInfo, read_dataset_info
+from fusmae_hf.shards.format import FILE_NAME
 from fusmae_hf.shards.loading import load_pairs
 from tests.small_shards import write_shards
 

@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 
 from fusmae_hf.evaluation.features import read_scene_labels
 from fusmae_hf.preparation.verification import verify_shards
-from fusmae_hf.shards.dataset_info import FILE_NAME, read_dataset_info
+from fusmae_hf.shards.dataset_info import read_dataset_info
 from fusmae_hf.shards.decoding import DamagedShardError
+from fusmae_hf.shards.format import FILE_NAME
 from fusmae_hf.shards.loading import load_pairs
 from fusmae_hf.shards.reading import ShardFile, check_decoded_size
 from fusmae_hf.training.finetuning.labels import label_maps

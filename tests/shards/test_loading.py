@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from torch.utils.data import BatchSampler, DataLoader
 
 from fusmae_hf.data.collation import PairCollator
-from fusmae_hf.shards import streamed as streamed_reading
+from fusmae_hf.shards import loading as streamed_reading
 from fusmae_hf.shards.decoding import RowsInFile, RowsInMemory
 from fusmae_hf.shards.loading import StreamedPairDataset, load_pairs
 from fusmae_hf.shards.order import EpochSampler, LaneSampler, SequentialPairSampler

@@ -16,7 +16,8 @@ import xxhash
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fusmae_hf.data.checks import PIXEL_DTYPES, check_pair
+from fusmae_hf.data.checks import check_pair
+from fusmae_hf.data.native_resolution import PIXEL_DTYPES
 from fusmae_hf.data.pairs import Pair, PairsInfo
 from fusmae_hf.errors import PairError
 from fusmae_hf.shards.dataset_info import LeftOut, read_dataset_info, read_left_out

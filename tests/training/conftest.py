@@ -12,7 +12,8 @@ from fusmae_hf import FusMAEConfig, FusMAEForPreTraining, FusMAEImageProcessor
 from fusmae_hf.data.augmentation import PairAugmentation
 from fusmae_hf.data.tasks import FineTuningTask
 from fusmae_hf.preparation.prepare import prepare
-from fusmae_hf.shards.loading import PairDataset, load_pairs
+from fusmae_hf.shards.dataset import PairDataset
+from fusmae_hf.shards.loading import load_pairs
 from fusmae_hf.simulation.pairs import SimulatedPairs, SimulationOptions
 from fusmae_hf.training.arguments import PretrainingArguments
 from fusmae_hf.training.finetuning.arguments import FineTuningArguments

@@ -17,8 +17,9 @@ from safetensors.torch import load_file, save_file
 from transformers import EarlyStoppingCallback, Trainer, TrainerCallback
 
 from fusmae_hf.preparation.prepare import prepare
-from fusmae_hf.shards import streamed as streamed_reading
-from fusmae_hf.shards.loading import PairDataset, load_pairs
+from fusmae_hf.shards import loading as streamed_reading
+from fusmae_hf.shards.dataset import PairDataset
+from fusmae_hf.shards.loading import load_pairs
 from fusmae_hf.simulation.pairs import SimulatedPairs, SimulationOptions
 from fusmae_hf.training.arguments import PretrainingArguments
 from fusmae_hf.training.loop import checkpoints

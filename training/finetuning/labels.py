@@ -9,11 +9,12 @@ import numpy as np
 import pyarrow as pa
 from torch.utils.data import Dataset
 
-from fusmae_hf.data.checks import PIXEL_DTYPES
+from fusmae_hf.data.native_resolution import PIXEL_DTYPES
 from fusmae_hf.data.tasks import FineTuningTask
 from fusmae_hf.evaluation.label_fractions import draw_label_fraction, kept_label_fraction
+from fusmae_hf.shards.dataset import PairDataset
 from fusmae_hf.shards.decoding import DamagedShardError
-from fusmae_hf.shards.loading import LocalPairDataset, PairDataset
+from fusmae_hf.shards.loading import LocalPairDataset
 from fusmae_hf.shards.order import EpochSampler, SequentialPairSampler
 
 _MAP = ("label_map", "label_map_dtype", "label_map_shape")

@@ -22,7 +22,7 @@ from fusmae_hf.data.tasks import FineTuningTask
 from fusmae_hf.files.finished import read_record, write_record
 from fusmae_hf.files.plain_text import file_stem, inline
 from fusmae_hf.plots.scores import class_colours, plot_confusion, plot_scores_by_class, plot_segmentation
-from fusmae_hf.shards.loading import PairDataset
+from fusmae_hf.shards.dataset import PairDataset
 from fusmae_hf.training.finetuning.metrics import HEADLINE, confusion_of, counted
 from fusmae_hf.training.finetuning.trainer import FineTuningTrainer
 from fusmae_hf.training.sources import has_no_data, packed

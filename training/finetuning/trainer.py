@@ -14,7 +14,7 @@ from fusmae_hf.data.augmentation import PairAugmentation
 from fusmae_hf.data.finetuning_collation import LabelCollator
 from fusmae_hf.data.tasks import FineTuningTask
 from fusmae_hf.modeling.labels_fusmae import check_labels
-from fusmae_hf.shards.loading import PairDataset
+from fusmae_hf.shards.dataset import PairDataset
 from fusmae_hf.training.finetuning.labels import PairSubset
 from fusmae_hf.training.finetuning.metrics import TaskMetrics, predictions_of
 from fusmae_hf.training.loop.trainer import PairTrainer

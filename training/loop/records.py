@@ -19,7 +19,7 @@ from fusmae_hf import FusMAEConfig, FusMAEImageProcessor, __version__
 from fusmae_hf.data.pairs import PairsInfo
 from fusmae_hf.errors import PairError
 from fusmae_hf.files.atomic import flush_to_disk, incomplete_path
-from fusmae_hf.shards.loading import PairDataset
+from fusmae_hf.shards.dataset import PairDataset
 from fusmae_hf.training.arguments import SourceArguments
 from fusmae_hf.training.sources import content_of
 

@@ -18,7 +18,7 @@ from fusmae_hf.data.augmentation import PairAugmentation
 from fusmae_hf.data.collation import PairCollator
 from fusmae_hf.data.inputs import PairInputs
 from fusmae_hf.hub.push_model import push_model
-from fusmae_hf.shards.loading import PairDataset
+from fusmae_hf.shards.dataset import PairDataset
 from fusmae_hf.shards.order import PairSampler
 from fusmae_hf.training.arguments import RunArguments
 from fusmae_hf.training.loop import checkpoints

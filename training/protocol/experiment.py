@@ -17,7 +17,7 @@ import yaml
 from fusmae_hf import FusMAEConfig
 from fusmae_hf.data.tasks import FineTuningTask
 from fusmae_hf.files.finished import settings_hash
-from fusmae_hf.shards.loading import PairDataset
+from fusmae_hf.shards.dataset import PairDataset
 from fusmae_hf.training.arguments import SourceArguments
 from fusmae_hf.training.finetuning.labels import check_labels
 from fusmae_hf.training.protocol.steps import METHOD_NAMES, Step, run_step, write_protocol
