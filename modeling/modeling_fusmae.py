@@ -983,7 +983,7 @@ class FusMAEForPreTraining(FusMAEPreTrainedModel):
             groups = self.dropout_groups(batch_size)
         found: dict[str, list[torch.Tensor]] = {}
         for rows, *sees in groups:
-            some = {name: None if values is None else values[rows] for name, values in inputs.items()}
+            some: dict[str, Any] = {name: None if values is None else values[rows] for name, values in inputs.items()}
             visible = {
                 sensor: ids_keep[sensor][rows] if seen else ids_keep[sensor][rows, :0]
                 for sensor, seen in zip(SENSORS, sees, strict=True)
@@ -1033,8 +1033,9 @@ class FusMAEForPreTraining(FusMAEPreTrainedModel):
         tokens = {sensor: getattr(encoded, f"{sensor}_hidden_state") for sensor in SENSORS}
         presence = self._present_patches(**inputs)
         for sensor, present in presence.items():
-            seen = present is not None and tokens[sensor] is not None
-            presence[sensor] = take_tokens(present, ids_keep[sensor]) if seen else None
+            if present is not None:
+                seen = tokens[sensor] is not None
+                presence[sensor] = take_tokens(present, ids_keep[sensor]) if seen else None
         logits, maps = {}, []
         for sensor in sensors:
             decoder, other = getattr(self, f"{sensor}_decoder"), OTHER[sensor]
@@ -1427,7 +1428,7 @@ class FusMAEBackbone(BackboneMixin, FusMAEPreTrainedModel):
         stages, states = [self.stage_names.index(name) for name in self.out_features], encoded.hidden_states
         maps = self.fusmae.feature_maps(stages, states, *inputs)
         return FusMAEBackboneOutput(
-            feature_maps=maps,  # type: ignore[arg-type] - transformers annotates one map, where there are several
+            feature_maps=maps,  # type: ignore[arg-type]  # transformers annotates one map
             hidden_states=states,
             attentions=encoded.attentions,
             cross_attentions=encoded.cross_attentions,

@@ -181,18 +181,18 @@ class Outside(NamedTuple):
     """Values that come from no radar.
 
     Attributes:
-        count: how many there are.
+        number: how many there are.
         lowest: the smallest of them.
         highest: the largest of them.
     """
 
-    count: int = 0
+    number: int = 0
     lowest: float = math.inf
     highest: float = -math.inf
 
     def and_of(self, other: "Outside") -> "Outside":
         """Those of both."""
-        return Outside(self.count + other.count, min(self.lowest, other.lowest), max(self.highest, other.highest))
+        return Outside(self.number + other.number, min(self.lowest, other.lowest), max(self.highest, other.highest))
 
 
 def outside_range(pixels: torch.Tensor, declared: Declaration, valid: torch.Tensor | None = None) -> Outside:
@@ -223,11 +223,11 @@ def sar_findings(values: torch.Tensor, declared: Declaration, outside: Outside |
         backscatter = 10 * torch.log10(values[:, (values > 0).all(dim=0)])
     else:
         low, high = SAR_RANGE[declared.units]
-        backscatter = values[:, ((values >= low) & (values <= high)).all(dim=0)] if outside.count else values
-        scattered = outside.count and outside.lowest < outside.highest
+        backscatter = values[:, ((values >= low) & (values <= high)).all(dim=0)] if outside.number else values
+        scattered = outside.number and outside.lowest < outside.highest
         if scattered and (backscatter.numel() == 0 or backscatter.mean() < MEAN_DB[0]):
             return [_sar_scaled(float(values.mean()) if values.numel() else (outside.lowest + outside.highest) / 2)]
-    found = [sar_range(outside, declared)] if outside.count else []
+    found = [sar_range(outside, declared)] if outside.number else []
     if backscatter.numel() == 0:
         return found
     for judge in (sar_units, sar_scale, sar_normalised):

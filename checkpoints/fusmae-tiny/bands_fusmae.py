@@ -12,7 +12,10 @@ from transformers.configuration_utils import PreTrainedConfig
 BANDS = ("optical_bands", "sar_bands")
 
 
-class BandSelectionMixin:
+_Model: Any = object  # in truth a PreTrainedModel, beside which it is inherited
+
+
+class BandSelectionMixin(_Model):
     """Loads a checkpoint with other bands than its own, and changes those of a model in memory."""
 
     config: Any

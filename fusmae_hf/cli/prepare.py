@@ -3,6 +3,7 @@
 import argparse
 import re
 import textwrap
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -95,11 +96,11 @@ def add_prepare(commands: Any, parents: list[argparse.ArgumentParser]) -> None:
 
 
 def _add_options(
-    command: argparse.ArgumentParser, title: str, options: dict[str, dict[str, Any]], **defaults: Any
+    command: argparse.ArgumentParser, title: str, options: Mapping[str, Mapping[str, Any]], **defaults: Any
 ) -> None:
     group = command.add_argument_group(title)
     for keyword, described in options.items():
-        group.add_argument(f"--{keyword.replace('_', '-')}", dest=keyword, **defaults | described)
+        group.add_argument(f"--{keyword.replace('_', '-')}", dest=keyword, **{**defaults, **described})
 
 
 def _prepare(arguments: argparse.Namespace) -> None:

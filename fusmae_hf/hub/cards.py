@@ -308,7 +308,7 @@ def _reading(metrics: dict[str, float], held_out: dict[str, int]) -> str:
 
 def _text_of_model(config: FusMAEConfig, processor: FusMAEImageProcessor, folder: str, **fields: Any) -> str:
     """The card of a model that was not fine-tuned here; without `record` it tells of no run."""
-    none = {"auto_class": "AutoModel", "outputs": None, "info": None, "record": None, "more": {}}
+    none: dict[str, Any] = {"auto_class": "AutoModel", "outputs": None, "info": None, "record": None, "more": {}}
     shared = {"config": config, "processor": processor, "units": _UNITS, "folder": folder}
     return render("model.md", **none | shared | fields, adapter=False, fine_tuned=False)
 

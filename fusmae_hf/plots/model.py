@@ -208,7 +208,7 @@ def reconstruct_images(
         By sensor (`"optical"` in digital numbers, `"sar"` in dB): `original`, `reconstruction` with visible patches
         kept, both `(batch_size, bands, height, width)`, and `visible` `(batch_size, height, width)` bool.
     """
-    given = {name: values for name, values in inputs.items() if not name.startswith("noise")}
+    given: dict[str, Any] = {name: values for name, values in inputs.items() if not name.startswith("noise")}
     with _evaluating(model):
         masks = model(**inputs)
         outputs = model.reconstruct(**given, mask=masks.mask, mask_sar=masks.mask_sar)

@@ -214,7 +214,7 @@ class BandValues:
 
     def distribution(self) -> Distribution:
         """Distribution of all values with data."""
-        parts = [(np.empty(0), np.empty(0), np.empty(0, np.int64))]
+        parts: list[tuple[np.ndarray, ...]] = [(np.empty(0), np.empty(0), np.empty(0, np.int64))]
         if self._integer_counts is not None:
             held = self._integer_counts.nonzero()[0]
             parts.append((held + _LOWEST - 0.5, held + _LOWEST + 0.5, self._integer_counts[held]))

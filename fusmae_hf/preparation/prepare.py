@@ -200,13 +200,13 @@ def prepare(
             disable=None if progress else True,
         ),
     )
-    dataset, left_out = finish(folder, there, plan.left_out)
+    dataset, all_left_out = finish(folder, there, plan.left_out)
     finished = {} if dataset else finished_files(folder, there)
     missing = [] if dataset else [file.name for file in plan.files if file.name not in finished]
     return PreparationReport(
         folder,
         dataset,
-        tuple(left_out),
+        tuple(all_left_out),
         num_pairs=sum(file.shard.rows for file in written if file.shard),
         files_written=len(written),
         files_kept=len(mine) - len(todo),

@@ -79,8 +79,8 @@ class _Verification:
         self.filesystem, self.folder = fsspec.url_to_fs(root)
         self.ids: list[tuple[str, list[str]]] = []
         self._seen: set[str] = set()
-        self._kinds: Counter[tuple[Any, Any]] = Counter()
-        self._first_of_kind: dict[tuple[Any, Any], str] = {}
+        self._kinds: Counter[tuple[Any, ...]] = Counter()
+        self._first_of_kind: dict[tuple[Any, ...], str] = {}
 
     def note(self, check: str, severity: Severity, message: str, file: str = "", pair: str = "") -> None:
         """Add a problem to the report."""

@@ -65,8 +65,8 @@ def predictions_of(
             sums = torch.tensor(of_maps, dtype=torch.float64, device=labels.device)
         else:
             number, classes = logits.shape[1], logits.argmax(dim=1)
-            of_maps = zip(classes, labels, strict=True)
-            sums = torch.stack([confusion_counts(*maps, number, task.ignore_index) for maps in of_maps])
+            pairs = zip(classes, labels, strict=True)
+            sums = torch.stack([confusion_counts(*pair, number, task.ignore_index) for pair in pairs])
         if replaced is not None:
             sums[replaced.to(sums.device)] = 0
         return sums, torch.zeros(len(sums), 1, device=sums.device)

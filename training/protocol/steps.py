@@ -237,7 +237,7 @@ def write_protocol(
     cells = [_cells(row, metrics, record["model"]) for row in rows]
     table = markdown_table(["method", "start", "sensors", "labels", "training pairs", *metrics], cells)
     notes = "\n".join(f"- {note}" for note in _notes(record, rows))
-    commands = "\n".join(row["command"] for row in rows)
+    commands = "\n".join(str(row["command"]) for row in rows)
     page = f"# {title}\n\n{STATEMENT}\n\n{table}\n\n{notes}\n\nCommands:\n\n```bash\n{commands}\n```\n"
     path = folder / "protocol.md"
     write_atomically(path, page.encode())
