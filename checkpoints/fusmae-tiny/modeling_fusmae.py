@@ -4,7 +4,7 @@ From top to bottom: outputs, embeddings, attention, layers, encoder, decoder, ma
 """
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -1019,7 +1019,7 @@ class FusMAEForPreTraining(FusMAEPreTrainedModel):
     def _encode_and_decode(
         self,
         sensors: list[str],
-        ids_keep: dict[str, torch.Tensor | None],
+        ids_keep: Mapping[str, torch.Tensor | None],
         inputs: dict[str, torch.Tensor | None],
         gsd: float | None,
         **kwargs: Unpack[TransformersKwargs],
