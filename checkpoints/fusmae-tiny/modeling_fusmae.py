@@ -1034,8 +1034,7 @@ class FusMAEForPreTraining(FusMAEPreTrainedModel):
         presence = self._present_patches(**inputs)
         for sensor, present in presence.items():
             if present is not None:
-                seen = tokens[sensor] is not None
-                presence[sensor] = take_tokens(present, ids_keep[sensor]) if seen else None
+                presence[sensor] = take_tokens(present, ids_keep[sensor]) if tokens[sensor] is not None else None
         logits, maps = {}, []
         for sensor in sensors:
             decoder, other = getattr(self, f"{sensor}_decoder"), OTHER[sensor]
