@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import datasets
+import fsspec
 import numpy as np
 import pyarrow as pa
 from huggingface_hub.errors import HFValidationError
@@ -207,12 +208,12 @@ class LocalPairDataset(PairDataset):
 
 
 def _download(file: ShardFile) -> str:
-    """Path of the copy of a file in the cache of the Hub or of HF Datasets."""
-    config = datasets.DownloadConfig(
-        cache_dir=os.path.join(datasets.config.HF_DATASETS_CACHE, "downloads"), use_etag=False
-    )
+    """Path of the copy of a file in the cache of the Hub, or, from other places, in that of HF Datasets."""
     try:
-        return datasets.DownloadManager(download_config=config, record_checksums=False).download(file.path)
+        if file.path.startswith("hf://"):
+            return datasets.DownloadManager(record_checksums=False).download(file.path)
+        folder = os.path.join(datasets.config.HF_DATASETS_CACHE, "downloads")
+        return fsspec.open_local(f"filecache::{file.path}", filecache={"cache_storage": folder})
     except FileNotFoundError as error:
         raise file.missing() from error
 

@@ -17,9 +17,9 @@ from safetensors.torch import load_file, save_file
 from transformers import EarlyStoppingCallback, Trainer, TrainerCallback
 
 from fusmae_hf.preparation.prepare import prepare
-from fusmae_hf.shards import loading as streamed_reading
 from fusmae_hf.shards.dataset import PairDataset
 from fusmae_hf.shards.loading import load_pairs
+from fusmae_hf.shards.reading import ShardFile
 from fusmae_hf.simulation.pairs import SimulatedPairs, SimulationOptions
 from fusmae_hf.training.arguments import PretrainingArguments
 from fusmae_hf.training.loop import checkpoints
@@ -545,11 +545,7 @@ def test_resuming_reads_no_more_rows_however_far_the_run_had_come(tmp_path, make
     monkeypatch.setattr(
         PairDataset, "_decode", noting(PairDataset._decode, lambda self, located: rows.extend(located))
     )
-    monkeypatch.setattr(
-        streamed_reading,
-        "read_rows",
-        noting(streamed_reading.read_rows, lambda *of_group: row_groups.append(of_group)),
-    )
+    monkeypatch.setattr(ShardFile, "rows", noting(ShardFile.rows, lambda *of_groups: row_groups.append(of_groups)))
     for step in (5, 10, 15):  # of three steps an epoch: after two, one and none
         trainer = make_trainer(tmp_path, **settings | {"max_steps": step + 1, "save_strategy": "no"})
         rows.clear()
