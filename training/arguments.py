@@ -31,7 +31,9 @@ class SourceArguments:
         "Folder of shards, dataset repository on the Hub, or root of a BigEarthNet v1 or reBEN archive "
         "(prepared first). Left out: simulated pairs, made at once.",
     )
-    streaming: bool = option(False, "Read row groups when they are needed instead of keeping a local Arrow copy.")
+    streaming: bool = option(
+        False, "Read row groups when they are needed, from a folder or a URL, instead of keeping shards on the disk."
+    )
     statistics: str | None = option(
         None,
         "Statistics to normalise with: the name of a dataset that has published ones, or a folder with a "

@@ -2,6 +2,7 @@
 
 import os
 import re
+from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterator, Sequence
 from datetime import datetime
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 from fusmae_hf.data.pairs import Pair, PairsInfo
 
 
-class ListedPairs:
+class ListedPairs(ABC):
     """Pairs that were listed when their dataset was opened: what is the same in every `PairReader`.
 
     A reader fills `ids`, `_splits` and `_left_out` when it is opened, sets `info` and `summary`, and defines `_read`.
@@ -47,8 +48,9 @@ class ListedPairs:
         """
         return self._read(index)
 
+    @abstractmethod
     def _read(self, index: int) -> Pair:
-        raise NotImplementedError
+        """`read` of the dataset."""
 
     def _require_pairs(self, dataset: str, found: str, expected: str) -> None:
         """Refuse a dataset without any pair."""
