@@ -46,7 +46,7 @@ pretrain: install
 # --- tests ------------------------------------------------------------------------------------------------------------
 
 test: install
-	$(BIN)/python -m pytest --ignore tests/conformance -m "not notebooks and not browser" $(ARGS)
+	$(BIN)/python -m pytest -n auto --ignore tests/conformance -m "not notebooks and not browser" $(ARGS)
 
 notebooks: install
 	$(BIN)/python -m pytest -m notebooks tests/test_notebooks.py $(ARGS)
