@@ -1,38 +1,41 @@
 """Fus-MAE for transformers: a masked autoencoder that fuses Sentinel-1 and Sentinel-2 with cross-attention.
 
-Importing this package registers Fus-MAE with the Auto classes of transformers; the rest is loaded when asked for.
+Importing this package registers Fus-MAE with the Auto classes of transformers, before or after they are imported; all
+else is loaded when asked for.
 """
 
 import importlib
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from transformers import (
-    AutoBackbone,
-    AutoConfig,
-    AutoImageProcessor,
-    AutoModel,
-    AutoModelForImageClassification,
-    AutoModelForPreTraining,
-    AutoModelForSemanticSegmentation,
-)
+from fusmae_hf.registration import register_with_transformers
 
-from fusmae_hf.modeling.configuration_fusmae import PRESETS, FusMAEConfig
-from fusmae_hf.modeling.image_processing_fusmae import FusMAEImageProcessor
-from fusmae_hf.modeling.modeling_fusmae import (
-    FusMAEBackbone,
-    FusMAEForImageClassification,
-    FusMAEForPreTraining,
-    FusMAEForSemanticSegmentation,
-    FusMAEModel,
-    FusMAEPreTrainedModel,
-)
+if TYPE_CHECKING:
+    from fusmae_hf.modeling.configuration_fusmae import PRESETS, FusMAEConfig
+    from fusmae_hf.modeling.image_processing_fusmae import FusMAEImageProcessor
+    from fusmae_hf.modeling.modeling_fusmae import (
+        FusMAEBackbone,
+        FusMAEForImageClassification,
+        FusMAEForPreTraining,
+        FusMAEForSemanticSegmentation,
+        FusMAEModel,
+        FusMAEPreTrainedModel,
+    )
 
 __version__ = "0.1.0"
 
 _LAZY = {
     "FineTuningCollator": "fusmae_hf.data.finetuning_collation",
     "FineTuningTask": "fusmae_hf.data.tasks",
+    "FusMAEBackbone": "fusmae_hf.modeling.modeling_fusmae",
+    "FusMAEConfig": "fusmae_hf.modeling.configuration_fusmae",
+    "FusMAEForImageClassification": "fusmae_hf.modeling.modeling_fusmae",
+    "FusMAEForPreTraining": "fusmae_hf.modeling.modeling_fusmae",
+    "FusMAEForSemanticSegmentation": "fusmae_hf.modeling.modeling_fusmae",
+    "FusMAEImageProcessor": "fusmae_hf.modeling.image_processing_fusmae",
+    "FusMAEModel": "fusmae_hf.modeling.modeling_fusmae",
+    "FusMAEPreTrainedModel": "fusmae_hf.modeling.modeling_fusmae",
     "OPTICAL_BANDS_L1C": "fusmae_hf.modeling.sensors_fusmae",
+    "PRESETS": "fusmae_hf.modeling.configuration_fusmae",
     "Pair": "fusmae_hf.data.pairs",
     "PairAugmentation": "fusmae_hf.data.augmentation",
     "PairCollator": "fusmae_hf.data.collation",
@@ -65,29 +68,11 @@ _LAZY = {
     "verify_shards": "fusmae_hf.preparation.verification",
     "visible_pixels": "fusmae_hf.evaluation.baselines",
 }
-"""Where the public names that are loaded when asked for are defined."""
+"""Where the public names are defined, which are loaded when asked for."""
 
-__all__ = [
-    "PRESETS",
-    "FusMAEBackbone",
-    "FusMAEConfig",
-    "FusMAEForImageClassification",
-    "FusMAEForPreTraining",
-    "FusMAEForSemanticSegmentation",
-    "FusMAEImageProcessor",
-    "FusMAEModel",
-    "FusMAEPreTrainedModel",
-    "__version__",
-    *_LAZY,
-]
+__all__ = ["__version__", *_LAZY]
 
-AutoConfig.register("fusmae", FusMAEConfig, exist_ok=True)
-AutoModel.register(FusMAEConfig, FusMAEModel, exist_ok=True)
-AutoModelForPreTraining.register(FusMAEConfig, FusMAEForPreTraining, exist_ok=True)
-AutoModelForImageClassification.register(FusMAEConfig, FusMAEForImageClassification, exist_ok=True)
-AutoModelForSemanticSegmentation.register(FusMAEConfig, FusMAEForSemanticSegmentation, exist_ok=True)
-AutoBackbone.register(FusMAEConfig, FusMAEBackbone, exist_ok=True)
-AutoImageProcessor.register(FusMAEConfig, FusMAEImageProcessor, exist_ok=True)
+register_with_transformers()
 
 
 def __getattr__(name: str) -> Any:

@@ -60,7 +60,7 @@ from fusmae_hf.training.loop.signals import ends_by_signal
 from fusmae_hf.training.sources import augmentation_of, content_of, open_splits, what_is_read
 
 # What changes the outcome of a run, among the arguments that it shares with every Trainer.
-_DECISIVE = (
+_FINGERPRINTED = (
     "learning_rate", "num_train_epochs", "max_steps", "per_device_train_batch_size", "gradient_accumulation_steps",
     "weight_decay", "warmup_steps", "lr_scheduler_type", "label_smoothing_factor", "layer_decay", "bf16", "fp16",
     "max_grad_norm", "adam_beta1", "adam_beta2", "early_stopping_patience", "load_best_model_at_end",
@@ -87,7 +87,7 @@ class Plan:
         """Of everything but the seed that decides what a run gives."""
         parts = [dataclasses.asdict(part) for part in (self.data, self.model, self.learning)]
         parts[0] |= {"data": [content_of(pairs) for pairs in self.splits.values()]}
-        parts.append({name: str(getattr(arguments, name)) for name in _DECISIVE})
+        parts.append({name: str(getattr(arguments, name)) for name in _FINGERPRINTED})
         return settings_hash(parts)
 
 

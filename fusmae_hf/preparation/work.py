@@ -187,7 +187,7 @@ def _died(workers: Sequence[Any], writing: dict[int, PlannedFile]) -> ChildProce
     code, file = (ended[0].exitcode, writing.get(ended[0].pid)) if ended else (None, None)
     how = f"exit code {code}" if code is None or code >= 0 else f"signal {-code}, {signal.Signals(-code).name}"
     hint = ""
-    if code == -signal.SIGKILL:
+    if code == -getattr(signal, "SIGKILL", 9):
         hint = " It may have run out of memory: then take fewer processes."
     elif file is None:
         hint = " A script that prepares with several processes must do so under `if __name__ == '__main__':`."

@@ -1,6 +1,6 @@
 """The datasets that `fusmae prepare` and `open_archive` know, as a table: for each its reader, layout and options.
 
-To add a dataset, add an entry to `ARCHIVES`; nothing else needs to know it.
+To add a dataset, add an entry to `ARCHIVES`; no other code needs to know it, only `CASES` of its tests.
 """
 
 import importlib

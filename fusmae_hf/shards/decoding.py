@@ -1,6 +1,7 @@
 """From rows of shards to a batch of tensors. Pixels never become Python objects: views or reads, then one copy."""
 
 import os
+import threading
 import weakref
 from abc import ABC, abstractmethod
 from collections import deque
@@ -144,7 +145,13 @@ class OpenFiles:
     def read_into(self, path: str, target: np.ndarray, place: int) -> int:
         """Fill `target` with bytes of a file from a place on; their number."""
         file = self._opened(path)
-        return os.preadv(file.descriptor, [target.data], place)
+        if hasattr(os, "preadv"):
+            return os.preadv(file.descriptor, [target.data], place)
+        with file.lock:  # Windows: a descriptor has one place, which threads share
+            os.lseek(file.descriptor, place, os.SEEK_SET)
+            got = os.read(file.descriptor, target.nbytes)
+        target[: len(got)] = np.frombuffer(got, np.uint8)
+        return len(got)
 
     def forget(self) -> None:
         """Open every file anew from now on."""
@@ -156,7 +163,8 @@ class OpenFiles:
 
 class _OpenFile:
     def __init__(self, path: str):
-        self.descriptor = os.open(path, os.O_RDONLY)
+        self.descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
+        self.lock = threading.Lock()
         weakref.finalize(self, os.close, self.descriptor)
 
 

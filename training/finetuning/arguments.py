@@ -82,7 +82,10 @@ class TaskArguments:
 
 @dataclass
 class FineTuningArguments(RunArguments):
-    """transformers' TrainingArguments with the defaults of fine-tuning a masked autoencoder (He et al., 2022)."""
+    """transformers' TrainingArguments with the defaults of fine-tuning a masked autoencoder (He et al., 2022).
+
+    A field that changes the outcome of a run also goes into `_FINGERPRINTED` of `run_finetune.py`.
+    """
 
     output_dir: str | None = argument("outputs/finetune", "Where everything is written.")
     base_learning_rate: float = argument(

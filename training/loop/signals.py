@@ -15,8 +15,8 @@ from transformers import Trainer, TrainerCallback
 
 from fusmae_hf.training.loop.processes import maximum_everywhere
 
-SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
-"""Signals that end a run early."""
+SIGNALS = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGUSR1") if hasattr(signal, name))
+"""Signals that end a run early. Windows has no SIGUSR1."""
 
 EXIT_CODE = 75
 """Exit code of a run that was ended by one of `SIGNALS`: EX_TEMPFAIL of sysexits.h, "try again later"."""
@@ -179,6 +179,9 @@ def _handlers(act: Callable[[int], None], act_in_child: Callable[[int], None]) -
 @contextmanager
 def held_back() -> Iterator[None]:
     """Hold `SIGNALS` back until the end of the context; what is forked in it starts with them held back."""
+    if not hasattr(signal, "pthread_sigmask"):  # Windows forks nothing
+        yield
+        return
     before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     try:
         yield
@@ -197,10 +200,11 @@ def ignore_signals_of_others(worker: int) -> None:
     if hasattr(signal, "sigtimedwait"):
         signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
         threading.Thread(target=_await_end, args=(os.getppid(),), name="signals", daemon=True).start()
-    else:  # macOS does not tell who sent a signal
+    else:  # macOS and Windows do not tell who sent a signal
         for number in SIGNALS:
             signal.signal(number, signal.SIG_IGN)  # forgets one that was held back
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+        if hasattr(signal, "pthread_sigmask"):
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
 
 
 def _await_end(parent: int) -> None:

@@ -1,12 +1,16 @@
 """How fast a run is and what it waits for, measured while it trains."""
 
-import resource
 import sys
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
+
+try:
+    import resource
+except ImportError:  # Windows has none
+    resource = None  # type: ignore[assignment]
 
 import torch
 from accelerate.utils import gather_object
@@ -39,8 +43,11 @@ def matrix_peak(device: torch.device, dtype: torch.dtype) -> float:
 
 def peak_memory(device: torch.device) -> int:
     """Bytes that this process held at most: of an accelerator, in tensors since training began; on the CPU, in all
-    since the process began. For MPS, which keeps no such record, what its driver holds now, its cache included."""
+    since the process began (0 on Windows, which does not say). For MPS, which keeps no such record, what its driver
+    holds now, its cache included."""
     if device.type == "cpu":
+        if resource is None:
+            return 0
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
     if device.type == "mps":
         return torch.mps.driver_allocated_memory()
