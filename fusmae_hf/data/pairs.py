@@ -64,6 +64,7 @@ class PairsInfo:
         map_class_names: names of the classes of the label maps, by index, or empty.
         map_no_data: value that marks pixels without a class in label maps, or None where every pixel has one.
         map_units: units of label maps that hold a quantity (float) instead of classes, such as `"t/ha"`, or None.
+        pixel_size: side of a pixel of `Pair.optical` in metres, or None where it is not known.
         extra_columns: type of each dataset-specific column in `Pair.extra`: `"string"`, `"int64"`, `"double"` or
             `"bool"`.
         simulated: True for made-up imagery.
@@ -87,6 +88,7 @@ class PairsInfo:
     map_class_names: tuple[str, ...] = ()
     map_no_data: int | None = None
     map_units: str | None = None
+    pixel_size: float | None = None
     extra_columns: dict[str, str] = field(default_factory=dict)
     simulated: bool = False
 
@@ -120,6 +122,10 @@ class PairsInfo:
                 self.map_no_data is None or (type(self.map_no_data) is int and abs(self.map_no_data) < 2**63),
             ),
             "map_units": ("plain text or None", self.map_units is None or is_plain_text(self.map_units)),
+            "pixel_size": (
+                "a positive number of metres or None",
+                self.pixel_size is None or (type(self.pixel_size) in (int, float) and 0 < self.pixel_size < 1e7),
+            ),
             "extra_columns": (
                 "a dictionary of names and types",
                 isinstance(extra, dict) and _are_names((*extra, *extra.values())),
@@ -138,7 +144,9 @@ def _are_names(names: Any) -> bool:
 class PairReader(Protocol):
     """What every dataset reader offers. Opening one lists the pairs; pixels are read by `read` alone.
 
-    Readers can be pickled: `prepare` sends them to its worker processes.
+    Readers can be pickled: `prepare` sends them to its worker processes. One that decodes the same part of a file for
+    several pairs may have `reading_groups`, a number for each pair that it shares with those to read next to it, and
+    `rows_read_together`, how many may wait in memory so that they are.
 
     Attributes:
         info: what holds for all pairs.

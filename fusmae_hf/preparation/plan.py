@@ -149,6 +149,8 @@ def plan_preparation(
     files: list[PlannedFile] = []
     digest = hashlib.sha256("\n".join(ids).encode(errors="surrogatepass"))
     for split, indices in by_split.items():
+        if not keep_order:
+            indices = _read_together(reader, indices, rows_per_shard, seed)
         digest.update(f"\n{split} {len(indices)}\n".encode() + indices.astype("<i8").tobytes())
         count = -(-len(indices) // rows_per_shard)
         files += [
@@ -178,6 +180,26 @@ def plan_preparation(
         files={file.name: len(file.indices) for file in files},
     )
     return PreparationPlan(summary, tuple(files), tuple(left_out))
+
+
+def _read_together(reader: PairReader, indices: np.ndarray, rows_per_shard: int, seed: int) -> np.ndarray:
+    """Bring pairs together that are best read one after the other: see `in_order_of_reading` in work.py.
+
+    Groups keep the random order in which their first pairs come. Within the blocks of a file that wait in memory to
+    be written, the order of the pairs is random.
+    """
+    groups = getattr(reader, "reading_groups", None)
+    if groups is None or not len(indices):
+        return indices
+    _, first, group = np.unique(groups[indices], return_index=True, return_inverse=True)
+    together = indices[np.argsort(first[group], kind="stable")]
+    count = -(-len(indices) // rows_per_shard)
+    drawn = np.random.default_rng(seed)
+    for number in range(count):
+        file = together[len(indices) * number // count : len(indices) * (number + 1) // count]
+        for start in range(0, len(file), reader.rows_read_together):
+            drawn.shuffle(file[start : start + reader.rows_read_together])
+    return together
 
 
 def _without_repeated(ids: list[str]) -> tuple[np.ndarray, list[LeftOut]]:

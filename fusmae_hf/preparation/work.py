@@ -9,10 +9,12 @@ import threading
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from functools import partial
 from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import torch
 
@@ -77,6 +79,36 @@ def read_pair(reader: PairReader, index: int) -> Pair:
     return pair
 
 
+def in_order_of_reading(
+    reader: PairReader, indices: np.ndarray, keep_order: bool
+) -> Iterator[tuple[int, Callable[[], Pair]]]:
+    """Pairs in the order in which they are written, each with a function that gives it or raises what reading raised.
+
+    Where a reader has `reading_groups`, blocks of `rows_read_together` pairs are read in ascending order first: a
+    striped, compressed scene, whose windows are read at random, would be decoded many times.
+    """
+    if keep_order or getattr(reader, "reading_groups", None) is None:
+        for index in indices.tolist():
+            yield index, partial(read_pair, reader, index)
+        return
+    for start in range(0, len(indices), reader.rows_read_together):
+        block = indices[start : start + reader.rows_read_together].tolist()
+        found: dict[int, Pair | PairError] = {}
+        for index in sorted(block):
+            try:
+                found[index] = read_pair(reader, index)
+            except PairError as error:
+                found[index] = error
+        for index in block:
+            yield index, partial(_given, found.pop(index))
+
+
+def _given(found: Pair | PairError) -> Pair:
+    if isinstance(found, PairError):
+        raise found
+    return found
+
+
 def write_file(reader: PairReader, file: PlannedFile, options: WritingOptions, progress: Progress) -> FinishedFile:
     """Write one file of a plan, then its record.
 
@@ -86,7 +118,7 @@ def write_file(reader: PairReader, file: PlannedFile, options: WritingOptions, p
         OSError: the file cannot be written.
     """
     left_out: list[LeftOut] = []
-    unread = 0
+    groups, unread = getattr(reader, "reading_groups", None), set[int]()
     with ShardWriter(
         reader.info,
         options.folder,
@@ -94,20 +126,20 @@ def write_file(reader: PairReader, file: PlannedFile, options: WritingOptions, p
         row_group_rows=options.row_group_rows,
         max_no_data=options.max_no_data,
     ) as shard:
-        for index in file.indices.tolist():
+        for index, read in in_order_of_reading(reader, file.indices, options.keep_order):
             try:
-                unread += 1
-                pair = read_pair(reader, index)
-                unread = 0
+                unread.add(index if groups is None else int(groups[index]))
+                pair = read()
+                unread.clear()
                 shard.add(pair)
             except PairError as error:
                 if options.on_error == "stop":
                     raise
                 at_end = index == file.indices[-1]
-                if unread >= (GIVE_UP_AT_END_AFTER if at_end else GIVE_UP_AFTER) and not options.keep_order:
+                if len(unread) >= (GIVE_UP_AT_END_AFTER if at_end else GIVE_UP_AFTER) and not options.keep_order:
                     raise PairError(
-                        f"{unread} pairs in a row could not be read for {file.name}, so the archive must be at fault: "
-                        f"is its disk still there? The last: {error}"
+                        f"{len(unread)} pairs in a row could not be read for {file.name}, so the archive must be at "
+                        f"fault: is its disk still there? The last: {error}"
                     ) from error
                 left_out.append(LeftOut(reader.ids[index], str(error), file.name))
                 progress(1, 1)

@@ -3,6 +3,8 @@
 To add a dataset, add an entry to `ARCHIVES`; no other code needs to know it, only `CASES` of its tests.
 """
 
+import argparse
+import csv
 import importlib
 import shutil
 import tempfile
@@ -115,15 +117,24 @@ def example_pairs(folder: str | Path | None = None) -> PairReader:
 
 
 def names(text: str) -> list[str]:
-    """Type of an option that takes several names: they are separated by commas."""
-    return [name.strip() for name in text.split(",") if name.strip()]
+    """Type of an option that takes several names: `A,B`, `"A, with a comma",B`, or `@FILE` with one name a line.
+
+    Raises:
+        argparse.ArgumentTypeError: the file cannot be read, or a quotation mark is not closed.
+    """
+    try:
+        if text.startswith("@"):
+            lines = Path(text[1:]).read_text(encoding="utf-8-sig").splitlines()
+        else:
+            (lines,) = csv.reader([text], skipinitialspace=True, strict=True) if text else [[]]
+    except (OSError, ValueError, csv.Error) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise argparse.ArgumentTypeError(f"the names {text!r} cannot be read ({reason})") from error
+    return [name.strip() for name in lines if name.strip()]
 
 
-_OPTICAL_OFFSET = {
-    "type": float,
-    "metavar": "DN",
-    "help": "what was added to every optical value: 1000 for processing baseline 04.00 and later (default 0)",
-}
+_ADDED = "what was added to every optical value: 1000 for processing baseline 04.00 and later"
+_OPTICAL_OFFSET = {"type": float, "metavar": "DN", "help": f"{_ADDED} (default 0)"}
 _MAX_DAYS_APART = {
     "type": float,
     "metavar": "DAYS",
@@ -302,15 +313,19 @@ ARCHIVES = (
     Archive(
         command="geotiffs",
         reader="fusmae_hf.readers.paired_geotiffs:PairedGeoTIFFs",
-        summary="GeoTIFFs of your own: a SAR and an optical file for each pair or scene.",
-        layout="Files below ROOT are paired by patterns (--sar, --optical) or by a table (--manifest). Bands, units "
-        "and grids must be said; nothing is guessed. Large scenes are cut into patches (--patch-size); --max-no-data "
-        "0.1 leaves out those of which more is missing.",
+        summary="GeoTIFFs (or JP2, VRT and others) of your own: a SAR and an optical file for each pair or scene.",
+        layout="Files below ROOT are paired by patterns (--sar, --optical) or by a table (--manifest). Units must be "
+        "said; bands, offset and no data too, where the files do not declare them; nothing is guessed. Large scenes "
+        "are cut into patches (--patch-size); --max-no-data 0.1 leaves out those of which more is missing. NAMES are "
+        "A,B, or quoted where they hold commas, or @FILE with one name a line.",
         example="fusmae prepare geotiffs scenes/ shards/ --sar s1/{id}.tif --optical s2/{id}.tif --sar-bands VV,VH "
         "--sar-units db --optical-bands B02,B03,B04,B08 --optical-units dn --optical-offset 1000 --patch-size 120 "
         "--on-different-grids warp",
         options={
-            "sar": {"metavar": "PATTERN", "help": "SAR files below ROOT, such as 's1/{id}.tif'"},
+            "sar": {
+                "metavar": "PATTERN",
+                "help": "SAR files below ROOT, such as 's1/{id}.tif'; {band} for one file a band",
+            },
             "optical": {"metavar": "PATTERN", "help": "optical files, with the same fields"},
             "label_map": {"metavar": "PATTERN", "help": "label maps of one band, if there are any"},
             "manifest": {
@@ -318,14 +333,22 @@ ARCHIVES = (
                 "help": "instead of patterns: CSV or Parquet with the columns id, sar, optical and, if you like, "
                 "label_map, labels (separated by ;), split, sar_time, optical_time and others",
             },
-            "sar_bands": {"type": names, "metavar": "NAMES", "help": "bands of the SAR files in order; - skips one"},
-            "optical_bands": {"type": names, "metavar": "NAMES", "help": "bands of the optical files in order"},
+            "sar_bands": {
+                "type": names,
+                "metavar": "NAMES",
+                "help": "bands of the SAR files in order; - skips one (default: their descriptions)",
+            },
+            "optical_bands": {
+                "type": names,
+                "metavar": "NAMES",
+                "help": "bands of the optical files in order (default: their descriptions)",
+            },
             "sar_units": {"choices": ["db", "linear", "raw"], "help": "units of the SAR files"},
             "optical_units": {
                 "choices": ["dn", "reflectance", "raw"],
                 "help": "units of the optical files; dn is reflectance x 10,000",
             },
-            "optical_offset": _OPTICAL_OFFSET,
+            "optical_offset": {**_OPTICAL_OFFSET, "help": f"{_ADDED} (default: what the files' tags imply, or 0)"},
             "sar_no_data": {"type": float, "metavar": "VALUE", "help": "SAR value without data (default: the file's)"},
             "optical_no_data": {
                 "type": float,
@@ -334,7 +357,11 @@ ARCHIVES = (
             },
             "class_names": {"type": names, "metavar": "NAMES", "help": "classes of the labels, in index order"},
             "map_class_names": {"type": names, "metavar": "NAMES", "help": "classes 0, 1, ... of the label maps"},
-            "map_no_data": {"type": int, "metavar": "VALUE", "help": "value of label maps without a class"},
+            "map_no_data": {
+                "type": int,
+                "metavar": "VALUE",
+                "help": "value of label maps without a class (default: the files')",
+            },
             "map_units": {"metavar": "UNITS", "help": "units of label maps that hold a quantity"},
             "on_different_grids": {
                 "choices": ["error", "warp"],
@@ -345,6 +372,11 @@ ARCHIVES = (
             "resampling": {"choices": ["bilinear", "nearest"], "help": "how to warp (default bilinear)"},
             "patch_size": {"type": int, "metavar": "PX", "help": "cut scenes into squares of so many pixels"},
             "stride": {"type": int, "metavar": "PX", "help": "distance of the squares (default: their size)"},
+            "edges": {
+                "choices": ["drop", "shift", "pad"],
+                "help": "what remains at the right and lower edge: drop it (default), shift the last square back over "
+                "the one before, or pad it with no data",
+            },
             "name": {"metavar": "NAME", "help": "name of the dataset, kept in the shards"},
             "source": {"metavar": "TEXT", "help": "where the imagery comes from, kept in the shards"},
             "license": {"metavar": "TEXT", "help": "licence of the imagery, kept in the shards"},

@@ -4,7 +4,7 @@ import os
 import re
 import string
 from collections import Counter
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 
@@ -13,8 +13,9 @@ import pyarrow.compute as pc
 import pyarrow.csv as pv
 import pyarrow.parquet as pq
 
+from fusmae_hf.readers.declarations import BAND_FIELD, SKIPPED_BAND
 from fusmae_hf.readers.listed_pairs import require_folders
-from fusmae_hf.vocabulary import IMAGES, SPLITS
+from fusmae_hf.vocabulary import IMAGES, SENSORS, SPLITS
 
 LISTING_SCHEMA = pa.schema(
     [
@@ -55,7 +56,9 @@ class PairListing:
                 raise ValueError(f"A split is called {split!r}, but must be one of {SPLITS}, or empty for none.")
 
 
-def list_by_patterns(root: Path, sar: str, optical: str, label_map: str | None) -> PairListing:
+def list_by_patterns(
+    root: Path, sar: str, optical: str, label_map: str | None, bands: Mapping[str, Sequence[str]]
+) -> PairListing:
     """Pair the files whose names agree in every field of their patterns.
 
     Args:
@@ -65,6 +68,8 @@ def list_by_patterns(root: Path, sar: str, optical: str, label_map: str | None) 
             takes as much as it can.
         optical: pattern of the optical files, with the same fields.
         label_map: pattern of the label maps, with some or all of the fields; pairs without one are left out.
+        bands: names of the bands of each sensor, for `{band}` in its pattern: one file a band. The path of such a pair
+            keeps the `{band}`.
 
     Returns:
         Pairs named by the values of their fields in the order of `sar`, joined by `_`; `{split}` gives the split
@@ -74,34 +79,44 @@ def list_by_patterns(root: Path, sar: str, optical: str, label_map: str | None) 
         FileNotFoundError: a folder that a pattern names is missing.
         ValueError: a pattern is wrong, or the fields of two patterns differ.
     """
-    fields = _fields(sar)
-    if set(fields) != set(_fields(optical)) or not set(_fields(label_map or "{id}")) <= set(fields):
+    patterns = {"sar": sar, "optical": optical} | ({"label_map": label_map} if label_map else {})
+    fields_of = {kind: _fields(pattern) for kind, pattern in patterns.items()}
+    wanted = {kind: [name for name in bands.get(kind, ()) if name != SKIPPED_BAND] for kind in patterns}
+    for kind, pattern in patterns.items():
+        if BAND_FIELD in pattern and not wanted[kind]:
+            raise ValueError(
+                f"The pattern {pattern!r} has a field {{band}}, which needs the names of the bands: --{kind}-bands."
+            )
+    fields = fields_of["sar"]
+    if set(fields) != set(fields_of["optical"]) or not set(fields_of.get("label_map", ())) <= set(fields):
         raise ValueError(
             f"The patterns sar={sar!r}, optical={optical!r} and label_map={label_map!r} must have the same fields "
             "(label_map may have fewer). Where names do not agree, list the pairs in a manifest."
         )
-    found = {sensor: _match(root, pattern, fields) for sensor, pattern in (("sar", sar), ("optical", optical))}
-    maps = _match(root, label_map, _fields(label_map)) if label_map else {}
+    found = {
+        kind: _match(root, pattern, fields if kind in SENSORS else fields_of[kind], wanted[kind])
+        for kind, pattern in patterns.items()
+    }
     names = [field for field in fields if field != "split"]
     extra = [field for field in names if field != "id"]
     rows, left_out = [], []
     for values in sorted(found["sar"].keys() | found["optical"].keys()):
         of_field = dict(zip(fields, values, strict=True))
         name = "_".join(of_field[field] for field in names)
-        missing = [
-            f"its {sensor} file {pattern.format_map(of_field)} is missing"
-            for sensor, pattern in (("sar", sar), ("optical", optical))
-            if values not in found[sensor]
-        ]
-        map_path = None
-        if label_map:
-            map_path = maps.get(tuple(of_field[field] for field in _fields(label_map)))
-            if map_path is None:
-                missing.append(f"its label map {label_map.format_map(of_field)} is missing")
+        row, missing = {"id": name, "label_map": None}, list[str]()
+        for kind, pattern in patterns.items():
+            key = values if kind in SENSORS else tuple(of_field[field] for field in fields_of[kind])
+            there = found[kind].get(key, {})
+            for band in wanted[kind] if BAND_FIELD in pattern else [""]:
+                if band not in there:
+                    file = pattern.format_map(of_field | {"band": band})
+                    missing.append(
+                        f"its {kind.replace('_', ' ')}{'' if kind not in SENSORS else ' file'} {file} is missing"
+                    )
+            row[kind] = f"{root}/{pattern.format_map(of_field | {'band': BAND_FIELD})}" if there else None
         if missing:
             left_out.append((name, "; ".join(missing)))
             continue
-        row = {"id": name, "sar": found["sar"][values], "optical": found["optical"][values], "label_map": map_path}
         rows.append(row | {"split": of_field.get("split")} | {field: of_field[field] for field in extra})
     schema = pa.schema([*LISTING_SCHEMA, *((field, pa.string()) for field in extra)])
     return PairListing(pa.Table.from_pylist(rows, schema), left_out, dict.fromkeys(extra, "string"))
@@ -126,20 +141,27 @@ def _fields(pattern: str) -> list[str]:
         raise ValueError(
             f"The pattern {pattern!r} must be folders and a file name below the root, such as s1/{{id}}.tif."
         )
-    return list(dict.fromkeys(fields))
+    return list(dict.fromkeys(field for field in fields if field != "band"))
 
 
-def _match(root: Path, pattern: str, fields: Sequence[str]) -> dict[tuple[str, ...], str]:
-    """Path of each file that fits a pattern, by the values of its fields: one directory scan a folder."""
+def _match(
+    root: Path, pattern: str, fields: Sequence[str], bands: Collection[str]
+) -> dict[tuple[str, ...], Collection[str]]:
+    """What fits a pattern, by the values of its fields: for each the bands of which there is a file, `""` if there is
+    one file for all. One directory scan a folder."""
     parts = pattern.split("/")
     fixed = "/".join(parts[: next(index for index, part in enumerate(parts) if "{" in part)])
     if fixed or not root.is_dir():
         require_folders(root, [fixed or "."], "Paired GeoTIFFs")
-    return {tuple(values[field] for field in fields): path for path, values in _walk(str(root), parts, {})}
+    found = dict[tuple[str, ...], set[str]]()
+    for values in _walk(str(root), parts, {}):
+        if (band := values.get("band", "")) in bands or not band:
+            found.setdefault(tuple(values[field] for field in fields), set()).add(band)
+    return found
 
 
-def _walk(folder: str, parts: Sequence[str], known: dict[str, str]) -> Iterator[tuple[str, dict[str, str]]]:
-    """Files below `folder` that fit, with the value of each field."""
+def _walk(folder: str, parts: Sequence[str], known: dict[str, str]) -> Iterator[dict[str, str]]:
+    """For each file below `folder` that fits, the value of each field."""
     part, rest = parts[0], parts[1:]
     if "{" not in part and rest:
         if os.path.isdir(f"{folder}/{part}"):
@@ -164,7 +186,7 @@ def _walk(folder: str, parts: Sequence[str], known: dict[str, str]) -> Iterator[
             if match and rest and entry.is_dir():
                 yield from _walk(entry.path, rest, known | match.groupdict())
             elif match and not rest and entry.is_file():
-                yield entry.path, known | match.groupdict()
+                yield known | match.groupdict()
 
 
 def list_by_manifest(path: Path, class_names: Collection[str]) -> PairListing:
@@ -292,7 +314,7 @@ def _missing_files(table: pa.Table) -> list[str]:
     reasons = [""] * len(table)
     for sensor in IMAGES:
         for number, path in enumerate(table[sensor].to_pylist()):
-            if not path:
+            if not path or BAND_FIELD in path:
                 continue
             folder, file = os.path.split(path)
             if folder not in in_folder:

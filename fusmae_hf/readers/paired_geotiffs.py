@@ -2,7 +2,6 @@
 
 import math
 import os
-from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
@@ -14,37 +13,40 @@ import numpy as np
 from fusmae_hf.data.pairs import Pair, PairsInfo
 from fusmae_hf.errors import PairError
 from fusmae_hf.modeling.sensors_fusmae import OPTICAL_UNITS, SAR_UNITS
+from fusmae_hf.readers.declarations import SKIPPED_BAND, Stated
 from fusmae_hf.readers.geotiff import require_rasterio
+from fusmae_hf.readers.grids import Grid
 from fusmae_hf.readers.listed_pairs import ListedPairs, require_one_of
 from fusmae_hf.readers.pair_listing import list_by_manifest, list_by_patterns
-from fusmae_hf.readers.rasters import (
-    Grid,
-    KeptFiles,
-    Raster,
-    open_raster,
-    read_label_map,
-    read_optical,
-    read_sar,
-    require_resampling,
-)
-from fusmae_hf.vocabulary import IMAGES
-
-SKIPPED_BAND = "-"
-"""Stands in a list of band names for a band of the files that is not given."""
+from fusmae_hf.readers.raster_files import KeptFiles, Raster, open_raster
+from fusmae_hf.readers.rasters import read_label_map, read_optical, read_sar, require_resampling
+from fusmae_hf.readers.windows import Edges, Windows
+from fusmae_hf.vocabulary import IMAGES, SENSORS
 
 _Resampling = Literal["bilinear", "nearest"]
+
+_LISTENED_TO = 20
+"""Pairs whose files are tried, one after the other, for what the user did not state."""
+
+_BYTES_READ_TOGETHER = 1 << 28
 
 
 class PairedGeoTIFFs(ListedPairs):
     """Pairs of a SAR and an optical GeoTIFF, found by their names or listed in a table.
 
-    Nothing is guessed: bands, units and offset are given, grids that differ are an error unless you ask for
-    resampling, and pairs are left out with the reason rather than repaired.
+    Nothing is guessed: units are given, grids that differ are an error unless you ask for resampling, and pairs are
+    left out with the reason rather than repaired. What files declare of themselves counts: no-data values, masks and
+    alpha bands, band descriptions that name bands, scale and offset tags. Where you state the same it must agree, and
+    where you state nothing it is taken from the files (of the first pair for what holds for all pairs).
 
-    Pixels keep the dtype of the files, with these exceptions. SAR without data becomes NaN, and for that integer SAR
-    becomes float32 (float64 from 32 bit on) where its files have a no-data value or with `on_different_grids="warp"`;
-    with `sar_units="linear"` zero and below are no data too. Optical pixels without data become 0 in all bands: those
-    that are not finite or have the no-data value in any band or, if that value is 0, in all of them.
+    Files are those that rasterio opens: GeoTIFF, JPEG 2000, VRT and others, by their ending. Values are scaled as tags
+    say; digital numbers stay as they are, and an offset that the tags imply becomes `optical_offset`.
+
+    Pixels keep the dtype of the files, with these exceptions. Scaled values are float32 (float64 from 32 bit on). SAR
+    without data becomes NaN, and for that integer SAR becomes float too where its files declare any or with
+    `on_different_grids="warp"`; with `sar_units="linear"` zero and below are no data too. Optical pixels without data
+    become 0 in all bands: those that are not finite or declared to be none in any band or, if 0 is the no-data value,
+    in all of them.
 
     Files on one grid (same CRS and size, corners within 1/100 pixel) are given as they are. With
     `on_different_grids="warp"` the others are resampled onto the grid of `target`, optical values rounded to their
@@ -53,29 +55,30 @@ class PairedGeoTIFFs(ListedPairs):
 
     With `patch_size` each pair of files, then called a scene, is cut into windows. They are named
     `<id>_<row>_<column>` after their upper left pixel, five digits each; `extra` holds `scene`, `row` and `col`.
-    Windows lie completely in the target grid: a remainder at the right and lower edge that is smaller than a window
-    is not given. Scenes are never read as a whole.
+    What remains at the right and lower edge is dropped, or given as `edges` says. Scenes are never read as a whole.
 
     Args:
         root: folder to which `sar`, `optical`, `label_map` and `manifest` are relative.
         sar: pattern of the SAR files below `root`, such as `"s1/{id}.tif"`; further fields such as `{date}` may follow
-            and become extra columns, `{split}` gives the split. Files whose fields agree are a pair.
+            and become extra columns, `{split}` gives the split. Files whose fields agree are a pair. `{band}` stands
+            for the names of the bands: one file a band. Coarser bands are repeated onto the grid of the finest.
         optical: pattern of the optical files, with the same fields.
         label_map: pattern of label maps (one band), with some or all of the fields.
         manifest: instead of patterns, a CSV or Parquet file with the columns `id`, `sar` and `optical`, optionally
             `label_map`, `labels` (separated by `;`), `split`, `sar_time`, `optical_time`, and any further ones, which
             become extra columns. Its paths are relative to its folder.
-        sar_bands: names of all bands of the SAR files in their order; `"-"` for one that is not to be given.
+        sar_bands: names of all bands of the SAR files in their order, without an alpha band; `"-"` for one that is not
+            to be given. By default the descriptions in the files, which then need not have the same order.
         optical_bands: the same for the optical files.
         sar_units: `"db"`, `"linear"` (power) or `"raw"`.
         optical_units: `"dn"` (reflectance x 10,000), `"reflectance"` or `"raw"`.
         optical_offset: what must be subtracted from every optical value before use: 1000 for Sentinel-2 products of
-            processing baseline 04.00 and later that still carry it.
+            processing baseline 04.00 and later that still carry it. By default what the files' tags imply, or 0.
         sar_no_data: value of SAR pixels without data; that of each file's tag by default.
         optical_no_data: value of optical pixels without data; that of each file's tag by default.
         class_names: names of the scene classes in the order of their indices, needed for `labels`.
         map_class_names: names of the classes 0, 1, ... of the label maps; other values are an error then.
-        map_no_data: value of label maps that marks pixels without a class.
+        map_no_data: value of label maps that marks pixels without a class; that of the files' tag by default.
         map_units: units of label maps that hold a quantity (float) instead of classes.
         on_different_grids: `"error"` or `"warp"`.
         target: whose grid pairs are given on when their grids differ: `"optical"` or `"sar"`.
@@ -83,6 +86,8 @@ class PairedGeoTIFFs(ListedPairs):
         resampling: `"bilinear"`, which averages where the grid is coarser than the file, or `"nearest"`.
         patch_size: side of a window in pixels; whole files by default.
         stride: distance of windows in pixels; `patch_size` by default.
+        edges: what remains at the right and lower edge: `"drop"`; `"shift"`, the last window lies at the edge and
+            overlaps the one before; or `"pad"`, it reaches beyond the edge, where there is no data.
         max_no_data: `read` refuses windows, or whole files, in which a larger share of the pixels has no data in
             either sensor.
         name: short name of the dataset.
@@ -107,7 +112,7 @@ class PairedGeoTIFFs(ListedPairs):
         optical_bands: Sequence[str] = (),
         sar_units: Literal["db", "linear", "raw"] | None = None,
         optical_units: Literal["dn", "reflectance", "raw"] | None = None,
-        optical_offset: float = 0.0,
+        optical_offset: float | None = None,
         sar_no_data: float | None = None,
         optical_no_data: float | None = None,
         class_names: Sequence[str] = (),
@@ -120,6 +125,7 @@ class PairedGeoTIFFs(ListedPairs):
         resampling: _Resampling = "bilinear",
         patch_size: int | None = None,
         stride: int | None = None,
+        edges: Edges = "drop",
         max_no_data: float = 0.0,
         name: str = "paired_geotiffs",
         source: str = "own GeoTIFFs",
@@ -132,6 +138,7 @@ class PairedGeoTIFFs(ListedPairs):
         require_one_of("on_different_grids", on_different_grids, ("error", "warp"))
         require_one_of("target", target, ("optical", "sar"))
         require_one_of("resampling", resampling, get_args(_Resampling))
+        require_one_of("edges", edges, get_args(Edges))
         if resolution is not None and (on_different_grids != "warp" or not 0 < resolution < math.inf):
             raise ValueError(f"resolution={resolution} must be positive, and needs on_different_grids='warp'.")
         if not 0 <= max_no_data <= 1:
@@ -140,17 +147,32 @@ class PairedGeoTIFFs(ListedPairs):
             pixels is not None and pixels < 1 for pixels in (patch_size, stride)
         ):
             raise ValueError(f"{patch_size=} and {stride=}: both must be at least 1, and stride needs patch_size.")
-        self._bands = {"sar": _band_numbers("sar", sar_bands), "optical": _band_numbers("optical", optical_bands)}
-        self._num_bands = {"sar": len(sar_bands), "optical": len(optical_bands)}
-        self._no_data = {"sar": sar_no_data, "optical": optical_no_data}
+        if edges != "drop" and patch_size is None:
+            raise ValueError(f"{edges=} is for windows: it needs patch_size.")
+        padded = edges == "pad"
+        self._stated = {
+            "sar": Stated("sar", sar_bands, no_data=sar_no_data, units=str(sar_units), padded=padded),
+            "optical": Stated(
+                "optical",
+                optical_bands,
+                no_data=optical_no_data,
+                units=str(optical_units),
+                offset=optical_offset,
+                padded=padded,
+            ),
+            "label_map": Stated("label_map", no_data=map_no_data, units=map_units or "", padded=padded),
+        }
+        self._map_classes = range(len(map_class_names))
+        self._implied_offset: float | None = None
         self._warp, self._target, self._resolution = on_different_grids == "warp", target, resolution
         self._resampling, self._max_no_data = resampling, max_no_data
-        self._patch_size, self._stride = patch_size, stride or patch_size or 1
+        self._windows = None if patch_size is None else Windows(patch_size, stride or patch_size, edges)
 
         if manifest is not None and (sar, optical, label_map) == (None, None, None):
             listing = list_by_manifest(self.root / manifest, class_names)
         elif manifest is None and sar and optical:
-            listing = list_by_patterns(self.root, sar, optical, label_map)
+            bands = {"sar": self._stated["sar"].names, "optical": self._stated["optical"].names}
+            listing = list_by_patterns(self.root, sar, optical, label_map, bands)
         else:
             raise ValueError(
                 "Give either the patterns sar= and optical=, such as 's1/{id}.tif' and 's2/{id}.tif', or manifest=, a "
@@ -161,61 +183,113 @@ class PairedGeoTIFFs(ListedPairs):
             if taken := sorted({"scene", "row", "col"} & extra_columns.keys()):
                 raise ValueError(f"The extra columns {taken} are given to windows by patch_size: rename yours.")
             extra_columns = extra_columns | {"scene": "string", "row": "int64", "col": "int64"}
+        self._table, self._left_out = listing.table, listing.left_out
+        self._kept = KeptFiles()
+        found = self._listen()
+        has_maps = listing.table["label_map"].null_count < len(listing.table)
+        if padded and has_maps and not map_units and found["map_no_data"] is None:
+            raise ValueError(
+                "edges='pad' needs map_no_data (`--map-no-data`), the value beyond the edge of label maps."
+            )
         self.info = PairsInfo(
             name=name,
             source=source,
             license=license,
-            sar_bands=tuple(band for band in sar_bands if band != SKIPPED_BAND),
-            optical_bands=tuple(band for band in optical_bands if band != SKIPPED_BAND),
             sar_units=str(sar_units),
             optical_units=str(optical_units),
-            optical_offset=optical_offset,
             class_names=tuple(class_names),
             map_class_names=tuple(map_class_names),
-            map_no_data=map_no_data,
             map_units=map_units,
             extra_columns=extra_columns,
+            **found,
         )
-        self._table, self._left_out = listing.table, listing.left_out
-        self._kept = KeptFiles()
         self._list_windows()
         self._require_pairs("Paired GeoTIFFs", "", "files that fit the patterns or the manifest")
+
+    def _listen(self) -> dict[str, Any]:
+        """Fields of `PairsInfo`: as stated, and else as the files of the first pair that can be opened declare.
+
+        Raises:
+            ValueError: band names are neither stated nor declared.
+        """
+        optical, label_map = self._stated["optical"], self._stated["label_map"]
+        rasters: dict[str, Raster] = {}
+        pixel_size, problem = None, ""
+        for number in range(min(len(self._table), _LISTENED_TO)):
+            try:
+                with ExitStack() as files:
+                    kinds = [kind for kind in IMAGES if self._table[kind][number].is_valid]
+                    opened = {kind: self._open(files, number, kind) for kind in kinds}
+                    rasters = opened | rasters
+                    if self._target in opened:
+                        pixel_size = pixel_size or self._target_grid(opened[self._target]).pixel_metres()
+            except PairError as error:
+                problem = problem or str(error)
+                continue
+            if {"sar", "optical"} <= rasters.keys():
+                break
+        for sensor in SENSORS:
+            stated = self._stated[sensor]
+            if not stated.names:
+                if sensor not in rasters:
+                    raise ValueError(
+                        f"{sensor}_bands ({stated.option}-bands) is needed: {problem or 'no file to ask'}"
+                    )
+                self._stated[sensor] = replace(stated, names=rasters[sensor].names, by_name=True)
+        offset, map_no_data = optical.offset, label_map.no_data
+        if offset is None and "optical" in rasters:
+            offset = self._implied_offset = rasters["optical"].implied_offset
+        self._stated["optical"] = replace(self._stated["optical"], offset=offset or 0.0)
+        if map_no_data is None and "label_map" in rasters and not label_map.units:
+            tag = rasters["label_map"].no_data
+            map_no_data = None if tag is None or not float(tag).is_integer() else int(tag)
+            self._stated["label_map"] = replace(label_map, no_data=map_no_data)
+        bands = {
+            f"{sensor}_bands": tuple(name for name in self._stated[sensor].names if name != SKIPPED_BAND)
+            for sensor in SENSORS
+        }
+        return bands | {"optical_offset": offset or 0.0, "map_no_data": map_no_data, "pixel_size": pixel_size}
 
     def _list_windows(self) -> None:
         """Name the pairs: scenes, or windows of them, which takes the header of one file a scene."""
         scenes = self._table["id"].to_pylist()
         self.ids = scenes
         self.summary = f"Found {len(scenes):,} pairs of files in {self.root}."
-        if self._patch_size is None:
+        if self._windows is None:
             return
-        self.ids, self._starts, self._columns = [], [], []
+        self.ids = []
         for number, scene in enumerate(scenes):
-            rows, columns = range(0), range(0)
+            grid = None
             try:
                 with ExitStack() as files:
                     grid = self._target_grid(self._open(files, number, self._target))
-                rows, columns = (
-                    range(0, size - self._patch_size + 1, self._stride) for size in (grid.height, grid.width)
-                )
-                if not rows or not columns:
-                    self._left_out.append(
-                        (scene, f"{grid.height}x{grid.width} px are less than a window of {self._patch_size} px")
-                    )
             except PairError as error:
                 self._left_out.append((scene, str(error)))
-            self._starts.append(len(self.ids))
-            self._columns.append(columns)
-            self.ids += [f"{scene}_{row:05d}_{column:05d}" for row in rows for column in columns]
-        self.summary = (
-            f"Found {len(scenes):,} pairs of files in {self.root}, cut into {len(self.ids):,} windows of "
-            f"{self._patch_size}x{self._patch_size} px every {self._stride} px."
+            names = [f"{scene}_{row:05d}_{column:05d}" for row, column in self._windows.add_scene(grid)]
+            if grid and not names:
+                size = self._windows.size
+                self._left_out.append((scene, f"{grid.height}x{grid.width} px are less than a window of {size} px"))
+            self.ids += names
+        self.summary = f"{self.summary.removesuffix('.')}, {self._windows}."
+
+    @property
+    def reading_groups(self) -> np.ndarray | None:
+        """For each pair a number that it shares with those to read next to it; None where the order costs nothing."""
+        return self._windows.groups() if self._windows else None
+
+    @property
+    def rows_read_together(self) -> int:
+        """Number of pairs that may wait in memory to be written in another order than they were read in."""
+        bands, side = (
+            len(self.info.sar_bands) + len(self.info.optical_bands),
+            self._windows.size if self._windows else 1,
         )
+        return max(32, min(1024, _BYTES_READ_TOGETHER // (4 * bands * side**2)))
 
     def _scene(self, index: int) -> int:
         """Row of the listing to which a pair belongs."""
-        if self._patch_size is None:
-            return range(len(self.ids))[index]
-        return bisect_right(self._starts, range(len(self.ids))[index]) - 1
+        index = range(len(self.ids))[index]
+        return self._windows.scene(index) if self._windows else index
 
     def split_of(self, index: int) -> str | None:
         """Split that the manifest or the field `{split}` gives, or None."""
@@ -226,15 +300,12 @@ class PairedGeoTIFFs(ListedPairs):
         row = self._table.slice(number, 1).to_pylist()[0]
         with self._opened(number) as rasters:
             whole = self._target_grid(rasters[self._target])
-            top, left, height, width = 0, 0, whole.height, whole.width
+            window = (0, 0, whole.height, whole.width)
             extra = {name: row[name] for name in self.info.extra_columns if name in row}
-            if self._patch_size is not None:
-                columns = self._columns[number]
-                step, place = divmod(range(len(self.ids))[index] - self._starts[number], len(columns))
-                top, left, height, width = step * self._stride, columns[place], self._patch_size, self._patch_size
-                extra |= {"scene": row["id"], "row": top, "col": left}
+            if self._windows:
+                window = self._windows.window(range(len(self.ids))[index])
+                extra |= {"scene": row["id"], "row": window[0], "col": window[1]}
             self._require_grids(rasters, whole)
-            window = (top, left, height, width)
             sar = read_sar(
                 rasters["sar"],
                 whole,
@@ -275,7 +346,7 @@ class PairedGeoTIFFs(ListedPairs):
         try:
             yield kept.rasters
         finally:
-            if self._patch_size is None:
+            if self._windows is None:
                 kept.close()
 
     def __getstate__(self) -> dict[str, Any]:
@@ -287,10 +358,19 @@ class PairedGeoTIFFs(ListedPairs):
 
     def _open(self, files: ExitStack, number: int, kind: str) -> Raster:
         """Open the SAR, optical or label map file of a listed pair, until `files` is closed."""
-        path = Path(self._table[kind][number].as_py())
-        raster = open_raster(files, path, self._num_bands.get(kind, 1), self._bands.get(kind, [1]))
-        no_data = self._no_data.get(kind)
-        return raster if no_data is None else replace(raster, no_data=no_data)
+        raster = open_raster(files, Path(self._table[kind][number].as_py()), self._stated[kind])
+        if kind == "label_map" and self._stated[kind].no_data is None and raster.no_data in self._map_classes:
+            raise PairError(
+                f"{raster.path}: its tag says that {raster.no_data:g} is no data, but map_class_names has a class "
+                f"{raster.no_data:g}. Give --map-no-data {raster.no_data:g} if it is none, or remove the tag: "
+                "`rio edit-info --unset-nodata FILE`."
+            )
+        if kind == "optical" and self._implied_offset not in (None, raster.implied_offset):
+            raise PairError(
+                f"{raster.path}: its scale and offset tags imply no optical offset, but those of other files "
+                f"{self._implied_offset:g}. State --optical-offset, or leave the file out."
+            )
+        return raster
 
     def _target_grid(self, raster: Raster) -> Grid:
         """Grid on which pairs are given, from the file of the sensor `target`."""
@@ -322,14 +402,3 @@ class PairedGeoTIFFs(ListedPairs):
                 f"{row['sar']} and {row['optical']}: {missing.mean():.1%} of {missing.size:,} pixels have no data in "
                 f"SAR or optical, more than max_no_data={self._max_no_data:g}."
             )
-
-
-def _band_numbers(sensor: str, names: Sequence[str]) -> list[int]:
-    """Numbers, from 1, of the bands that have a name."""
-    named = [name for name in names if name != SKIPPED_BAND]
-    if isinstance(names, str) or not named or len(set(named)) < len(named):
-        raise ValueError(
-            f"{sensor}_bands is {names!r}, but must name every band of the {sensor} files in their order, each name "
-            f"once and {SKIPPED_BAND!r} for one to be skipped, such as ['VV', 'VH']."
-        )
-    return [number for number, name in enumerate(names, 1) if name != SKIPPED_BAND]

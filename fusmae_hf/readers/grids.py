@@ -1,0 +1,167 @@
+"""Pixels on a map: where a grid lies, which part of another one fills it, and how that is interpolated."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+Window = tuple[int, int, int, int]
+"""Row, column, height and width in pixels."""
+
+SAME_GRID_TOLERANCE = 0.01
+"""Two grids are the same where all corners agree within so many pixels."""
+
+METRES_A_DEGREE = 111_195.0
+"""Length of a degree on a meridian of a sphere of 6,371 km."""
+
+_EDGE_POINTS = 21
+"""Points along each edge of a window by which its place in another CRS is found: edges may be curved there."""
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Pixels on a map.
+
+    Attributes:
+        crs: `rasterio.crs.CRS`, or None.
+        transform: (a, b, c, d, e, f) of the affine pixel-to-map transform in rasterio's order.
+        height: number of rows.
+        width: number of columns.
+    """
+
+    crs: Any
+    transform: tuple[float, ...]
+    height: int
+    width: int
+
+    def window(self, row: int, column: int, height: int, width: int) -> "Grid":
+        """Part of the grid from the given pixel on; it may begin or end outside."""
+        a, b, _, d, e, _ = self.transform
+        x, y = self.to_map(column, row)
+        return Grid(self.crs, (a, b, x, d, e, y), height, width)
+
+    def at_resolution(self, resolution: float) -> "Grid":
+        """Grid of other pixels from the same upper left corner on, as many as fit.
+
+        Args:
+            resolution: size of a pixel in units of the CRS.
+
+        Raises:
+            ValueError: not even one fits.
+        """
+        pixel_width, pixel_height = self.pixel_size()
+        height = math.floor(self.height * pixel_height / resolution + SAME_GRID_TOLERANCE)
+        width = math.floor(self.width * pixel_width / resolution + SAME_GRID_TOLERANCE)
+        if min(height, width) < 1:
+            raise ValueError(f"pixels of {resolution:g} are larger than the whole of it: {self}")
+        across, down = resolution / pixel_width, resolution / pixel_height
+        a, b, c, d, e, f = self.transform
+        return Grid(self.crs, (a * across, b * down, c, d * across, e * down, f), height, width)
+
+    def pixel_size(self) -> tuple[float, float]:
+        """Width and height of a pixel in units of the CRS."""
+        a, b, _, d, e, _ = self.transform
+        return math.hypot(a, d), math.hypot(b, e)
+
+    def pixel_metres(self) -> float | None:
+        """Side of a pixel in metres, of those in degrees from south to north; None without a CRS."""
+        if self.crs is None:
+            return None
+        metres = METRES_A_DEGREE if self.crs.is_geographic else self.crs.linear_units_factor[1]
+        return float(f"{self.pixel_size()[1] * metres:.4g}")
+
+    def to_map(self, columns: Any, rows: Any) -> tuple[Any, Any]:
+        """Map coordinates (x, y) of positions in pixels from the upper left corner; numbers or arrays."""
+        a, b, c, d, e, f = self.transform
+        return a * columns + b * rows + c, d * columns + e * rows + f
+
+    def to_pixels(self, x: Any, y: Any) -> tuple[Any, Any]:
+        """Positions (columns, rows) in pixels from the upper left corner; numbers or arrays."""
+        a, b, c, d, e, f = self.transform
+        area = a * e - b * d
+        return (e * (x - c) - b * (y - f)) / area, (a * (y - f) - d * (x - c)) / area
+
+    def same_as(self, other: "Grid") -> bool:
+        """Whether size and CRS are equal and all corners agree within `SAME_GRID_TOLERANCE` pixels."""
+        if (self.height, self.width, self.crs) != (other.height, other.width, other.crs):
+            return False
+        if self.transform == other.transform:
+            return True
+        columns, rows = np.array([0, self.width, 0, self.width]), np.array([0, 0, self.height, self.height])
+        there = self.to_pixels(*other.to_map(columns, rows))
+        return float(np.abs(np.subtract(there, (columns, rows))).max()) <= SAME_GRID_TOLERANCE
+
+    def __str__(self) -> str:
+        pixel_width, pixel_height = self.pixel_size()
+        return (
+            f"{self.height}x{self.width} px of {pixel_height:.10g} x {pixel_width:.10g} from "
+            f"({self.transform[2]:.10g}, {self.transform[5]:.10g}) in {self.crs.to_string() if self.crs else 'no CRS'}"
+        )
+
+
+def source_window(source: Grid, target: Grid) -> Window | None:
+    """Pixels of `source` needed to fill `target`, with a margin for interpolation; None where they do not overlap."""
+    from rasterio.warp import transform
+
+    along = np.linspace(0, 1, _EDGE_POINTS)
+    zeros, ones = np.zeros_like(along), np.ones_like(along)
+    columns = np.concatenate([along, along, zeros, ones]) * target.width
+    rows = np.concatenate([zeros, ones, along, along]) * target.height
+    x, y = target.to_map(columns, rows)
+    if source.crs != target.crs:
+        x, y = (np.asarray(values) for values in transform(target.crs, source.crs, x, y))
+    columns, rows = source.to_pixels(x, y)
+    if not np.isfinite(columns).all() or not np.isfinite(rows).all():
+        return None  # the target lies where the CRS of the source is not defined
+    bounds = []
+    for positions, size, target_size in ((rows, source.height, target.height), (columns, source.width, target.width)):
+        first, last = float(positions.min()), float(positions.max())
+        if last <= 0 or first >= size:
+            return None
+        margin = 2 * math.ceil(max(1.0, (last - first) / target_size)) + 2
+        bounds.append((max(0, math.floor(first) - margin), min(size, math.ceil(last) + margin)))
+    (top, bottom), (left, right) = bounds
+    return top, left, bottom - top, right - left
+
+
+def resample(
+    read: Callable[[int, int, int, int], np.ndarray], source: Grid, target: Grid, resampling: str
+) -> np.ndarray:
+    """Interpolate the part of a raster that fills a grid.
+
+    Args:
+        read: gives the pixels of the raster from (row, column) on, `(bands, height, width)` float, NaN without data.
+        source: its grid.
+        target: the grid to fill.
+        resampling: `"nearest"` or `"bilinear"`, which averages where the target is coarser. Pixels without data have
+            no weight; each band has its own.
+
+    Returns:
+        `(bands, height, width)` in the dtype of `read`, NaN where there is no data.
+    """
+    window = source_window(source, target)
+    if window is None:
+        values = read(0, 0, 1, 1)
+        return np.full((len(values), target.height, target.width), np.nan, values.dtype)
+    from affine import Affine
+    from rasterio.enums import Resampling
+    from rasterio.warp import reproject
+
+    values = read(*window)
+    filled = np.full((len(values), target.height, target.width), np.nan, values.dtype)
+    # Band by band: given several at once, GDAL 3.10 spreads a NaN to all neighbours instead of giving it no weight.
+    for band, result in zip(values, filled, strict=True):
+        reproject(
+            band,
+            result,
+            src_transform=Affine(*source.window(*window).transform),
+            src_crs=source.crs,
+            src_nodata=np.nan,
+            dst_transform=Affine(*target.transform),
+            dst_crs=target.crs,
+            dst_nodata=np.nan,
+            resampling=Resampling[resampling],
+        )
+    return filled
