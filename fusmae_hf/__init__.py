@@ -5,6 +5,8 @@ else is loaded when asked for.
 """
 
 import importlib
+import importlib.util
+import os
 from typing import TYPE_CHECKING, Any
 
 from fusmae_hf.registration import register_with_transformers
@@ -22,6 +24,9 @@ if TYPE_CHECKING:
     )
 
 __version__ = "0.1.0"
+
+if importlib.util.find_spec("fusmae_hf.modeling") is None:  # a checkout on the path, not installed
+    __path__.append(os.path.dirname(os.path.dirname(__file__)))
 
 _LAZY = {
     "FineTuningCollator": "fusmae_hf.data.finetuning_collation",
@@ -77,6 +82,8 @@ register_with_transformers()
 
 def __getattr__(name: str) -> Any:
     if name in _LAZY:
+        if _LAZY[name].startswith("fusmae_hf.modeling."):
+            importlib.import_module("fusmae_hf.requirements").require_transformers()
         return getattr(importlib.import_module(_LAZY[name]), name)
     raise AttributeError(f"module 'fusmae_hf' has no attribute {name!r}")
 

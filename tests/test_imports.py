@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -120,6 +121,19 @@ for name in names:
 print(len(names))
 """
     assert int(run(MISSING + code)) > 100
+
+
+def test_a_checkout_that_is_not_installed_is_importable_from_the_path():
+    code = """
+import sys
+sys.path.insert(0, sys.argv[1])
+sys.meta_path = [finder for finder in sys.meta_path if "editable" not in str(finder)]
+import fusmae_hf.modeling.sensors_fusmae
+import fusmae_hf.training
+print(fusmae_hf.training.__file__)
+"""
+    root = Path(__file__).parents[1]
+    assert run(code, str(root)).strip() == str(root / "training" / "__init__.py")
 
 
 def test_files_are_read_alike_without_preadv(tmp_path, monkeypatch):

@@ -4,13 +4,12 @@ import argparse
 import platform
 import shutil
 import tempfile
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from fusmae_hf.cli.command import add_command
+from fusmae_hf.requirements import PACKAGE, installed_version, missing_requirements
 
-PACKAGE = "fusmae_hf"
 EXAMPLE_PAIRS = "bigearthnet-common==2.8.0"
 """Carries six pairs of BigEarthNet v1; its own requirements stay out."""
 
@@ -26,37 +25,6 @@ def add_doctor(commands: Any, parents: list[argparse.ArgumentParser]) -> None:
         "is 1 where a required package is missing or of an unsupported version, or attention does not run on the CPU.",
     )
     command.set_defaults(run=_doctor)
-
-
-def missing_requirements() -> dict[str, list[str]]:
-    """Requirements of the installed package that are not met, such as `"peft<1,>=0.17 (not installed)"`.
-
-    Returns:
-        Lists by extra, in the order of pyproject.toml; the key `""` holds what is always required.
-    """
-    from packaging.requirements import Requirement
-
-    extras = ["", *(metadata.metadata(PACKAGE).get_all("Provides-Extra") or [])]
-    missing: dict[str, list[str]] = {extra: [] for extra in extras}
-    for line in metadata.requires(PACKAGE) or []:
-        requirement = Requirement(line)
-        marker = requirement.marker
-        wanted = [extra for extra in extras if marker is None or marker.evaluate({"extra": extra})]
-        # A marker that holds without any extra holds with each.
-        version = _version(requirement.name)
-        if version is None or not requirement.specifier.contains(version, prereleases=True):
-            problem = "not installed" if version is None else f"{version} is installed"
-            for extra in wanted[:1] if "" in wanted else wanted:
-                missing[extra].append(f"{requirement.name}{requirement.specifier} ({problem})")
-    return missing
-
-
-def _version(name: str) -> str | None:
-    """Version of an installed distribution, None where there is none."""
-    try:
-        return metadata.version(name)
-    except metadata.PackageNotFoundError:
-        return None
 
 
 def attention_kernels(device: str) -> dict[str, list[str]]:
@@ -92,9 +60,9 @@ def why_not_writable(folder: Path) -> str | None:
 def _doctor(_: argparse.Namespace) -> int:
     missing = missing_requirements()
     print(f"{'python':<16}{platform.python_version()} on {platform.platform()}")
-    print(f"{PACKAGE:<16}{metadata.version(PACKAGE)}")
+    print(f"{PACKAGE:<16}{installed_version(PACKAGE) or 'not installed: a checkout'}")
     for name in ("torch", "transformers", "datasets", "accelerate", "safetensors", "huggingface_hub", "numpy"):
-        print(f"{name:<16}{_version(name) or 'not installed'}")
+        print(f"{name:<16}{installed_version(name) or 'not installed'}")
     print()
     broken = _print_devices()
     _print_folders()
@@ -104,7 +72,7 @@ def _doctor(_: argparse.Namespace) -> int:
         print(f"{title}: {'complete' if not lines else ', '.join(lines)}")
         if lines:
             print(f'  pip install -e ".[{extra}]"' if extra else "  pip install -e .", "in a clone of the repository")
-    pairs = _version("bigearthnet-common")
+    pairs = installed_version("bigearthnet-common")
     print(f"six real pairs: {'installed' if pairs else 'not installed'}")
     if not pairs:
         print(f"  pip install --no-deps {EXAMPLE_PAIRS}")

@@ -1,7 +1,9 @@
+import importlib
 from importlib import metadata
 
 import pytest
 
+import fusmae_hf
 from fusmae_hf.cli import doctor
 from fusmae_hf.cli.main import main
 
@@ -37,8 +39,16 @@ def test_a_missing_package_of_an_extra_is_shown_with_its_command_and_is_no_error
     assert "other-package" not in printed
 
 
+def test_a_release_of_transformers_that_is_too_old_is_one_sentence_at_import(requirements):
+    requirements(["transformers<5,>=4", "torch>=99"])
+    with pytest.raises(
+        ImportError, match=r"needs transformers<5,>=4 \(\S+ is installed\). Install a release that fits"
+    ):
+        importlib.reload(fusmae_hf).FusMAEModel  # noqa: B018
+
+
 def test_example_pairs_that_are_not_there_are_shown_with_their_command(monkeypatch, capsys):
-    monkeypatch.setattr(doctor, "_version", lambda name: None if name == "bigearthnet-common" else "99")
+    monkeypatch.setattr(doctor, "installed_version", lambda name: None if name == "bigearthnet-common" else "99")
     main(["doctor"])
     assert "pip install --no-deps bigearthnet-common==2.8.0" in capsys.readouterr().out
 

@@ -1,0 +1,53 @@
+"""Which versions of other packages this one works with, as pyproject.toml states, and which are installed."""
+
+from importlib import metadata
+
+from packaging.requirements import Requirement
+
+PACKAGE = "fusmae_hf"
+
+
+def require_transformers() -> None:
+    """Refuse a release of transformers that the classes of this package cannot be imported with.
+
+    Raises:
+        ImportError: transformers is missing, or of a version that is not supported.
+    """
+    unmet = [line for line in missing_requirements()[""] if line.startswith("transformers")]
+    if unmet:
+        raise ImportError(
+            f"fusmae_hf needs {unmet[0]}. Install a release that fits, `pip install '{unmet[0].split(' (')[0]}'`; "
+            "`fusmae doctor` checks all requirements."
+        )
+
+
+def missing_requirements() -> dict[str, list[str]]:
+    """Requirements of the installed package that are not met, such as `"peft<1,>=0.17 (not installed)"`.
+
+    Returns:
+        Lists by extra, in the order of pyproject.toml; the key `""` holds what is always required. Empty where this is
+        a checkout that is not installed, which states nothing.
+    """
+    if installed_version(PACKAGE) is None:
+        return {"": []}
+    extras = ["", *(metadata.metadata(PACKAGE).get_all("Provides-Extra") or [])]
+    missing: dict[str, list[str]] = {extra: [] for extra in extras}
+    for line in metadata.requires(PACKAGE) or []:
+        requirement = Requirement(line)
+        marker = requirement.marker
+        wanted = [extra for extra in extras if marker is None or marker.evaluate({"extra": extra})]
+        # A marker that holds without any extra holds with each.
+        version = installed_version(requirement.name)
+        if version is None or not requirement.specifier.contains(version, prereleases=True):
+            problem = "not installed" if version is None else f"{version} is installed"
+            for extra in wanted[:1] if "" in wanted else wanted:
+                missing[extra].append(f"{requirement.name}{requirement.specifier} ({problem})")
+    return missing
+
+
+def installed_version(name: str) -> str | None:
+    """Version of an installed distribution, None where there is none."""
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return None
