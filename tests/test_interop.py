@@ -5,7 +5,14 @@ import pytest
 import torch
 from accelerate import init_empty_weights, load_checkpoint_and_dispatch
 
-from fusmae_hf import FusMAEConfig, FusMAEForImageClassification, FusMAEImageProcessor, FusMAEModel
+from fusmae_hf import (
+    FusMAEConfig,
+    FusMAEForImageClassification,
+    FusMAEForPreTraining,
+    FusMAEForSemanticSegmentation,
+    FusMAEImageProcessor,
+    FusMAEModel,
+)
 from fusmae_hf.modeling.sensors_fusmae import OPTICAL_BANDS_L1C
 
 SENSORS = [("pixel_values", "pixel_values_sar"), ("pixel_values",), ("pixel_values_sar",)]
@@ -81,6 +88,103 @@ def test_low_rank_adapters_train_and_come_back_and_merge(config, tmp_path):
         torch.testing.assert_close(reloaded(**batch).logits, expected)
         reloaded.merge_and_unload().save_pretrained(tmp_path / "merged")
         torch.testing.assert_close(load(tmp_path / "merged")(**batch).logits, expected, rtol=1e-4, atol=1e-4)
+
+
+TARGETS = {None: "all-linear", "FEATURE_EXTRACTION": "all-linear", "SEQ_CLS": "all-linear", "TOKEN_CLS": ["q_proj"]}
+"""What has adapters, by task type: peft itself cannot give TOKEN_CLS all linear layers, of any model."""
+
+
+@pytest.mark.parametrize("task_type", TARGETS)
+@pytest.mark.parametrize("sensors", SENSORS, ids="+".join)
+def test_adapters_of_any_task_type_train_a_head(config, sensors, task_type):
+    peft = pytest.importorskip("peft")
+    adapters = peft.LoraConfig(r=2, task_type=task_type, target_modules=TARGETS[task_type])
+    model = peft.get_peft_model(FusMAEForImageClassification(config), adapters)
+    outputs = model(**inputs(3, sensors), labels=torch.tensor([0, 1, 2]))
+    outputs.loss.backward()
+    assert any(p.grad is not None and p.grad.any() for p in model.parameters())
+
+
+@pytest.mark.parametrize("model_class", [FusMAEModel, FusMAEForPreTraining, FusMAEForSemanticSegmentation])
+@pytest.mark.parametrize("task_type", TARGETS)
+def test_adapters_of_any_task_type_run_every_class(config, model_class, task_type):
+    peft = pytest.importorskip("peft")
+    adapters = peft.LoraConfig(r=2, task_type=task_type, target_modules=TARGETS[task_type])
+    assert peft.get_peft_model(model_class(config), adapters)(**inputs(2)) is not None
+
+
+def test_images_that_are_not_named_are_refused_with_the_task_type_as_the_reason(config):
+    peft = pytest.importorskip("peft")
+    adapters = peft.LoraConfig(r=2, task_type="FEATURE_EXTRACTION", target_modules="all-linear")
+    model = peft.get_peft_model(FusMAEForImageClassification(config), adapters)
+    with pytest.raises(TypeError, match=r"`input_ids`.*by name: `pixel_values=`.*`task_type`"):
+        model(inputs(2)["pixel_values"])
+
+
+def adapted(model, peft):
+    """With adapters that change what it gives."""
+    model = peft.get_peft_model(model, peft.LoraConfig(r=2, target_modules="all-linear")).eval()
+    for name, parameter in model.named_parameters():
+        if "lora_" in name:
+            torch.nn.init.normal_(parameter, std=0.1)
+    return model
+
+
+def test_bands_of_a_model_with_adapters_follow_their_names(config):
+    peft, batch = pytest.importorskip("peft"), inputs(2)
+    model = adapted(FusMAEForPreTraining(config), peft)
+    order = [3, 2, 1, 7]
+    bands = [config.optical_bands[band] for band in order]
+    noise = {"noise": torch.rand(2, 16), "noise_sar": torch.rand(2, 16)}
+    others = torch.zeros_like(batch["pixel_values"])
+    others[:, order] = batch["pixel_values"][:, order]
+    with torch.no_grad():
+        expected = model(others, batch["pixel_values_sar"], **noise)
+        model.select_bands(optical_bands=bands)
+        got = model(others[:, order], batch["pixel_values_sar"], **noise)
+    pixels = expected.logits.unflatten(-1, (12, -1))[:, :, order].flatten(2)
+    torch.testing.assert_close(got.logits, pixels, rtol=1e-4, atol=1e-4)
+    merged = model.merge_and_unload()
+    assert merged.fusmae.embeddings.optical_projection.in_features == 4 * 64
+    torch.testing.assert_close(
+        merged(others[:, order], batch["pixel_values_sar"], **noise).logits, got.logits, rtol=1e-3, atol=1e-3
+    )
+
+
+def test_adapters_of_a_model_with_other_bands_train(config):
+    peft, batch = pytest.importorskip("peft"), inputs(2)
+    model = FusMAEForPreTraining(config)
+    model.select_bands(optical_bands=list(config.optical_bands)[:4])
+    model = peft.get_peft_model(model, peft.LoraConfig(r=2, target_modules="all-linear"))
+    assert model(batch["pixel_values"][:, :4], batch["pixel_values_sar"]).loss.isfinite()
+
+
+def test_adapters_that_cannot_follow_the_bands_are_refused_before_anything_changes(config):
+    peft = pytest.importorskip("peft")
+    model = FusMAEForPreTraining(config)
+    adapters = peft.LoraConfig(r=2, use_dora=True, target_modules="all-linear")
+    with_adapters = peft.get_peft_model(model, adapters)
+    with pytest.raises(ValueError, match="before `get_peft_model`, or after `merge_and_unload`"):
+        with_adapters.select_bands(optical_bands=["B04"])
+    assert list(model.config.optical_bands) == list(config.optical_bands)
+    assert with_adapters(**inputs(2)).loss.isfinite()
+
+
+@pytest.mark.parametrize("reentrant", [True, False])
+@pytest.mark.parametrize("model_class", [FusMAEForImageClassification, FusMAEForSemanticSegmentation])
+def test_with_checkpointing_every_adapter_has_a_gradient(config, model_class, reentrant):
+    peft = pytest.importorskip("peft")
+    model = model_class(config)
+    model.gradient_checkpointing_enable({"use_reentrant": reentrant})
+    model.enable_input_require_grads()
+    model = peft.get_peft_model(model, peft.LoraConfig(r=2, target_modules=r".*fusmae\..*_(proj|projection)")).train()
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:  # zero at first, so that A would have no gradient
+            torch.nn.init.normal_(parameter)
+    model(**inputs(3)).logits.square().sum().backward()
+    adapters = {name: p.grad for name, p in model.named_parameters() if "lora_" in name}
+    assert any("fusion" in name for name in adapters)
+    assert [name for name, gradient in adapters.items() if gradient is None or not gradient.any()] == []
 
 
 # --- export --------------------------------------------------------------------------------------------------------

@@ -3,7 +3,7 @@
 import difflib
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -146,6 +146,11 @@ class RunArguments(TrainingArguments):
     report_to: None | str | list[str] = option(  # noqa: RUF009, RUF036 - HfArgumentParser wants this order
         "tensorboard", "Trackers: tensorboard, wandb, mlflow, ..., or none."
     )
+    weights_dtype: str = option(
+        "float32",
+        "Precision of the weights that learn, in whatever precision a checkpoint stores them: float32 or bfloat16, "
+        "whose steps of 0.4 % lose small updates. What is computed with them is for `bf16` and `fp16` to say.",
+    )
     remove_unused_columns: bool = option(False, "Leave False: batches are made whole.")
     logging_nan_inf_filter: bool = option(False, "Leave False: NaN must be seen.")
     ddp_find_unused_parameters: bool | None = option(False, "True where a sensor can be missing from a whole step.")
@@ -165,6 +170,10 @@ class RunArguments(TrainingArguments):
     )
 
     def __post_init__(self):
+        self.metric_is_given = self.metric_for_best_model is not None
+        self.direction_is_given = self.greater_is_better is not None
+        if self.weights_dtype not in (kinds := ("float32", "bfloat16")):
+            raise ValueError(f"`weights_dtype` must be one of {kinds}, not {self.weights_dtype!r}.")
         if self.on_nonfinite not in (policies := ("stop", "skip")):
             raise ValueError(f"`on_nonfinite` must be one of {policies}, not {self.on_nonfinite!r}.")
         if self.max_nonfinite_steps < 0:
@@ -180,6 +189,29 @@ class RunArguments(TrainingArguments):
         if not self.learning_rate:
             self.learning_rate = self.base_learning_rate * self.global_batch_size / 256
 
+    def choose_best_by(self, metrics: Sequence[str], smaller: Collection[str] = ()) -> None:
+        """Choose the best checkpoint by the metric that the user named, or the first of those there are.
+
+        Args:
+            metrics: those that an evaluation gives. None: nothing is held out, and the last checkpoint is kept.
+            smaller: those of which less is better, besides losses. A direction that the user gave counts.
+
+        Raises:
+            ValueError: there is no such metric; names those there are.
+        """
+        if not metrics:
+            self.eval_strategy, self.load_best_model_at_end = "no", False
+            return
+        name = str(self.metric_for_best_model).removeprefix("eval_") if self.metric_is_given else metrics[0]
+        if name not in metrics:
+            raise ValueError(
+                f"`metric_for_best_model` is {name!r}, which an evaluation here does not give: choose one of "
+                f"{', '.join(metrics)}."
+            )
+        self.metric_for_best_model = name
+        if not self.direction_is_given:
+            self.greater_is_better = not name.endswith("loss") and name not in smaller
+
     @property
     def global_batch_size(self) -> int:
         """Pairs in one optimiser step, over all processes and accumulated batches."""
@@ -191,8 +223,13 @@ class PretrainingArguments(RunArguments):
     """The defaults of masked-autoencoder pretraining."""
 
     output_dir: str | None = option("outputs/pretrain", "Where everything is written.")
-    num_reconstructions: int = option(4, "Held-out pairs in reconstructions.png.")
+    num_reconstructions: int = option(4, "Held-out pairs in reconstructions.png; 0 for no such picture.")
     adam_beta2: float = option(0.95, "Second beta of AdamW.")
+
+    def __post_init__(self):
+        if self.num_reconstructions < 0:
+            raise ValueError(f"`num_reconstructions` must not be negative, not {self.num_reconstructions}.")
+        super().__post_init__()
 
 
 def parse_arguments(classes: Sequence[Any], arguments: Sequence[str] | None = None, description: str | None = None):

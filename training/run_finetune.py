@@ -33,7 +33,7 @@ from fusmae_hf.training.finetuning.labels import (
     read_columns,
     read_targets,
 )
-from fusmae_hf.training.finetuning.metrics import score_intervals
+from fusmae_hf.training.finetuning.metrics import SMALLER_IS_BETTER, choosable, score_intervals
 from fusmae_hf.training.finetuning.models import add_lora, build_model, freeze_encoder, rescale_output
 from fusmae_hf.training.finetuning.results import (
     class_table,
@@ -64,7 +64,7 @@ _FINGERPRINTED = (
     "learning_rate", "num_train_epochs", "max_steps", "per_device_train_batch_size", "gradient_accumulation_steps",
     "weight_decay", "warmup_steps", "lr_scheduler_type", "label_smoothing_factor", "layer_decay", "bf16", "fp16",
     "max_grad_norm", "adam_beta1", "adam_beta2", "early_stopping_patience", "load_best_model_at_end",
-    "metric_for_best_model",
+    "metric_for_best_model", "greater_is_better", "weights_dtype",
 )  # fmt: skip
 
 
@@ -100,8 +100,9 @@ def make_plan(
     task = FineTuningTask.of_pairs(splits["train"].info, learning.task, learning.target)
     for pairs in splits.values():
         check_labels(pairs, task)
-    arguments.choose_best_by(task.best_metric, "validation" in splits)
+    arguments.choose_best_by(choosable(task) if "validation" in splits else (), SMALLER_IS_BETTER)
     if "validation" not in splits:
+        arguments.early_stopping_patience = 0
         print("There is no validation split: the last checkpoint is kept, not the best.")
     measured_on = next((split for split in ("test", "validation") if split in splits), None)
     if measured_on is None:
@@ -143,8 +144,6 @@ def make_trainer(plan: Plan, arguments: FineTuningArguments) -> FineTuningTraine
     if arguments.bf16 and plan.model.attn_implementation is None:
         spell_out_attention(model, arguments.device.type, size, learning.sensors_to_train)
     scale = quantity_scale(train, task) if task.is_regression else (0.0, 1.0)
-    if has_head and task.is_regression:  # it gives the quantity, but is trained on normalised labels
-        rescale_output(model, -scale[0] / scale[1], 1 / scale[1])
     if plan.model.freeze == "encoder":
         freeze_encoder(model)
     if plan.model.lora_rank:
@@ -154,7 +153,7 @@ def make_trainer(plan: Plan, arguments: FineTuningArguments) -> FineTuningTraine
         for pairs in plan.splits.values():
             targets |= read_targets(pairs, task.target)
     patience = arguments.early_stopping_patience
-    return FineTuningTrainer(
+    trainer = FineTuningTrainer(
         model=model,
         processor=processor,
         task=task,
@@ -169,6 +168,9 @@ def make_trainer(plan: Plan, arguments: FineTuningArguments) -> FineTuningTraine
         callbacks=[EarlyStoppingCallback(patience)] if patience else None,
         args=arguments,
     )
+    if has_head and task.is_regression:  # it gives the quantity, but is trained on normalised labels
+        rescale_output(model, -scale[0] / scale[1], 1 / scale[1])
+    return trainer
 
 
 def run(plan: Plan, arguments: FineTuningArguments) -> dict[str, dict[str, Any]]:
@@ -230,8 +232,7 @@ def report(
     elif model.freeze == "encoder":
         learning = "The head alone learnt, on a frozen encoder"
     held_out = {name: pairs for name, pairs in plan.splits.items() if name != "train"}
-    steps = trainer.state.global_step
-    record = run_record("run_finetune.py", arguments, trainer.pairs, held_out, steps) | {
+    record = run_record("run_finetune.py", trainer, held_out) | {
         "task": task.name,
         "dense": task.dense,
         "classes": list(task.outputs),

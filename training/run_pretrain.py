@@ -167,7 +167,7 @@ class PictureCallback(TrainerCallback):
         trainer: prepares the pairs as it does for training.
         held_out: datasets to draw pairs of, by name; the first gives `reconstructions.png`, any further
             `reconstructions-<name>.png`.
-        number: pairs to draw of each.
+        number: pairs to draw of each; 0 for no reconstructions.
     """
 
     def __init__(self, trainer: FusMAETrainer, held_out: dict[str, PairDataset], number: int):
@@ -175,6 +175,7 @@ class PictureCallback(TrainerCallback):
         self.pictured = {
             "reconstructions.png" if position == 0 else f"reconstructions-{name}.png": (name, dataset)
             for position, (name, dataset) in enumerate(held_out.items())
+            if number
         }
         self.last = list(held_out)[-1] if held_out else None
         self.number = number
@@ -223,8 +224,8 @@ def build_processor(
     return fresh_processor(data, info, config)
 
 
-def summary(folder: Path, record: dict, metrics: dict[str, float], unit: str) -> str:
-    """Where everything is, what was measured, and what to try next."""
+def summary(folder: Path, record: dict, metrics: dict[str, float], unit: str, logs: bool) -> str:
+    """Where everything is, what was measured, and what to try next; with TensorBoard's `logs` where there are any."""
     pictures = sorted(path.name for path in folder.glob("*.png"))
     return "\n".join(
         [
@@ -239,12 +240,13 @@ def summary(folder: Path, record: dict, metrics: dict[str, float], unit: str) ->
             "  model.safetensors, config.json, preprocessor_config.json   the checkpoint",
             "  README.md                                                  its model card",
             f"  {', '.join(pictures):<58} look at these",
-            "  run.json, runs/                                            record of the run, TensorBoard logs",
+            "  run.json                                                   record of the run",
+            *(["  runs/                                                      TensorBoard logs"] if logs else []),
             "",
             "Next:",
             f'  AutoModel.from_pretrained("{folder}")   features, after `import fusmae_hf`',
             "  make pretrain DATA=<folder>   the same on your own shards or a BigEarthNet archive",
-            f"  tensorboard --logdir {folder}",
+            *([f"  tensorboard --logdir {folder}"] if logs else []),
         ]
     )
 
@@ -264,8 +266,11 @@ def main(argv: list[str] | None = None) -> None:
         with in_turn():
             train, held_out = open_datasets(data, Path(arguments.output_dir).parent / "shards")
         if not held_out:
-            arguments.eval_strategy = "no"
+            arguments.choose_best_by(())
             print(f"Nothing is held out: {train.root} has no validation split, so no held-out loss is measured.")
+        elif arguments.load_best_model_at_end or arguments.metric_is_given:
+            losses = ("loss", *(f"{sensor}_loss" for sensor in SENSORS))
+            arguments.choose_best_by([f"{name}_{loss}" for name in held_out for loss in losses])
         size = tuple(train[0]["optical"].shape[-2:])
         model = build_model(model_arguments, train.info, size)
         if arguments.bf16 and model_arguments.attn_implementation is None:
@@ -291,7 +296,7 @@ def main(argv: list[str] | None = None) -> None:
     trainer.save_model()
     if trainer.is_world_process_zero():
         folder = Path(arguments.output_dir)
-        record = run_record("run_pretrain.py", arguments, train, held_out, trainer.state.global_step)
+        record = run_record("run_pretrain.py", trainer, held_out)
         record |= {
             "preset": Path(model_arguments.model).name if model_arguments.model else model_arguments.preset,
             "augmentation": dataclasses.asdict(trainer.augmentation) if trainer.augmentation else None,
@@ -306,7 +311,8 @@ def main(argv: list[str] | None = None) -> None:
         )
         if arguments.push_to_hub:
             print(trainer.push_to_hub())
-        print(summary(folder, record, metrics, error_unit(model.config)))
+        logs = (folder / "runs").is_dir()
+        print(summary(folder, record, metrics, error_unit(model.config), logs))
 
 
 if __name__ == "__main__":

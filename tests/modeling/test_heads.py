@@ -18,7 +18,7 @@ from fusmae_hf import (
     FusMAEModel,
 )
 from fusmae_hf.modeling.labels_fusmae import dense_loss
-from fusmae_hf.modeling.modeling_fusmae import fuse_map
+from fusmae_hf.modeling.patches_fusmae import fuse_map
 
 from .conftest import HEADS
 
@@ -159,7 +159,8 @@ def test_labels_decide_the_loss(tiny, images, fields, labels, error):
         ({"num_labels": 3}, torch.zeros(4), r"floats of shape \(4, 3\)"),
         ({"num_labels": 3}, torch.full((4, 3), 2.0), r"must lie in \[0, 1\]"),
         ({"num_labels": 1}, torch.zeros(4, dtype=torch.long), "must be floats.*for two classes use `num_labels=2`"),
-        ({"num_labels": 1}, torch.full((4,), float("nan")), "NaN or infinity"),
+        ({"num_labels": 3}, torch.full((4, 3), float("nan")), r"must lie in \[0, 1\], or be -100"),
+        ({"num_labels": 1}, torch.full((4,), float("inf")), "hold infinity. Put NaN where there is no value"),
     ],
 )
 def test_image_labels_that_do_not_fit_are_refused_before_any_computation(tiny, images, fields, labels, message):
@@ -167,6 +168,52 @@ def test_image_labels_that_do_not_fit_are_refused_before_any_computation(tiny, i
     model.fusmae.forward = None  # would raise a TypeError
     with pytest.raises(ValueError, match=message):
         model(**images, labels=labels)
+
+
+NAN = float("nan")
+SCENES, MAPS = FusMAEForImageClassification, FusMAEForSemanticSegmentation
+IGNORED = {
+    "single label": (SCENES, {"num_labels": 3}, torch.tensor([2, 0, 1, 1]), -100),
+    "single label, weighted": (
+        SCENES, {"num_labels": 3, "class_weights": [1, 2, 3], "focal_gamma": 2}, torch.tensor([2, 0, 1, 1]), -100
+    ),
+    "several labels": (SCENES, {"num_labels": 3}, torch.tensor([[1.0, 0, 1], [0, 0, 0], [1, 1, 1], [0, 1, 0]]), -100),
+    "several labels, weighted": (
+        SCENES, {"num_labels": 2, "class_weights": [1, 2], "focal_gamma": 2}, torch.ones(4, 2), -100
+    ),
+    "quantity of a scene": (SCENES, {"num_labels": 1}, torch.tensor([3.0, 1, 0, -2]), NAN),
+    "quantities of a scene": (SCENES, {"num_labels": 2, "problem_type": "regression"}, torch.ones(4, 2), NAN),
+    "map of classes": (MAPS, {"num_labels": 3}, torch.ones(4, 16, 16, dtype=torch.long), 255),
+    "map of classes, weighted": (
+        MAPS, {"num_labels": 2, "class_weights": [1, 2], "focal_gamma": 2}, torch.ones(4, 16, 16, dtype=torch.long), 255
+    ),
+    "map of a quantity": (MAPS, {"num_labels": 1}, torch.ones(4, 16, 16), NAN),
+}  # fmt: skip
+"""Head, fields of its configuration, labels, and what stands where there is no label."""
+
+
+@pytest.mark.parametrize(("head", "fields", "labels", "ignored"), IGNORED.values(), ids=IGNORED)
+def test_a_batch_in_which_no_label_counts_has_the_loss_zero_and_gradients(tiny, images, head, fields, labels, ignored):
+    model = head(tiny(**fields)).train()
+    loss = model(**images, labels=torch.full_like(labels, ignored)).loss
+    loss.backward()
+    assert loss == 0
+    assert [name for name, p in model.named_parameters() if p.grad is None or p.grad.any()] == []
+
+
+@pytest.mark.parametrize(("head", "fields", "labels", "ignored"), IGNORED.values(), ids=IGNORED)
+def test_a_sample_whose_label_does_not_count_changes_no_loss(tiny, images, head, fields, labels, ignored):
+    model, some = head(tiny(**fields)).eval(), labels.clone()
+    some[2] = ignored
+    others = [0, 1, 3]
+    expected = model(**{name: values[others] for name, values in images.items()}, labels=labels[others]).loss
+    torch.testing.assert_close(model(**images, labels=some).loss, expected)
+
+
+def test_a_loss_of_the_users_own_takes_the_place_of_the_models(tiny, images):
+    model = FusMAEForImageClassification(tiny(num_labels=3))
+    model.loss_function = lambda labels, logits, config, **kwargs: logits.sum() * 0 + 7
+    assert model(**images, labels=torch.tensor([0, 1, 2, 0])).loss == 7
 
 
 def test_the_norm_before_the_classifier_can_be_left_out(tiny, images):

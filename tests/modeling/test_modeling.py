@@ -145,6 +145,20 @@ def test_a_sensor_without_a_target_adds_zero_not_nan(tiny, images, case):
     assert all(p.grad.isfinite().all() for p in model.parameters() if p.grad is not None)
 
 
+@pytest.mark.parametrize("implementation", ["eager", "sdpa"])
+@pytest.mark.parametrize("sensors", [["optical"], ["sar"], ["optical", "sar"]], ids="+".join)
+def test_a_batch_without_a_valid_pixel_has_the_loss_zero_and_finite_gradients(tiny, images, sensors, implementation):
+    model = FusMAEForPreTraining._from_config(tiny(), attn_implementation=implementation)
+    nothing, suffixes = torch.zeros(4, 16, 16, dtype=torch.bool), {"optical": "", "sar": "_sar"}
+    inputs = {f"pixel_values{suffixes[sensor]}": images[f"pixel_values{suffixes[sensor]}"] for sensor in sensors}
+    loss = model(**inputs, **{f"pixel_mask{suffixes[sensor]}": nothing for sensor in sensors}).loss
+    loss.backward()
+    assert loss == 0
+    gradients = [p.grad for p in model.parameters() if p.grad is not None]
+    assert gradients
+    assert all(gradient.isfinite().all() for gradient in gradients)
+
+
 def test_the_loss_does_not_depend_on_how_a_batch_is_cut(tiny, images):
     model = FusMAEForPreTraining(tiny()).eval()
     valid = torch.rand(4, 16, 16) < torch.tensor([0.0, 0.2, 0.6, 1.0])[:, None, None]
@@ -295,6 +309,15 @@ def test_a_patch_without_data_does_not_change_the_other_tokens(tiny, images):
             r"Sample \[2\] of the batch has no sensor",
         ),
         ({"gsd": 0.0}, "must be a positive distance"),
+        (
+            {"pixel_values": torch.zeros(0, 3, 16, 16), "pixel_values_sar": None},
+            "holds no image: leave an empty batch",
+        ),
+        (
+            {"pixel_values": None, "pixel_values_sar": torch.zeros(0, 2, 16, 16)},
+            "holds no image: leave an empty batch",
+        ),
+        ({"pixel_values": torch.zeros(4, 3, 0, 16), "pixel_values_sar": None}, "holds no image"),
         ({"pixel_values_sar": None, "sar_available": torch.ones(4, dtype=torch.bool)}, "without pixel values"),
         ({"pixel_mask": torch.ones(4, 4, 4, dtype=torch.bool)}, "pixel mask of the optical sensor must be bool"),
     ],

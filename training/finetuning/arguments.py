@@ -100,21 +100,11 @@ class FineTuningArguments(RunArguments):
     bootstrap: int = argument(0, "Resamples of the test pairs for an interval of each main metric; 0 for none.")
 
     def __post_init__(self) -> None:
-        self.metric_is_given = self.metric_for_best_model is not None
         if self.seeds < 1:
             raise ValueError(f"`seeds` must be at least 1, not {self.seeds}.")
         if self.bootstrap < 0:
             raise ValueError(f"`bootstrap` must be a number of resamples, or 0 for none, not {self.bootstrap}.")
         super().__post_init__()
-
-    def choose_best_by(self, metric: str, held_out: bool) -> None:
-        """Choose the best checkpoint by `metric` unless the user named another; by none where nothing is held out."""
-        if not held_out:
-            self.eval_strategy, self.load_best_model_at_end, self.early_stopping_patience = "no", False, 0
-            return
-        if not self.metric_is_given:
-            self.metric_for_best_model = metric
-            self.greater_is_better = metric != "rmse"
 
 
 @dataclass

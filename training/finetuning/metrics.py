@@ -31,6 +31,13 @@ HEADLINE = {
 }
 """Metrics that stand in tables, by task, the one that chooses the best checkpoint first."""
 
+SMALLER_IS_BETTER = ("rmse", "mae")
+
+
+def choosable(task: FineTuningTask) -> list[str]:
+    """Metrics by which a best checkpoint can be chosen, the task's own first: all but a bias, which has two sides."""
+    return [*(name for name in HEADLINE[task.name] if name != "bias"), "loss"]
+
 
 def predictions_of(
     task: FineTuningTask,

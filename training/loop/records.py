@@ -8,12 +8,12 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 import transformers
 from huggingface_hub.errors import StrictDataclassError
-from transformers import TrainingArguments
+from transformers import PreTrainedModel
 
 from fusmae_hf import FusMAEConfig, FusMAEImageProcessor, __version__
 from fusmae_hf.data.pairs import PairsInfo
@@ -22,6 +22,9 @@ from fusmae_hf.files.atomic import flush_to_disk, incomplete_path
 from fusmae_hf.shards.dataset import PairDataset
 from fusmae_hf.training.arguments import SourceArguments
 from fusmae_hf.training.sources import content_of
+
+if TYPE_CHECKING:
+    from fusmae_hf.training.loop.trainer import PairTrainer
 
 _ADVICE = {
     errno.EROFS: "It is mounted read-only.",
@@ -35,6 +38,9 @@ _ADVICE = {
     errno.EIO: "Its file system is gone: is it still mounted?",
 }
 """What an error of the system means here."""
+
+_SHORT = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
+"""How accelerate calls precisions."""
 
 _TRIED_WITH = 4096
 """Bytes: a full disk takes an empty file."""
@@ -110,17 +116,18 @@ def data_record(program: str, train: PairDataset, held_out: dict[str, PairDatase
     }
 
 
-def run_record(
-    program: str, arguments: TrainingArguments, train: PairDataset, held_out: dict[str, PairDataset], steps: int
-) -> dict[str, Any]:
-    """What somebody needs to repeat a training run of a program such as `run_pretrain.py`."""
-    batch = arguments.per_device_train_batch_size * arguments.world_size * arguments.gradient_accumulation_steps
-    return data_record(program, train, held_out) | {
-        "steps": steps,
-        "global_batch_size": batch,
+def run_record(program: str, trainer: "PairTrainer", held_out: dict[str, PairDataset]) -> dict[str, Any]:
+    """What somebody needs to repeat a training run of a program such as `run_pretrain.py`, as it really went."""
+    arguments = trainer.args
+    weights = sorted({str(p.dtype).removeprefix("torch.") for p in cast(PreTrainedModel, trainer.model).parameters()})
+    computed = trainer.accelerator.mixed_precision
+    return data_record(program, trainer.pairs, held_out) | {
+        "steps": trainer.state.global_step,
+        "global_batch_size": arguments.global_batch_size,
         "seed": arguments.seed,
         "learning_rate": arguments.learning_rate,
-        "precision": "bf16" if arguments.bf16 else "fp16" if arguments.fp16 else "fp32",
+        "precision": computed if computed != "no" else ", ".join(_SHORT.get(name, name) for name in weights),
+        "weights_dtype": ", ".join(weights),
         "processes": arguments.world_size,
     }
 

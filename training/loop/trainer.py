@@ -60,6 +60,9 @@ class PairTrainer(Trainer):
         augmentation: random views of the training pairs; none by default.
         sensors: which sensors the model is shown; `trainer.sensors` may be changed between evaluations.
         kwargs: as for transformers' Trainer.
+
+    Raises:
+        ValueError: `args` asks for inputs in metrics, which batches of raw pairs do not have.
     """
 
     args: RunArguments
@@ -91,6 +94,11 @@ class PairTrainer(Trainer):
         # transformers' own callback for this argument waits three seconds, goes through with a due evaluation, returns
         # as if training had finished, may then delete its checkpoint, and leaves processes without a signal behind.
         arguments = kwargs["args"]
+        if "inputs" in arguments.include_for_metrics:
+            raise ValueError("`include_for_metrics` inputs: metrics here see predictions and labels. Leave it out.")
+        dtype = getattr(torch, arguments.weights_dtype)
+        if any(p.requires_grad and p.dtype != dtype for p in model.parameters()):  # a checkpoint is stored in another
+            model.to(dtype)
         self._watches_signals, arguments.enable_jit_checkpoint = arguments.enable_jit_checkpoint, False
         super().__init__(
             model=model,
