@@ -82,7 +82,8 @@ class BandSelectionMixin(_Model):
             new_bands: None to refuse bands that the model does not have, `"fresh"` to draw new weights for them.
 
         Raises:
-            ValueError: a band is unknown or named twice, or the weights are sharded or offloaded.
+            ValueError: a band is unknown or named twice, the weights are sharded or offloaded, or adapters of peft
+                other than plain LoRA hold the pixels.
         """
         if new_bands not in (None, "fresh"):
             raise ValueError(f"`new_bands` must be None or 'fresh', not {new_bands!r}.")
@@ -98,14 +99,19 @@ class BandSelectionMixin(_Model):
             if bands is not None:
                 setattr(config, name, list(bands))
         config.validate_bands()
-        for sensor in ("optical", "sar"):
-            old, new = getattr(self.config, f"{sensor}_bands"), getattr(config, f"{sensor}_bands")
-            if old == new:
-                continue
-            index = [old.index(band) if band in old else None for band in new]
-            for layer, dim in self._band_layers(sensor):
-                self._select_band_weights(layer, dim, index)
-            setattr(self.config, f"{sensor}_bands", new)
+        changes = []
+        for name in BANDS:
+            old, new = getattr(self.config, name), getattr(config, name)
+            if old != new:
+                index = [old.index(band) if band in old else None for band in new]
+                of_sensor = self._band_layers(name.removesuffix("_bands"))
+                changes += [(layer, layers_of_pixels(layer, dim), dim, index) for layer, dim in of_sensor]
+        for layer, (base, *adapters), dim, index in changes:
+            for part in (base, *adapters):
+                self._select_band_weights(part, dim, index)
+            layer.in_features, layer.out_features = base.in_features, base.out_features
+        for name in BANDS:
+            setattr(self.config, name, getattr(config, name))
 
     def _band_layers(self, sensor: str) -> list[tuple[nn.Linear, int]]:
         """Layers whose input (1) or output (0) is pixels of one sensor."""
@@ -124,9 +130,23 @@ class BandSelectionMixin(_Model):
         places, bands = torch.tensor(known, dtype=torch.long, device=weight.device).reshape(-1, 2).unbind(dim=1)
         for name, axis in (("weight", dim), ("bias", 0)):
             old, new = getattr(layer, name), getattr(fresh, name)
-            if name == "bias" and dim == 1:  # of the features, not of the pixels
+            if old is None or (name == "bias" and dim == 1):  # of the features, not of the pixels
                 continue
             chosen = old.unflatten(axis, (-1, pixels)).index_select(axis, bands)
             new.unflatten(axis, (-1, pixels)).index_copy_(axis, places, chosen)
             setattr(layer, name, nn.Parameter(new.detach(), requires_grad=old.requires_grad))
         layer.in_features, layer.out_features = shape[1], shape[0]
+
+
+def layers_of_pixels(layer: Any, dim: int) -> list[nn.Linear]:
+    """The layers whose input (1) or output (0) is pixels: this one, or what peft made of it, the base layer first."""
+    if not hasattr(layer, "base_layer"):
+        return [layer]
+    adapters = getattr(layer, "lora_A" if dim else "lora_B", {})
+    plain = [layer.base_layer, *getattr(layer, "lora_A", {}).values(), *getattr(layer, "lora_B", {}).values()]
+    if len(list(layer.parameters())) > sum(len(list(part.parameters())) for part in plain):
+        raise ValueError(
+            "Bands cannot be selected below these adapters: only the matrices of plain LoRA follow the bands. Call "
+            "`select_bands` before `get_peft_model`, or after `merge_and_unload`."
+        )
+    return [layer.base_layer, *adapters.values()]

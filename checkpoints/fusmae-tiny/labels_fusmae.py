@@ -6,6 +6,9 @@ from transformers.utils.import_utils import is_tracing
 
 from .configuration_fusmae import FusMAEConfig
 
+IGNORED = -100
+"""Label of a scene that does not count, as everywhere in transformers. Of a quantity NaN does not."""
+
 
 def count_labels(config: FusMAEConfig) -> int:
     """`config.num_labels`, which must be set."""
@@ -77,7 +80,7 @@ def check_labels(labels: torch.Tensor, images: torch.Tensor, config: FusMAEConfi
     if labels.device.type != "cpu" or is_tracing(labels):
         return
     if classes:
-        ignored = config.semantic_loss_ignore_index if dense else -100
+        ignored = config.semantic_loss_ignore_index if dense else IGNORED
         labels = labels.long()  # small unsigned integers compare wrongly with negative and large numbers
         wrong = labels[((labels < 0) | (labels >= num_labels)) & (labels != ignored)]
         if wrong.numel():
@@ -86,12 +89,43 @@ def check_labels(labels: torch.Tensor, images: torch.Tensor, config: FusMAEConfi
                 f" classes are 0 to {num_labels - 1}, and {ignored} is left out of the loss. Number the classes from "
                 "0, or load the model with the right `num_labels`."
             )
-    elif kind == "multi_label_classification" and not bool(((labels >= 0) & (labels <= 1)).all()):
-        raise ValueError(
-            f"`labels` of a multi-label problem must lie in [0, 1], but range from {labels.min()} to {labels.max()}."
-        )
-    elif not dense and not bool(labels.isfinite().all()):
-        raise ValueError("`labels` of a regression hold NaN or infinity. Leave such samples out of the batch.")
+    elif kind == "multi_label_classification":
+        counted = labels[labels != IGNORED]
+        if not bool(((counted >= 0) & (counted <= 1)).all()):
+            raise ValueError(
+                f"`labels` of a multi-label problem must lie in [0, 1], or be {IGNORED} where there is none, but "
+                f"range from {counted.min()} to {counted.max()}."
+            )
+    elif not dense and bool(labels.isinf().any()):
+        raise ValueError("`labels` of a regression hold infinity. Put NaN where there is no value.")
+
+
+def scene_loss(labels: torch.Tensor, logits: torch.Tensor, config: FusMAEConfig, **kwargs) -> torch.Tensor:
+    """Loss of labels of scenes, zero where no label counts; what `model.loss_function` is unless it is set.
+
+    Args:
+        labels: see [`FusMAEForImageClassification`].
+        logits: `(batch_size, num_labels)`.
+        config: of the model. Its `problem_type` is set where it is None, as in transformers.
+        kwargs: what transformers hands to any loss.
+
+    Returns:
+        [`weighted_loss`] of classes, the mean squared error of values.
+    """
+    kind = resolve_problem_type(config, labels)
+    if config.problem_type is None:
+        config.problem_type = kind
+    if kind == "regression":
+        return squared_error(logits, labels)
+    return weighted_loss(logits, labels, config, multi_label=kind == "multi_label_classification")
+
+
+def squared_error(predicted: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Mean squared error `()`, float32, where labels (of the same number of values) are finite; zero without any."""
+    labels = labels.reshape(predicted.shape)
+    valid = labels.isfinite()
+    error = torch.where(valid, predicted.float() - torch.where(valid, labels.float(), 0.0), 0.0)
+    return error.square().sum() / valid.sum().clamp(min=1)
 
 
 def weighted_loss(
@@ -99,7 +133,7 @@ def weighted_loss(
     labels: torch.Tensor,
     config: FusMAEConfig,
     multi_label: bool = False,
-    ignore_index: int = -100,
+    ignore_index: int = IGNORED,
 ) -> torch.Tensor:
     """Cross-entropy with class weights and focal modulation (Lin et al., 2017, arXiv 1708.02002, equation 4).
 
@@ -120,11 +154,14 @@ def weighted_loss(
     logits = logits.float()
     weights = None if config.class_weights is None else logits.new_tensor(config.class_weights)
     if multi_label:
-        labels = labels.to(logits.dtype)
+        counts = labels != ignore_index
+        labels = torch.where(counts, labels.to(logits.dtype), 0.0)
         errors = nn.functional.binary_cross_entropy_with_logits(logits, labels, pos_weight=weights, reduction="none")
-        probability = torch.sigmoid(logits)
-        missed = torch.lerp(probability, 1 - probability, labels)
-        return (errors * missed.clamp(min=1e-6) ** config.focal_gamma).mean()
+        if config.focal_gamma:
+            probability = torch.sigmoid(logits)
+            missed = torch.lerp(probability, 1 - probability, labels)
+            errors = errors * missed.clamp(min=1e-6) ** config.focal_gamma
+        return torch.where(counts, errors, 0.0).sum() / counts.sum().clamp(min=1)
     labels = labels.long()
     errors = nn.functional.cross_entropy(logits, labels, reduction="none", ignore_index=ignore_index)
     counts = labels != ignore_index
@@ -149,7 +186,4 @@ def dense_loss(logits: torch.Tensor, labels: torch.Tensor, config: FusMAEConfig)
     logits = nn.functional.interpolate(logits.float(), labels.shape[-2:], mode="bilinear")
     if resolve_problem_type(config, labels) != "regression":
         return weighted_loss(logits, labels, config, ignore_index=config.semantic_loss_ignore_index)
-    labels = labels[:, None] if labels.ndim == 3 else labels
-    valid = labels.isfinite()
-    error = torch.where(valid, logits - torch.where(valid, labels.float(), 0.0), 0.0)
-    return error.square().sum() / valid.sum().clamp(min=1)
+    return squared_error(logits, labels)

@@ -25,8 +25,11 @@ from transformers.utils.output_capturing import capture_outputs, maybe_install_c
 
 from .bands_fusmae import BandSelectionMixin
 from .configuration_fusmae import FusMAEConfig
-from .labels_fusmae import check_labels, count_labels, dense_loss, resolve_problem_type, weighted_loss
+from .keywords_fusmae import known_keywords
+from .labels_fusmae import check_labels, count_labels, dense_loss, scene_loss
 from .patches_fusmae import (
+    fuse_map,
+    join_streams,
     masked_patches,
     patchify,
     position_embeddings,
@@ -178,51 +181,6 @@ def given_images(pixel_values: torch.Tensor | None, pixel_values_sar: torch.Tens
     if pixel_values_sar is not None:
         return pixel_values_sar
     raise ValueError("Neither sensor was given: pass `pixel_values` (optical), `pixel_values_sar` (SAR) or both.")
-
-
-def join_streams(
-    streams: list[tuple[torch.Tensor | None, torch.Tensor | None]],
-) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Put token streams in a row, leaving out those that are None.
-
-    Args:
-        streams: (tokens `(batch_size, n, dim)` or None, which of them are present `(batch_size, n)` bool or None).
-
-    Returns:
-        Tokens `(batch_size, sum of n, dim)` and their presence, None where every token is present.
-    """
-    given = [(tokens, present) for tokens, present in streams if tokens is not None]
-    tokens = torch.cat([tokens for tokens, _ in given], dim=1)
-    if all(present is None for _, present in given):
-        return tokens, None
-    return tokens, torch.cat(
-        [
-            stream.new_ones(stream.shape[:2], dtype=torch.bool) if present is None else present
-            for stream, present in given
-        ],
-        dim=1,
-    )
-
-
-def fuse_map(hidden_states: torch.Tensor, grid: tuple[int, int], present: list[torch.Tensor | None]) -> torch.Tensor:
-    """Map of the tokens at each place of the grid: their mean over the sensors that are present there.
-
-    Args:
-        hidden_states: `(batch_size, 1 + sensors * rows * columns, dim)`, the class token first.
-        grid: (rows, columns) of patches.
-        present: of each sensor, `(batch_size, rows * columns)` bool, or None where it is present everywhere.
-
-    Returns:
-        `(batch_size, rows, columns, dim)`; zero where no sensor is present.
-    """
-    tokens = hidden_states[:, 1:].unflatten(1, (len(present), grid[0] * grid[1]))
-    if all(mask is None for mask in present):
-        fused = tokens.mean(dim=1)
-    else:
-        everywhere = tokens.new_ones((tokens.shape[0], tokens.shape[2]), dtype=torch.bool)
-        masks = torch.stack([everywhere if mask is None else mask for mask in present], dim=1)[..., None]
-        fused = torch.where(masks, tokens, 0.0).sum(dim=1) / masks.sum(dim=1).clamp(min=1)
-    return fused.to(tokens.dtype).unflatten(1, grid)
 
 
 class FusMAEEmbeddings(nn.Module):
@@ -500,6 +458,20 @@ class FusMAEPreTrainedModel(BandSelectionMixin, PreTrainedModel):
         elif isinstance(module, FusMAEDecoder):
             init.normal_(module.mask_token, std=self.config.initializer_range)
 
+    def enable_input_require_grads(self):
+        """Let gradients reach adapters under reentrant checkpointing, those of the early fusion too: its inputs are
+        projections of patches, which upstream does not take for embeddings."""
+        super().enable_input_require_grads()
+        embeddings = self.base_model.embeddings
+        self._require_grads_hooks.append(embeddings.register_forward_hook(lambda *call: call[-1].requires_grad_(True)))
+
+    def _receive(self, pixel_values: torch.Tensor | None, keywords: dict[str, Any]) -> dict[str, Any]:
+        """The further keywords of a call of `forward`, of which unknown ones raise a TypeError. The Trainer asks for
+        the main input after the call (`include_for_metrics`): it is that of SAR where there is no optical one."""
+        if not is_tracing():
+            self.main_input_name = "pixel_values_sar" if pixel_values is None else "pixel_values"
+        return known_keywords(self, keywords)
+
     def _present_patches(
         self,
         pixel_values: torch.Tensor | None = None,
@@ -537,6 +509,8 @@ class FusMAEPreTrainedModel(BandSelectionMixin, PreTrainedModel):
                     f"`{name}` must have shape (batch_size, {len(bands)}, height, width), one channel for each of the "
                     f"bands {list(bands)}, but has {tuple(images.shape)}. FusMAEImageProcessor picks and orders bands."
                 )
+            if 0 in images.shape:
+                raise ValueError(f"`{name}` of shape {tuple(images.shape)} holds no image: leave an empty batch out.")
             if images.shape[2] % size or images.shape[3] % size:
                 raise ValueError(
                     f"`{name}` is {images.shape[2]}x{images.shape[3]} px, which the patch size of {size} px does not "
@@ -687,8 +661,10 @@ class FusMAEModel(FusMAEPreTrainedModel):
                 at another. Resampling to `config.gsd` is the safe way.
 
         Raises:
-            ValueError: no sensor is given, or shapes disagree with the configuration or with each other.
+            ValueError: no sensor or no image is given, or shapes disagree with the configuration or each other.
+            TypeError: a keyword is unknown.
         """
+        kwargs = self._receive(pixel_values, kwargs)
         presence = self._present_patches(
             pixel_values, pixel_values_sar, pixel_mask, pixel_mask_sar, optical_available, sar_available
         )
@@ -962,8 +938,10 @@ class FusMAEForPreTraining(FusMAEPreTrainedModel):
             return_loss (`bool`): whether to compute the losses.
 
         Raises:
-            ValueError: no sensor is given, or shapes disagree with the configuration or with each other.
+            ValueError: no sensor or no image is given, or shapes disagree with the configuration or each other.
+            TypeError: a keyword is unknown.
         """
+        kwargs = self._receive(pixel_values, kwargs)
         inputs = {
             "pixel_values": pixel_values,
             "pixel_values_sar": pixel_values_sar,
@@ -1221,6 +1199,7 @@ class FusMAEForImageClassification(FusMAEPreTrainedModel):
             nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps) if config.classifier_norm else nn.Identity()
         )
         self.classifier = nn.Linear(config.hidden_size, self.num_labels)
+        self.loss_function = scene_loss
         self.post_init()
 
     @can_return_tuple
@@ -1242,27 +1221,20 @@ class FusMAEForImageClassification(FusMAEPreTrainedModel):
                 As in [`FusMAEModel`].
             labels (`torch.Tensor`):
                 Single label: integers `(batch_size,)` in `[0, num_labels)`, -100 to leave a sample out. Multi-label:
-                floats `(batch_size, num_labels)` in [0, 1]. Regression: floats `(batch_size, num_labels)`, or
-                `(batch_size,)` for one output.
+                floats `(batch_size, num_labels)` in [0, 1], -100 to leave one out. Regression: floats
+                `(batch_size, num_labels)`, or `(batch_size,)` for one output, NaN to leave one out.
 
         Raises:
             ValueError: inputs as in [`FusMAEModel`], or labels of another shape, dtype or, on the CPU, range.
         """
+        kwargs = self._receive(pixel_values, kwargs)
         if labels is not None:
             check_labels(labels, given_images(pixel_values, pixel_values_sar), self.config)
         inputs = (pixel_values, pixel_values_sar, pixel_mask, pixel_mask_sar, optical_available, sar_available)
         encoded = self.fusmae(*inputs, gsd=gsd, **kwargs)
-        logits, loss = self.classifier(self.pooled_layernorm(encoded.pooler_output)), None
-        if labels is not None:
-            kind = resolve_problem_type(self.config, labels)
-            if kind == "single_label_classification":
-                labels = labels.long()
-            if kind != "regression" and (self.config.class_weights is not None or self.config.focal_gamma):
-                loss = weighted_loss(logits, labels, self.config, multi_label=kind.startswith("multi"))
-            else:
-                loss = self.loss_function(labels, logits, self.config)
+        logits = self.classifier(self.pooled_layernorm(encoded.pooler_output))
         return FusMAEHeadOutput(
-            loss=loss,
+            loss=None if labels is None else self.loss_function(labels, logits, self.config),
             logits=logits,
             hidden_states=encoded.hidden_states,
             attentions=encoded.attentions,
@@ -1358,6 +1330,7 @@ class FusMAEForSemanticSegmentation(FusMAEPreTrainedModel):
         Raises:
             ValueError: inputs as in [`FusMAEModel`], or labels of another shape, dtype or, on the CPU, range.
         """
+        kwargs = self._receive(pixel_values, kwargs)
         if labels is not None:
             check_labels(labels, given_images(pixel_values, pixel_values_sar), self.config, dense=True)
         inputs = (pixel_values, pixel_values_sar, pixel_mask, pixel_mask_sar, optical_available, sar_available)
@@ -1420,8 +1393,10 @@ class FusMAEBackbone(BackboneMixin, FusMAEPreTrainedModel):
                 in any sensor is zero.
 
         Raises:
-            ValueError: no sensor is given, or shapes disagree with the configuration or with each other.
+            ValueError: no sensor or no image is given, or shapes disagree with the configuration or each other.
+            TypeError: a keyword is unknown.
         """
+        kwargs = self._receive(pixel_values, kwargs)
         inputs = (pixel_values, pixel_values_sar, pixel_mask, pixel_mask_sar, optical_available, sar_available)
         encoded = self.fusmae(*inputs, gsd=gsd, **kwargs)
         stages, states = [self.stage_names.index(name) for name in self.out_features], encoded.hidden_states

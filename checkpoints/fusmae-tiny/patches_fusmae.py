@@ -1,4 +1,4 @@
-"""Patches of images: cut, put back together, placed, chosen, compared."""
+"""Patches of images: cut, put back together, placed, chosen, joined, compared."""
 
 import torch
 
@@ -110,3 +110,48 @@ def reconstruction_error(
         weight = mask * valid.sum(dim=-1).float()
         per_patch = (error.mean(dim=2) * valid).sum(dim=-1) / valid.sum(dim=-1).clamp(min=1)
     return (per_patch * weight).sum(dim=1) / weight.sum(dim=1).clamp(min=1)
+
+
+def join_streams(
+    streams: list[tuple[torch.Tensor | None, torch.Tensor | None]],
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Put token streams in a row, leaving out those that are None.
+
+    Args:
+        streams: (tokens `(batch_size, n, dim)` or None, which of them are present `(batch_size, n)` bool or None).
+
+    Returns:
+        Tokens `(batch_size, sum of n, dim)` and their presence, None where every token is present.
+    """
+    given = [(tokens, present) for tokens, present in streams if tokens is not None]
+    tokens = torch.cat([tokens for tokens, _ in given], dim=1)
+    if all(present is None for _, present in given):
+        return tokens, None
+    return tokens, torch.cat(
+        [
+            stream.new_ones(stream.shape[:2], dtype=torch.bool) if present is None else present
+            for stream, present in given
+        ],
+        dim=1,
+    )
+
+
+def fuse_map(hidden_states: torch.Tensor, grid: tuple[int, int], present: list[torch.Tensor | None]) -> torch.Tensor:
+    """Map of the tokens at each place of the grid: their mean over the sensors that are present there.
+
+    Args:
+        hidden_states: `(batch_size, 1 + sensors * rows * columns, dim)`, the class token first.
+        grid: (rows, columns) of patches.
+        present: of each sensor, `(batch_size, rows * columns)` bool, or None where it is present everywhere.
+
+    Returns:
+        `(batch_size, rows, columns, dim)`; zero where no sensor is present.
+    """
+    tokens = hidden_states[:, 1:].unflatten(1, (len(present), grid[0] * grid[1]))
+    if all(mask is None for mask in present):
+        fused = tokens.mean(dim=1)
+    else:
+        everywhere = tokens.new_ones((tokens.shape[0], tokens.shape[2]), dtype=torch.bool)
+        masks = torch.stack([everywhere if mask is None else mask for mask in present], dim=1)[..., None]
+        fused = torch.where(masks, tokens, 0.0).sum(dim=1) / masks.sum(dim=1).clamp(min=1)
+    return fused.to(tokens.dtype).unflatten(1, grid)
