@@ -185,7 +185,7 @@ IGNORED = {
     "quantities of a scene": (SCENES, {"num_labels": 2, "problem_type": "regression"}, torch.ones(4, 2), NAN),
     "map of classes": (MAPS, {"num_labels": 3}, torch.ones(4, 16, 16, dtype=torch.long), 255),
     "map of classes, weighted": (
-        MAPS, {"num_labels": 2, "class_weights": [1, 2], "focal_gamma": 2}, torch.ones(4, 16, 16, dtype=torch.long), 255
+        MAPS, {"num_labels": 2, "class_weights": [1, 2], "focal_gamma": 2}, torch.ones(4, 16, 16).long(), 255
     ),
     "map of a quantity": (MAPS, {"num_labels": 1}, torch.ones(4, 16, 16), NAN),
 }  # fmt: skip
