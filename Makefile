@@ -8,7 +8,7 @@ CONFIG ?= training/configs/smoke.yaml
 ARGS ?=
 ACCELERATE ?= training/accelerate/$(if $(shell command -v nvidia-smi),gpu-bf16,cpu).yaml
 
-.PHONY: help install pretrain test notebooks browser docs chaos conformance lint types wheel smoke-wheel check clean
+.PHONY: help install pretrain test test-oldest test-newest notebooks browser docs chaos conformance lint types wheel smoke-wheel check clean
 
 help:
 	@echo "make install                  set up .venv with everything; then: source .venv/bin/activate"
@@ -16,6 +16,7 @@ help:
 	@echo "make pretrain DATA=<folder>   pretrain on your shards, or on a BigEarthNet v1 or reBEN archive"
 	@echo "              CONFIG=<yaml> OUT=<folder> ARGS='--num_train_epochs 3'   change the run"
 	@echo "make test                     unit tests"
+	@echo "make test-oldest test-newest  the tests on the oldest and on today's newest releases that are allowed"
 	@echo "make notebooks                run the three notebooks"
 	@echo "make browser                  drive the demo page in a real browser (needs chromium)"
 	@echo "make docs                     build the documentation into site/, links checked"
@@ -47,6 +48,28 @@ pretrain: install
 
 test: install
 	$(BIN)/python -m pytest -n auto --ignore tests/conformance -m "not notebooks and not browser" $(ARGS)
+
+# The ends of the range of versions. Nothing of transformers' own tests is taken along: they belong to one release.
+$(VENV)-oldest/.installed: pyproject.toml constraints-oldest.txt
+	$(PYTHON) -m venv $(VENV)-oldest
+	$(VENV)-oldest/bin/python -m pip install --quiet --disable-pip-version-check -c constraints-oldest.txt \
+		-e ".[data,test,train]"
+	@touch $@
+
+NEWEST_PYTHON := $(shell command -v python3.13 || echo $(PYTHON))
+$(VENV)-newest/.installed: pyproject.toml
+	$(NEWEST_PYTHON) -m venv $(VENV)-newest
+	$(VENV)-newest/bin/python -m pip install --quiet --disable-pip-version-check $$(grep ^torch== constraints.txt) \
+		-e ".[data,test,train]"
+	@touch $@
+
+ENDS_OF_RANGE := tests/modeling tests/shards tests/data tests/preparation tests/hub tests/training tests/evaluation \
+	tests/test_imports.py tests/test_goldens.py tests/test_shipped_checkpoint.py
+
+test-oldest test-newest: test-%: $(VENV)-%/.installed
+	$(VENV)-$*/bin/python -m pytest -n auto $(ENDS_OF_RANGE) $(ARGS)
+	$(VENV)-$*/bin/accelerate launch --config_file $(ACCELERATE) training/run_pretrain.py $(CONFIG) \
+		--output_dir outputs/pretrain-$* --max_steps 20 --eval_steps 10
 
 notebooks: install
 	$(BIN)/python -m pytest -m notebooks tests/test_notebooks.py $(ARGS)

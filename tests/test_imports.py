@@ -1,6 +1,8 @@
 """What importing the package does: little, in any order, on every platform."""
 
+import dataclasses
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +11,21 @@ import numpy as np
 import pytest
 
 from fusmae_hf.shards.decoding import OpenFiles
+from fusmae_hf.training import short_help
+from fusmae_hf.training.arguments import (
+    CheckpointArguments,
+    DataArguments,
+    ModelArguments,
+    PairArguments,
+    PretrainingArguments,
+    SourceArguments,
+)
+from fusmae_hf.training.finetuning.arguments import (
+    FineTuningArguments,
+    FineTuningModelArguments,
+    ProbeArguments,
+    TaskArguments,
+)
 
 HEAVY = ("torch", "transformers", "datasets", "pyarrow")
 
@@ -39,6 +56,38 @@ def test_help_loads_no_heavy_library(arguments):
     printed = run(f"{code}print('loaded', [name for name in {HEAVY} if name in sys.modules])", *arguments)
     assert "usage: fusmae" in printed
     assert printed.endswith("loaded []\n")
+
+
+PROGRAMS = {
+    "run_pretrain": (short_help.PRETRAIN, (DataArguments, ModelArguments, PretrainingArguments)),
+    "run_finetune": (
+        short_help.FINETUNE,
+        (PairArguments, FineTuningModelArguments, TaskArguments, FineTuningArguments),
+    ),
+    "run_probe": (short_help.PROBE, (SourceArguments, CheckpointArguments, ProbeArguments)),
+}
+
+
+@pytest.mark.parametrize("program", PROGRAMS)
+def test_help_of_a_program_loads_no_heavy_library(program):
+    code = f"""
+import atexit, runpy, sys
+atexit.register(lambda: print("loaded", [name for name in {HEAVY} if name in sys.modules]))
+sys.argv = ["{program}.py", "--help"]
+runpy.run_module("fusmae_hf.training.{program}", run_name="__main__")
+"""
+    printed = run(code)
+    assert printed.startswith(f"usage: {program}.py ")
+    assert printed.endswith("loaded []\n")
+
+
+@pytest.mark.parametrize("program", PROGRAMS)
+def test_a_short_help_names_arguments_that_are_there(program):
+    listed, classes = PROGRAMS[program]
+    known = {field.name for arguments in classes for field in dataclasses.fields(arguments)}
+    named = {name for line in (*listed, *listed.values()) for name in re.findall(r"--(\w+)", line)}
+    assert len(named) >= 12
+    assert named <= known
 
 
 def test_importing_the_package_loads_no_library():

@@ -247,6 +247,7 @@ def parse_arguments(classes: Sequence[Any], arguments: Sequence[str] | None = No
         SystemExit: a name is unknown or a value does not fit, with a message.
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
+    arguments = ["--help" if argument == "--help-all" else argument for argument in arguments]
     parser = HfArgumentParser(classes, description=description)
     parser.usage = "%(prog)s [config.yaml] [--name value ...]"
     if arguments and arguments[0].endswith((".yaml", ".yml")):
@@ -255,7 +256,7 @@ def parse_arguments(classes: Sequence[Any], arguments: Sequence[str] | None = No
     unknown = [argument for argument in parser.parse_known_args(arguments)[1] if argument.startswith("-")]
     for argument in unknown:
         name = argument.lstrip("-").split("=")[0]
-        parser.error(f"there is no argument --{name}.{_did_you_mean(name, known)} See --help.")
+        parser.error(f"there is no argument --{name}.{_did_you_mean(name, known)} See --help-all.")
     return parser.parse_args_into_dataclasses(arguments)
 
 

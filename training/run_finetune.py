@@ -8,6 +8,12 @@ Ends with a checkpoint (weights, configuration, processor, remote code, model ca
 `summary.json` and `summary.md`.
 """
 
+from fusmae_hf.training.short_help import FINETUNE, answer_help
+
+if __name__ == "__main__":
+    answer_help(__doc__, FINETUNE)  # before the imports, which take seconds
+
+
 import copy
 import dataclasses
 import gc

@@ -200,8 +200,8 @@ def test_shipped_configurations_parse(name, pytestconfig):
 @pytest.mark.slow
 def test_the_script_and_the_module_are_the_same_program(pytestconfig, tmp_path):
     commands = [
-        [str(pytestconfig.rootpath / "training" / "run_pretrain.py"), "--help"],
-        ["-m", "fusmae_hf.training.run_pretrain", "--help"],
+        [str(pytestconfig.rootpath / "training" / "run_pretrain.py"), "--help-all"],
+        ["-m", "fusmae_hf.training.run_pretrain", "--help-all"],
     ]
     helps = [
         subprocess.run([sys.executable, *command], cwd=tmp_path, capture_output=True, text=True, check=True).stdout
