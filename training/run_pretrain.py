@@ -59,7 +59,7 @@ from fusmae_hf.training.loop.records import (
 from fusmae_hf.training.loop.resuming import checkpoint_to_resume
 from fusmae_hf.training.loop.signals import ends_by_signal
 from fusmae_hf.training.loop.trainer import PairTrainer
-from fusmae_hf.training.sources import augmentation_of, open_datasets
+from fusmae_hf.training.sources import augmentation_of, open_datasets, pixel_size_of, take_pixel_size
 
 SENSORS = {"optical": "", "sar": "_sar"}
 """Suffix of the model's inputs and outputs by sensor."""
@@ -215,8 +215,11 @@ def build_model(arguments: ModelArguments, info: PairsInfo, image_size: tuple[in
         if arguments.config_fields:
             raise ValueError("`config` describes a fresh model; with `model` the checkpoint's configuration holds.")
         with looked_up(arguments.model):
-            return FusMAEForPreTraining.from_pretrained(arguments.model, **attention)
+            model = FusMAEForPreTraining.from_pretrained(arguments.model, **attention)
+        take_pixel_size(model, info)
+        return model
     fields = {"optical_bands": info.optical_bands, "sar_bands": info.sar_bands, "image_size": image_size}
+    fields |= pixel_size_of(info)
     config = FusMAEConfig.from_preset(arguments.preset, **{**fields, **arguments.config_fields})
     return FusMAEForPreTraining._from_config(config, **attention)
 

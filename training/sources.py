@@ -2,12 +2,15 @@
 
 import copy
 import hashlib
+import warnings
 from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any, cast
 
+from transformers import PreTrainedModel
+
 from fusmae_hf.data.augmentation import PairAugmentation
-from fusmae_hf.data.pairs import PairReader
+from fusmae_hf.data.pairs import PairReader, PairsInfo
 from fusmae_hf.preparation.prepare import prepare
 from fusmae_hf.readers.bigearthnet import BigEarthNet, example_pairs_root
 from fusmae_hf.readers.reben import ReBEN
@@ -137,6 +140,29 @@ def check_same_sensors(datasets: Sequence[PairDataset]) -> None:
                     f"{datasets[0].root} and {dataset.root} differ in {name}: {getattr(first, name)} and "
                     f"{getattr(dataset.info, name)}. Prepare them alike, or train on one of them."
                 )
+
+
+SAME_PIXEL_SIZE = 1.1
+"""Ratio up to which pixels are of one size: grids in degrees and in metres differ a little."""
+
+
+def pixel_size_of(info: PairsInfo) -> dict[str, float]:
+    """The field `gsd` of the configuration of a fresh model; none where the data does not say its size of pixels."""
+    return {} if info.pixel_size is None else {"gsd": info.pixel_size}
+
+
+def take_pixel_size(model: PreTrainedModel, info: PairsInfo) -> None:
+    """Tell if a checkpoint was trained on pixels of another size, and note the new one in its configuration."""
+    before, now = model.config.gsd, info.pixel_size
+    if now is None or 1 / SAME_PIXEL_SIZE < now / before < SAME_PIXEL_SIZE:
+        return
+    warnings.warn(
+        f"The checkpoint was trained on pixels of {before:g} m, those of {info.name} are of {now:g} m: what it learnt "
+        f"of sizes and textures may not hold. Resample the data to {before:g} m if you can (`fusmae prepare geotiffs "
+        f"--resolution`). The configuration of the new model says gsd {now:g}.",
+        stacklevel=2,
+    )
+    model.config.gsd = now
 
 
 def content_of(pairs: PairDataset) -> str:

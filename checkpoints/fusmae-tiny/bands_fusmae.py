@@ -3,6 +3,7 @@
 import contextlib
 import copy
 import os
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -68,6 +69,13 @@ class BandSelectionMixin(_Model):
         return loaded
 
     @torch.no_grad()
+    def save_pretrained(self, save_directory: str | os.PathLike[str], *args: Any, **kwargs: Any) -> None:
+        """Save as transformers does; weights, which safetensors keeps private, get the permissions of the rest."""
+        super().save_pretrained(save_directory, *args, **kwargs)
+        config = Path(save_directory, "config.json")
+        for weights in Path(save_directory).glob("*.safetensors") if config.is_file() else ():
+            weights.chmod(config.stat().st_mode & 0o777)
+
     def select_bands(
         self,
         optical_bands: list[str] | None = None,

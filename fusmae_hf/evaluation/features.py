@@ -22,7 +22,7 @@ import fusmae_hf
 from fusmae_hf.data.collation import PairCollator
 from fusmae_hf.data.inputs import PairInputs
 from fusmae_hf.evaluation.label_fractions import split_content_hash
-from fusmae_hf.files.atomic import incomplete_path
+from fusmae_hf.files.atomic import follow_umask, incomplete_path
 from fusmae_hf.files.finished import read_record, settings_hash, write_record
 from fusmae_hf.modeling.image_processing_fusmae import FusMAEImageProcessor
 from fusmae_hf.shards.dataset import PairDataset
@@ -262,6 +262,7 @@ def _write_cache(record: Path, key: dict[str, Any], values: np.ndarray, rows: np
     incomplete = incomplete_path(tensors)
     try:
         save_file({"features": values, "rows": rows}, incomplete)
+        follow_umask(incomplete)
         os.replace(incomplete, tensors)
     finally:
         incomplete.unlink(missing_ok=True)

@@ -2,6 +2,7 @@
 
 import os
 import secrets
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -46,6 +47,15 @@ def sweep_incomplete(paths: list[Path]) -> None:
         for file in folder.glob(".*.incomplete"):
             if file.name.removeprefix(".").rsplit(".", 2)[0] in names:
                 file.unlink(missing_ok=True)
+
+
+def follow_umask(path: Path) -> None:
+    """Give a file the permissions of any new one: safetensors leaves what it writes to its owner alone."""
+    new = incomplete_path(path)
+    with new.open("xb"):
+        pass
+    path.chmod(stat.S_IMODE(new.stat().st_mode))
+    new.unlink()
 
 
 @contextmanager

@@ -130,6 +130,7 @@ class BigEarthNet(NativePairs):
             statistics="bigearthnet",
             class_names=CLASSES_19,
             extra_columns={"sar_patch": "string", "clc_labels": "string"},
+            pixel_size=10.0,
         )
         lists = official_lists_folder() if splits == "official" else Path(splits) if splits is not None else None
         split_of, listed_partner = _read_splits(lists) if lists else ({}, {})

@@ -94,6 +94,7 @@ class BioMassters(ListedPairs):
             optical_bands=OPTICAL_BANDS,
             map_units="t/ha",
             extra_columns={"chip": "string", "month": "int64", "orbit": "string", "cloud_share": "double"},
+            pixel_size=10.0,
         )
         listed = _listed_files(self.root)
         pairs: list[tuple[str, str | None, Path, Path | None]] = []

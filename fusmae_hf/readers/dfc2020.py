@@ -69,6 +69,7 @@ class DFC2020(ListedPairs):
             optical_bands=OPTICAL_BANDS_L1C,
             map_class_names=SIMPLIFIED_CLASSES,
             map_no_data=NO_CLASS,
+            pixel_size=10.0,
         )
         self._splits: list[str] = []
         self._with_map: set[str] = set()

@@ -68,6 +68,7 @@ class ReBEN(NativePairs):
             statistics="reben",
             class_names=CLASSES_19,
             extra_columns={"sar_patch": "string", "country": "string"},
+            pixel_size=10.0,
         )
         optical, sar = _patches_on_disk(optical_root), _patches_on_disk(sar_root)
         self._maps = _patches_on_disk(self.root / MAP_FOLDER) if (self.root / MAP_FOLDER).is_dir() else {}

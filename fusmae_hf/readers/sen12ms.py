@@ -143,6 +143,7 @@ class SEN12MS(ListedPairs):
             map_class_names=SIMPLIFIED_CLASSES if self._simplify_map else IGBP_CLASSES,
             map_no_data=NO_CLASS,
             extra_columns={"season": "string", "scene": "int64"},
+            pixel_size=10.0,
         )
         found = _patches_on_disk(self.root)
         self._has_maps = bool(found["lc"])

@@ -62,6 +62,7 @@ class Sen1Floods11(ListedPairs):
             map_class_names=("Not Water", "Water"),
             map_no_data=NO_DATA,
             extra_columns={"event": "string"},
+            pixel_size=10.0,
         )
         version = next((folder for folder in (self.root, self.root / "v1.1") if (folder / "data").is_dir()), self.root)
         chips, lists = require_folders(version, [CHIPS_FOLDER, LISTS_FOLDER], "Sen1Floods11")

@@ -110,6 +110,7 @@ class SSL4EOS12(ListedPairs):
             optical_factors=() if self._is_resampled() else tuple(OPTICAL_RESOLUTION[band] // 10 for band in bands),
             statistics="ssl4eo-s12-v1.0",
             extra_columns=EXTRA_COLUMNS,
+            pixel_size=10.0,
         )
         self.summary = (
             f"Found {len(self.ids):,} pairs of scenes within {max_days_apart:g} days in "

@@ -106,6 +106,7 @@ class SSL4EOS12Zarr(ListedPairs):
             optical_offset=optical_offset,
             statistics="ssl4eo-s12-v1.1",
             extra_columns=EXTRA_COLUMNS,
+            pixel_size=10.0,
         )
         self._held: dict[str, _SeasonalFile] = {}
         self._files = self._list_files()

@@ -88,6 +88,7 @@ class TerraMesh(ListedPairs):
             map_class_names=LAND_COVER,
             map_no_data=NO_DATA,
             extra_columns={"optical_minimum": "int64"},
+            pixel_size=10.0,
         )
         folders = [folder for folder in (self._sar_folder, self._optical_folder, self._map_folder) if folder]
         found = {folder.name: _samples_on_disk(folder) for folder in folders}

@@ -119,6 +119,7 @@ class SimulatedPairs:
                 "sar_shift_south": "double",
                 "sar_shift_east": "double",
             },
+            pixel_size=10.0,
             simulated=True,
         )
 

@@ -13,6 +13,7 @@ from fusmae_hf.hub.checkpoint_loading import looked_up
 from fusmae_hf.training.arguments import CheckpointArguments, SourceArguments
 from fusmae_hf.training.finetuning.arguments import FineTuningModelArguments
 from fusmae_hf.training.loop.records import fresh_processor
+from fusmae_hf.training.sources import pixel_size_of, take_pixel_size
 
 HEAD_FIELDS = {"segmentation_hidden_size", "segmentation_indices", "classifier_norm"}
 """Fields of the configuration that a pretraining checkpoint has no weights for."""
@@ -74,6 +75,7 @@ def _fresh_or_loaded(
     attention: Any = {"attn_implementation": arguments.attn_implementation} if arguments.attn_implementation else {}
     if arguments.model is None:
         sizes = {"optical_bands": info.optical_bands, "sar_bands": info.sar_bands, "image_size": image_size}
+        sizes |= pixel_size_of(info)
         config = FusMAEConfig.from_preset(arguments.preset, **{**sizes, **fields, **arguments.config_fields})
         return model_class._from_config(config, **attention), fresh_processor(data, info, config)
     if foreign := sorted(set(arguments.config_fields) - HEAD_FIELDS):
@@ -93,6 +95,7 @@ def _fresh_or_loaded(
             print(f"{info.name} lacks some {name} of the checkpoint: the model takes {shared} alone.")
             fewer[name] = shared
     model = model_class.from_pretrained(arguments.model, **fields, **fewer, **attention)
+    take_pixel_size(model, info)
     return model, FusMAEImageProcessor.from_pretrained(arguments.model, **fewer)
 
 

@@ -24,7 +24,7 @@ from safetensors import SafetensorError, safe_open
 from torch.distributed.checkpoint import CheckpointException
 from transformers.trainer_pt_utils import safe_globals
 
-from fusmae_hf.files.atomic import flush_to_disk
+from fusmae_hf.files.atomic import flush_to_disk, follow_umask
 from fusmae_hf.hub.checkpoint_loading import (
     FORMAT_VERSION,
     MANIFEST,
@@ -76,6 +76,12 @@ def begin(checkpoint: Path) -> Path:
     aside.mkdir(parents=True)
     (aside / _MARKER).touch()
     return aside
+
+
+def share_weights(folder: Path) -> None:
+    """Give weights and adapters in a folder the permissions of any new file."""
+    for weights in folder.glob("*.safetensors"):
+        follow_umask(weights)
 
 
 def seal(folder: Path, facts: Mapping[str, Any]) -> None:

@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 from torch import nn
 from transformers import Trainer, TrainerCallback
 
+from fusmae_hf.files.atomic import follow_umask
 from fusmae_hf.training.arguments import RunArguments
 from fusmae_hf.training.loop.processes import maximum_everywhere
 
@@ -222,6 +223,7 @@ def keep_batch(folder: Path, name: str, batch: Mapping[str, Any], record: Mappin
     try:
         folder.mkdir(parents=True, exist_ok=True)
         save_file(tensors, path)
+        follow_umask(path)
         text = json.dumps({**record, "batch": values}, indent=2, default=str)
         (folder / f"{name}.json").write_text(text + "\n")
     except Exception as error:  # the message about the step must not be lost to a full disk
