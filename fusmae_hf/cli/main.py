@@ -6,7 +6,7 @@ import textwrap
 import warnings
 from collections.abc import Sequence
 from importlib.metadata import entry_points
-from typing import Any
+from typing import Any, NoReturn
 
 from tqdm import tqdm
 
@@ -21,6 +21,7 @@ from fusmae_hf.cli.show import add_show
 from fusmae_hf.cli.stats import add_stats
 from fusmae_hf.cli.verify import add_verify
 from fusmae_hf.errors import USER_ERRORS
+from fusmae_hf.files.retries import is_passing
 
 ENTRY_POINTS = "fusmae_hf.commands"
 """Group of entry points, each a function that adds a command: `add(commands, parents)` as those below."""
@@ -36,7 +37,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         Exit code: 0, 1 where `verify` found errors, a step of `protocol` failed or `doctor` found something required
         broken, 2 after a user's mistake, 130 after an interrupt.
     """
-    arguments = _parse(list(sys.argv[1:] if argv is None else argv))
+    try:
+        arguments = _parse(list(sys.argv[1:] if argv is None else argv))
+    except KeyboardInterrupt:
+        _say("Interrupted.")
+        return 130
     with warnings.catch_warnings():
         warnings.showwarning = _show_warning
         try:
@@ -51,6 +56,19 @@ def main(argv: Sequence[str] | None = None) -> int:
                 raise
             _say(f"Error: {_message(error)}")
             return 2
+        except Exception as error:
+            if arguments.debug or not is_passing(error):
+                raise
+            _say(f"Error: {type(error).__name__}: {error}. Is there a network, and is the server up?")
+            return 2
+
+
+class Parser(argparse.ArgumentParser):
+    """Says what is wrong with arguments in a line or two: all options are in `--help`."""
+
+    def error(self, message: str) -> NoReturn:
+        """Exit with code 2."""
+        self.exit(2, f"{self.prog}: error: {message}\nSee `{self.prog} --help`.\n")
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -58,7 +76,7 @@ def build_parser() -> argparse.ArgumentParser:
 
     Commands of the training programs are found by their entry point: this package does not import them.
     """
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="fusmae",
         description="Prepare, check, measure and share pairs of Sentinel-1 and Sentinel-2 patches for Fus-MAE, and "
         "measure its checkpoints.",

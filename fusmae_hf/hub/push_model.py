@@ -3,13 +3,17 @@
 import json
 import os
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
 
-from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, ModelCard
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, ModelCard, constants
+from huggingface_hub.errors import OfflineModeIsEnabled
 from huggingface_hub.utils import validate_repo_id
 
+from fusmae_hf.files.retries import is_passing
 from fusmae_hf.hub.cards import plain_card
 from fusmae_hf.shards.format import FILE_NAME
 
@@ -45,11 +49,37 @@ class ModelPushReport:
         return f"Pushed a model of {len(self.files)} files to {self.url}, commit {self.commit}."
 
 
+@contextmanager
+def reaching_the_hub() -> Iterator[None]:
+    """Say in a sentence what happens without network, token or permission; also a decorator.
+
+    Raises:
+        PermissionError: the Hub wants a token, or another one.
+        ConnectionError: it cannot be reached.
+    """
+    try:
+        yield
+    except Exception as error:
+        first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
+        if getattr(getattr(error, "response", None), "status_code", None) in (401, 403):
+            raise PermissionError(
+                f"The Hub refuses: {first_line} Log in with `hf auth login`, or set HF_TOKEN to a token that may "
+                "write there."
+            ) from error
+        if is_passing(error) and not isinstance(error, OfflineModeIsEnabled):
+            raise ConnectionError(
+                f"The Hub at {constants.ENDPOINT} cannot be reached: {first_line}. Check the network and HF_ENDPOINT; "
+                "the same command goes on later."
+            ) from error
+        raise
+
+
 def is_model(folder: str | os.PathLike[str]) -> bool:
     """Whether a folder is that of a checkpoint or a run, not of shards."""
     return (Path(folder) / "config.json").is_file()
 
 
+@reaching_the_hub()
 def push_model(
     folder: str | os.PathLike[str],
     repo_id: str,

@@ -9,7 +9,7 @@ from typing import Any
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, DatasetCard, DatasetCardData, HfApi
 
 from fusmae_hf.hub.cards import card_text, render
-from fusmae_hf.hub.push_model import pushable, repository
+from fusmae_hf.hub.push_model import pushable, reaching_the_hub, repository
 from fusmae_hf.preparation.statistics import DatasetStatistics, dataset_title, scale_in_words
 from fusmae_hf.preparation.verification import verify_shards
 from fusmae_hf.shards.dataset_info import LEFT_OUT_NAME, DatasetInfo, read_dataset_info
@@ -65,6 +65,7 @@ class PushReport:
         )
 
 
+@reaching_the_hub()
 def push_shards(
     folder: str | os.PathLike[str],
     repo_id: str,
