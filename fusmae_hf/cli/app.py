@@ -1,6 +1,7 @@
 """The command `fusmae app`: the demo page."""
 
 import argparse
+import socket
 from typing import Any
 
 from fusmae_hf.cli.command import add_command
@@ -34,5 +35,11 @@ def _app(arguments: argparse.Namespace) -> int:
 
     if arguments.split and not arguments.shards:
         raise ValueError("--split is for the shards of --shards: simulated pairs have none.")
+    if arguments.port is not None and not 1 <= arguments.port <= 65535:
+        raise ValueError(f"--port is {arguments.port}, but ports are 1 to 65535.")
+    try:
+        socket.getaddrinfo(arguments.host, arguments.port)
+    except OSError as error:
+        raise ValueError(f"--host is {arguments.host!r}, which is no address of this machine ({error}).") from error
     serve_app(arguments.checkpoint, arguments.shards, arguments.split or "test", arguments.host, arguments.port)
     return 0

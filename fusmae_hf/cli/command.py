@@ -1,6 +1,7 @@
 """How a command is added to `fusmae`."""
 
 import argparse
+from pathlib import Path
 from typing import Any
 
 
@@ -26,3 +27,15 @@ def add_command(
         formatter_class=argparse.RawDescriptionHelpFormatter,
         parents=parents,
     )
+
+
+def require_writable(picture: Path) -> None:
+    """Refuse a file to be written whose folder is not there, or that is a folder.
+
+    Raises:
+        FileNotFoundError, IsADirectoryError: names it.
+    """
+    if not picture.parent.is_dir():
+        raise FileNotFoundError(f"There is no folder {picture.parent} to write {picture.name} to.")
+    if picture.is_dir():
+        raise IsADirectoryError(f"{picture} is a folder: name a file in it, such as {picture / 'picture.png'}.")

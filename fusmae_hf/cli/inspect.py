@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from fusmae_hf.cli.command import add_command
+from fusmae_hf.cli.command import add_command, require_writable
 
 
 def add_inspect(commands: Any, parents: list[argparse.ArgumentParser]) -> None:
@@ -33,6 +33,8 @@ def add_inspect(commands: Any, parents: list[argparse.ArgumentParser]) -> None:
 def _inspect(arguments: argparse.Namespace) -> int:
     from fusmae_hf.preparation.inspection import band_histograms, contact_sheet, inspect_shards
 
+    for file in filter(None, (arguments.picture, arguments.histograms)):
+        require_writable(file)
     found = inspect_shards(
         arguments.shards, max_pairs=arguments.max_pairs, num_pictured=arguments.pairs, progress=True
     )

@@ -5,7 +5,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fusmae_hf.cli.command import add_command
+from fusmae_hf.cli.command import add_command, require_writable
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 KINDS = {
     "rgb": "optical bands in true colour",
-    "false-colour": "near infrared as red, or the three bands of --bands",
+    "false-colour": "near infrared as red, or the three bands of --bands, or what bands there are",
     "sar": "backscatter of each band in dB, and VV over VH",
     "reconstruction": "input, masked input, reconstruction and error of both sensors",
     "attention": "where a patch of each sensor looks in the other one (--patch)",
@@ -45,7 +45,11 @@ def add_show(commands: Any, parents: list[argparse.ArgumentParser]) -> None:
         metavar="SOURCE",
         help="shards (a folder, a URL or <user>/<name> on the Hub), the word simulated, or the folder of a run",
     )
-    command.add_argument("--what", choices=KINDS, help="kind of picture (default rgb; of a run folder loss)")
+    command.add_argument(
+        "--what",
+        choices=KINDS,
+        help="kind of picture (default rgb, false-colour where red, green or blue is missing; of a run folder loss)",
+    )
     command.add_argument("--checkpoint", metavar="CHECKPOINT", help="the model: a folder or a Hub id")
     command.add_argument(
         "--data", metavar="SHARDS", help="for a run folder: shards to draw a pair of, or simulated (the default)"
@@ -74,19 +78,19 @@ def _patch(text: str) -> tuple[int, int]:
 
 
 def _show(arguments: argparse.Namespace) -> int:
+    from fusmae_hf.plots.pairs import TRUE_COLOUR
     from fusmae_hf.plots.scores import plot_losses
 
     folder = Path(arguments.source)
     is_run = (folder / "config.json").is_file() or any(folder.glob("checkpoint-*/"))
-    what = arguments.what or ("loss" if is_run else "rgb")
+    what = arguments.what or ("loss" if is_run else "false-colour" if arguments.bands else "")
     for option, kind in (("bands", "false-colour"), ("patch", "attention")):
         if getattr(arguments, option) and what != kind:
-            raise ValueError(f"--{option} is for --what {kind}, but --what is {what}.")
+            raise ValueError(f"--{option} is for --what {kind}, but --what is {what or 'rgb'}.")
     if arguments.data and not is_run:
         raise ValueError(f"--data goes with the folder of a run; {arguments.source} is where pairs are read already.")
-    output = arguments.output or Path(f"{what}.png")
-    if not output.parent.is_dir():
-        raise FileNotFoundError(f"There is no folder {output.parent} to write {output.name} to.")
+    if arguments.output:
+        require_writable(arguments.output)
     if what == "loss":
         figure = plot_losses(read_log_history(folder), f"Reconstruction losses of {folder}")
         shown = f"losses of {arguments.source}"
@@ -96,8 +100,10 @@ def _show(arguments: argparse.Namespace) -> int:
         if what in ("reconstruction", "attention", "embedding") and not checkpoint:
             raise ValueError(f"--what {what} needs a model: name one with --checkpoint, such as outputs/pretrain.")
         pair, info = _read_pair(data, arguments.split, arguments.index)
+        what = what or ("rgb" if {*TRUE_COLOUR} <= {*info.optical_bands} else "false-colour")
         figure = _draw(what, pair, info, checkpoint, arguments)
         shown = f"{what} of {pair.id}, pair {arguments.index} of {data}"
+    output = arguments.output or Path(f"{what}.png")
     figure.savefig(output, dpi=110)
     print(f"{output}: {shown}")
     return 0
@@ -114,7 +120,8 @@ def _draw(
     from fusmae_hf.plots import pairs as of_pairs
 
     if what in ("rgb", "false-colour"):
-        channels = of_pairs.TRUE_COLOUR if what == "rgb" else arguments.bands or of_pairs.FALSE_COLOUR
+        there = of_pairs.channels_shown(info.optical_bands, of_pairs.FALSE_COLOUR)
+        channels = of_pairs.TRUE_COLOUR if what == "rgb" else arguments.bands or there
         return of_pairs.plot_composite(pair, info, channels)
     if what == "sar":
         return of_pairs.plot_backscatter(pair, info)

@@ -14,6 +14,7 @@ from fusmae_hf.data.pairs import Pair, PairsInfo
 from fusmae_hf.plots.pairs import (
     FALSE_COLOUR,
     TRUE_COLOUR,
+    UNIT_NAMES,
     composite,
     composite_title,
     draw_sar,
@@ -284,7 +285,8 @@ def plot_errors(
         largest = max(np.percentile(np.abs(error[hidden]), 98), 1e-6) if hidden.any() else 1.0
         low, colours = (-largest, "RdBu_r") if len(indices) == 1 else (0.0, "magma")
         drawn = row[3].imshow(np.where(hidden, error, np.nan), cmap=colours, vmin=low, vmax=largest)
-        units = "digital numbers" if sensor == "optical" else "dB"
+        raw = getattr(processor, f"{sensor}_units") == "raw"
+        units = UNIT_NAMES["raw" if raw else "dn" if sensor == "optical" else "db"]
         figure.colorbar(drawn, ax=row[3], shrink=0.85, label=units)
         row[3].set_facecolor(str(HIDDEN_GREY))
         row[3].set(xticks=[], yticks=[])

@@ -18,6 +18,9 @@ TRUE_COLOUR = ("B04", "B03", "B02")
 FALSE_COLOUR = ("B08", "B04", "B03")
 """Near infrared as red: vegetation is bright red, water black."""
 
+UNIT_NAMES = {"db": "dB", "linear": "linear power", "dn": "digital numbers", "reflectance": "reflectance", "raw": ""}
+"""Units as they are written beside a scale; raw values have none."""
+
 CLASS_COLOURS = {
     "Evergreen Needleleaf Forests": "#05450a", "Evergreen Broadleaf Forests": "#086a10",
     "Deciduous Needleleaf Forests": "#54a708", "Deciduous Broadleaf Forests": "#78d203",
@@ -132,7 +135,7 @@ def draw_sar(axes: "Axes", backscatter: np.ndarray, band: str, units: str) -> No
     finite = backscatter[np.isfinite(backscatter)]
     low, high = np.percentile(finite, (2, 98)) if finite.size else (0, 1)
     image = axes.imshow(backscatter, cmap="gray", vmin=low, vmax=high)
-    axes.figure.colorbar(image, ax=axes, shrink=0.8, label="dB" if units == "db" else units)
+    axes.figure.colorbar(image, ax=axes, shrink=0.8, label=UNIT_NAMES[units])
     axes.set_title(band, fontsize=9)
 
 
@@ -197,7 +200,8 @@ def plot_composite(pair: Pair, info: PairsInfo, channels: Sequence[str] = TRUE_C
     axis = figure.subplots()
     axis.imshow(composite(pair.optical, info.optical_bands, channels))
     axis.set_axis_off()
-    axis.set_title(f"{composite_title(info.optical_bands, channels)}\n({', '.join(channels)})", fontsize=9)
+    named = ", ".join(channels) + (f"; {units}" if (units := UNIT_NAMES[info.optical_units]) else "")
+    axis.set_title(f"{composite_title(info.optical_bands, channels)}\n({named})", fontsize=9)
     figure.suptitle(pair_title(pair, info), fontsize=9)
     return figure
 

@@ -108,26 +108,23 @@ class Inspection:
         yield scale_in_words(self.dataset.info)
         info = self.dataset.info
         published = [published_figures(info, band.sensor, band.band) for band in self.bands]
-        header = f"{'published mean':>18}{'std':>10}" if any(published) else ""
-        yield f"{'band':<8}{'mean':>10}{'std':>10}{'min':>10}{'median':>10}{'max':>10}{'no data':>10}{header}"
+        rows = [["band", "mean", "std", "min", "median", "max", "no data", "published mean", "std"]]
         for band, figures in zip(self.bands, published, strict=True):
             shown = (band.mean, band.std, band.minimum, band.percentiles[50], band.maximum)
-            yield (
-                f"{band.band:<8}{''.join(f'{value:>10.2f}' for value in shown)}{format_share(band.no_data):>10}"
-                + (f"{figures[0]:>18.2f}{figures[1]:>10.2f}" if figures else "")
-            )
+            rows.append([band.band, *map(_figure, shown), format_share(band.no_data), *map(_figure, figures or ())])
+        yield from _aligned(rows if any(published) else [row[:7] for row in rows])
 
     def _classes(self) -> Iterator[str]:
         total = sum(self.labels.values(), Counter[str]())
         pairs = _num_pairs(self.dataset) if self.labels_complete else self.num_pairs
         splits = list(self.dataset.splits)
         shown = {name: textwrap.shorten(name, 48, placeholder=" ...") for name, _ in total.most_common(MOST_CLASSES)}
-        width = max(map(len, [*shown.values(), "class"]))
         yield f"Classes over {pairs:,} pairs (a pair may have several)"
-        yield f"{'class':<{width}}{''.join(f'{split:>12}' for split in splits)}{'share':>10}"
+        rows = [["class", *splits, "share"]]
         for name, short in shown.items():
-            counts = "".join(f"{self.labels[split][name]:>12,}" for split in splits)
-            yield f"{short:<{width}}{counts}{format_share(total[name] / pairs):>10}"
+            counts = (f"{self.labels[split][name]:,}" for split in splits)
+            rows.append([short, *counts, format_share(total[name] / pairs)])
+        yield from _aligned(rows)
         if len(total) > MOST_CLASSES:
             yield f"and {len(total) - MOST_CLASSES:,} rarer ones"
         if never := [name for name in self.dataset.info.class_names if name not in total]:
@@ -335,6 +332,19 @@ def _pair(batch: dict, index: int, split: str, info: PairsInfo) -> Pair:
         optical = expand_bands(optical[None], info.optical_factors, *batch["optical_shape"][1:])[0]
     labels = batch["labels"][index] if "labels" in batch else None
     return Pair(batch["id"][index], batch["sar"][index].numpy(), optical.numpy(), labels=labels, split=split)
+
+
+def _aligned(rows: Sequence[Sequence[str]]) -> Iterator[str]:
+    """Lines of a table: the first column to the left, the others to the right, two spaces or more between them."""
+    widths = [max(len(row[column]) for row in rows if column < len(row)) for column in range(len(rows[0]))]
+    for row in rows:
+        first, *others = (cell.ljust(widths[0]) if not column else cell for column, cell in enumerate(row))
+        yield first + "".join(cell.rjust(max(width, 8) + 2) for cell, width in zip(others, widths[1:], strict=False))
+
+
+def _figure(value: float) -> str:
+    """A number with two decimals; one of more than eight digits by its power of ten."""
+    return f"{value:.2f}" if not abs(value) >= 1e8 else f"{value:.3e}"
 
 
 def _num_pairs(dataset: DatasetInfo) -> int:

@@ -1,3 +1,4 @@
+import importlib
 import importlib.util
 import os
 import re
@@ -5,6 +6,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError
 from PIL import Image
 
 from fusmae_hf.cli.main import main
@@ -12,6 +14,12 @@ from fusmae_hf.preparation.inspection import contact_sheet, inspect_shards
 from fusmae_hf.readers.archives import ARCHIVES
 from fusmae_hf.shards.dataset_info import read_dataset_info
 from tests.readers.bigearthnet_fixtures import V1_PAIRS, VV_DB, make_bigearthnet, make_reben
+
+http = importlib.import_module(HfHubHTTPError.__mro__[1].__module__.partition(".")[0])  # httpx or httpx2
+
+
+def refusal(status):
+    return http.Response(status, request=http.Request("POST", "https://huggingface.co"))
 
 
 @pytest.fixture(scope="module")
@@ -91,7 +99,15 @@ def test_limit_and_offset_reach_the_shards(reben, tmp_path):
         (["prepare", "reben", "{reben}", "{here}/out", "--limit", "0"], "limit is 0"),
         (["inspect", "{here}"], "There is no {here}/dataset_info.json."),
         (["inspect", "{shards}", "--pairs", "0"], "num_pictured=0 must be at least 1"),
-        (["inspect", "{shards}", "--picture", "{here}/no/a.png"], "{here}/no/a.png: No such file or directory."),
+        (["inspect", "{shards}", "--picture", "{here}/no/a.png"], "There is no folder {here}/no to write a.png"),
+        (["inspect", "{shards}", "--picture", "{here}"], "{here} is a folder: name a file in it"),
+        (["show", "{shards}", "--output", "{here}"], "{here} is a folder: name a file in it"),
+        (["verify", "{shards}", "--split", "no"], "There is no split 'no'"),
+        (["stats", "{shards}", "--json", "{here}"], "{here}: Is a directory."),
+        (["merge", "{here}/out", "{here}/no"], "{here}/no"),
+        (["push", "{shards}", "nobody"], "lacks the user"),
+        (["app", "--checkpoint", "{here}", "--port", "99999999"], "ports are 1 to 65535"),
+        (["app", "--checkpoint", "{here}", "--host", "999.1.1.1"], "no address of this machine"),
     ],
 )
 def test_mistakes_end_with_one_paragraph_and_exit_code_2(command, message, reben, shards, tmp_path, capsys):
@@ -102,6 +118,52 @@ def test_mistakes_end_with_one_paragraph_and_exit_code_2(command, message, reben
     assert captured.startswith("Error: ")
     assert "Traceback" not in captured
     assert message.format(**places) in re.sub(r"\s+", " ", captured)
+
+
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [
+        ([], "required: COMMAND"),
+        (["nonsense"], "invalid choice: 'nonsense'"),
+        (["prepare", "geotiffs", "in", "out", "--edges", "fold"], "invalid choice: 'fold'"),
+        (["prepare", "geotiffs", "in", "out", "--map-class-names", "@nowhere.txt"], "No such file or directory"),
+        (["prepare", "geotiffs", "in", "out", "--map-class-names", '"a, b'], "cannot be read"),
+        (["show", "simulated", "--patch", "x"], "not a row and a column"),
+    ],
+)
+def test_arguments_that_are_none_end_in_two_lines(command, message, capsys):
+    with pytest.raises(SystemExit) as caught:
+        main(command)
+    captured = capsys.readouterr().err
+    assert caught.value.code == 2
+    assert message in captured
+    assert len(captured.splitlines()) == 2
+
+
+@pytest.mark.parametrize("kind", ["model", "shards"])
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (http.ConnectError("Name or service not known"), "cannot be reached: Name or service not known"),
+        (http.ReadTimeout("timed out"), "cannot be reached: timed out"),
+        (ConnectionRefusedError(111, "Connection refused"), "cannot be reached"),
+        (HfHubHTTPError("401 Unauthorized.", response=refusal(401)), "`hf auth login`"),
+        (HfHubHTTPError("403 Forbidden.", response=refusal(403)), "a token that may write"),
+        (LocalTokenNotFoundError("Token is required, but no token found."), "no token found"),
+    ],
+)
+def test_pushing_without_network_or_token_ends_in_a_sentence(kind, error, said, shards, monkeypatch, capsys):
+    def fail(*_, **__):
+        raise error
+
+    monkeypatch.setattr("huggingface_hub.HfApi.create_repo", fail)
+    monkeypatch.setattr("huggingface_hub.RepoCard.validate", lambda *_, **__: None)
+    folder = Path(__file__).parents[2] / "checkpoints/fusmae-tiny" if kind == "model" else shards
+    assert main(["push", str(folder), "somebody/something"]) == 2
+    captured = " ".join(capsys.readouterr().err.split())
+    assert captured.startswith("Error: ")
+    assert said in captured
+    assert len(captured) < 400
 
 
 def test_debug_shows_the_traceback(tmp_path):
@@ -116,6 +178,15 @@ def test_an_interrupt_ends_with_a_word_and_code_130(reben, tmp_path, capsys, mon
     monkeypatch.setattr("fusmae_hf.preparation.prepare.read_pair", interrupt)
     assert main(["prepare", "reben", str(reben), str(tmp_path)]) == 130
     assert "Interrupted. Finished files are kept: run the same command again" in capsys.readouterr().err
+
+
+def test_an_interrupt_while_the_command_is_looked_up_ends_alike(capsys, monkeypatch):
+    def interrupt():
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("fusmae_hf.cli.main.build_parser", interrupt)
+    assert main(["doctor"]) == 130
+    assert capsys.readouterr().err == "Interrupted.\n"
 
 
 def test_what_was_written_can_be_gone_on_with_merged_and_done_again(tmp_path, capsys):

@@ -1,10 +1,13 @@
 import json
 
+import numpy as np
 import pytest
+from matplotlib.figure import Figure
 from PIL import Image
 
 from fusmae_hf import FusMAEConfig, FusMAEForPreTraining, FusMAEImageProcessor
 from fusmae_hf.cli.main import main
+from fusmae_hf.data.pairs import Pair, PairsInfo
 from tests.small_shards import write_shards
 
 
@@ -37,6 +40,36 @@ def test_a_pair_of_shards_is_drawn_by_its_number(tmp_path, capsys):
     assert "pair-013" in capsys.readouterr().out
     assert main([*command, "--index", "99"]) == 2
     assert "--index is 0 to 11" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("optical", "units", "said"),
+    [
+        (("B02", "B03", "B04"), "dn", ("rgb of", "true colour", "digital numbers")),
+        (
+            ("B08", "B11", "B12"),
+            "reflectance",
+            ("false-colour of", "B08, B11, B12 as red, green, blue", "reflectance"),
+        ),
+        (("swir", "nir"), "raw", ("false-colour of", "swir, nir, nir as red, green, blue", ")")),
+        (("pan",), "raw", ("false-colour of", "pan, pan, pan as red, green, blue", ")")),
+    ],
+)
+def test_a_kind_of_picture_is_chosen_that_the_bands_allow(optical, units, said, tmp_path, capsys, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(Figure, "savefig", lambda figure, *_, **__: drawn.append(figure))
+    info = PairsInfo("own", "made up", "CC0", ("VV", "VH"), optical, sar_units="raw", optical_units=units)
+    values = np.random.default_rng(0).uniform(1, 2, (len(optical), 24, 24)).astype(np.float32)
+    pair = Pair("a", values[:1].repeat(2, axis=0), values)
+    monkeypatch.setattr("fusmae_hf.cli.show._read_pair", lambda *_: (pair, info))
+    assert main(["show", "somewhere"]) == 0
+    kind, composite, named = said
+    assert kind in capsys.readouterr().out
+    title = drawn[0].axes[0].get_title()
+    assert composite in title
+    assert title.endswith(named if units == "raw" else f"; {named})")
+    assert main(["show", "somewhere", "--what", "sar"]) == 0
+    assert [axes.get_ylabel() for axes in drawn[1].axes if axes.get_label() == "<colorbar>"] == ["", ""]
 
 
 def test_a_picture_of_a_model_needs_a_checkpoint(capsys):
