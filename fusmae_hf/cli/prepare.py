@@ -67,6 +67,7 @@ WRITING: dict[str, dict[str, Any]] = {
         "default": "skip",
         "help": "leave out a pair that cannot be read and note why (default), or stop at the first one",
     },
+    "strict": {"action": "store_true", "help": "values that look odd are an error instead of a warning"},
     "overwrite": {"action": "store_true", "help": "delete the shards that are in OUT and start anew"},
 }
 """Keywords of `prepare` that are options of every dataset, as argparse takes them."""

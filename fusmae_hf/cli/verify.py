@@ -21,6 +21,7 @@ def add_verify(commands: Any, parents: list[argparse.ArgumentParser]) -> None:
     )
     command.add_argument("shards", help="folder written by `fusmae prepare`, or its URL")
     command.add_argument("--split", help="check this split only (default all)")
+    command.add_argument("--strict", action="store_true", help="warnings are errors")
     command.add_argument("--quick", action="store_true", help="check footers and counts only, not the pixels")
     command.add_argument("--json", type=Path, metavar="FILE", help="write all problems to this file")
     command.set_defaults(run=_verify)
@@ -29,7 +30,9 @@ def add_verify(commands: Any, parents: list[argparse.ArgumentParser]) -> None:
 def _verify(arguments: argparse.Namespace) -> int:
     from fusmae_hf.preparation.verification import verify_shards
 
-    report = verify_shards(arguments.shards, arguments.split, quick=arguments.quick, progress=True)
+    report = verify_shards(
+        arguments.shards, arguments.split, quick=arguments.quick, strict=arguments.strict, progress=True
+    )
     print(report)
     if arguments.json:
         arguments.json.write_text(json.dumps(report.to_json(), indent=1) + "\n")

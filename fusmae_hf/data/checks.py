@@ -8,7 +8,7 @@ import numpy as np
 from fusmae_hf.data.native_resolution import PIXEL_DTYPES, NativeBands
 from fusmae_hf.data.pairs import Pair, PairsInfo
 from fusmae_hf.errors import PairError
-from fusmae_hf.modeling.plausibility_fusmae import has_data
+from fusmae_hf.modeling.no_data_fusmae import has_data
 
 _PIXEL_KINDS = {(np.dtype(name).kind, np.dtype(name).itemsize) for name in PIXEL_DTYPES}
 

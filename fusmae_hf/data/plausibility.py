@@ -1,91 +1,234 @@
-"""Do values of pairs look like the declared units, offset and band order? The rules are in `plausibility_fusmae`."""
+"""Do values of pairs look like what is declared? One look for every door; the rules are in `modeling`.
+
+`PairSample` looks at pairs one by one, quickly where nothing is odd, and at all of them together. `prepare` keeps what
+it saw of a file as `Seen`, which is recorded in `dataset_info.json` and read from there by whoever comes later.
+"""
 
 import math
 import warnings
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
 
 from fusmae_hf.data.native_resolution import NativeBands
 from fusmae_hf.data.pairs import Pair, PairsInfo
-from fusmae_hf.modeling.plausibility_fusmae import (
-    SAMPLED_PIXELS,
+from fusmae_hf.files.plain_text import plain_text
+from fusmae_hf.modeling.no_data_fusmae import (
+    NOTHING_OUTSIDE,
     Declaration,
     Finding,
-    Outside,
+    are_quiet,
+    extremes,
     has_data,
-    optical_findings,
-    outside_range,
-    sar_findings,
+    map_findings,
+    odd_values,
+)
+from fusmae_hf.modeling.plausibility_fusmae import (
+    DARKNESS,
+    FEWEST_PIXELS,
+    SAMPLED_PIXELS,
+    darkness,
+    is_ordinary,
+    judge,
+    offsets_mixed,
 )
 
-OF_ONE_PAIR = ("sar range", "sar scale", "sar bands")
+OF_PAIR = 900
+"""About so many pixels of a pair are judged by their distribution; marks are looked for in all of them."""
+
+OF_ONE_PAIR = (
+    "sar range",
+    "sar zero",
+    "sar wrapped",
+    "sar scale",
+    "sar bands",
+    "sar units",
+    "optical range",
+    "optical wrapped",
+    "optical units",
+    "map range",
+)
 """Topics that a single pair tells something about, however small or odd the scene is."""
 
 
-def check_plausible(pairs: Sequence[Pair], info: PairsInfo) -> None:
+def check_plausible(pairs: Sequence[Pair], info: PairsInfo, *, strict: bool = False) -> None:
     """Compare values with the declared units, offset and band order.
 
-    Warns (`UserWarning`) of each sign that something is not as declared: see `sar_findings` and `optical_findings`.
+    Warns (`UserWarning`) of each sign that something is not as declared: see `judge` and `odd_values`.
 
     Args:
         pairs: some pairs of the dataset.
         info: what is declared.
+        strict: raise instead of warning.
 
     Raises:
-        ValueError: the values contradict the declared units.
+        ValueError: the values contradict the declared units, or with `strict` look odd at all.
     """
     sample = PairSample(info)
     for pair in pairs:
         sample.add(pair)
-    for finding in sample.findings():
-        message = f"{info.name}, over {len(pairs)} pairs: {finding}"
-        if finding.topic == "optical offset":
-            message += " The option of `fusmae prepare` is `--optical-offset`."
-        if finding.contradicts_units:
+    together = sample.findings()
+    topics = [finding.topic for finding in together]
+    alone = {topic: seen for topic, seen in sample.seen.items() if topic not in topics}
+    for finding in together:
+        if finding.contradicts_units or finding.impossible:
+            raise ValueError(f"{info.name}, over {len(pairs)} pairs: {finding.for_commands()}")
+    for message in [*(finding.for_commands() for finding in together), *map(str, alone.values())]:
+        message = f"{info.name}, over {len(pairs)} pairs: {message}"
+        if strict:
             raise ValueError(message)
         warnings.warn(message, stacklevel=2)
 
 
+@dataclass
+class Seen:
+    """How many pairs a kind of finding concerns, and the first of them.
+
+    Attributes:
+        pairs: number of pairs.
+        pixels: number of pixels or values in all of them.
+        first: id of the first pair.
+        message: what was found there, with the advice.
+    """
+
+    pairs: int
+    pixels: int
+    first: str
+    message: str
+
+    def __str__(self) -> str:
+        pixels = f", {self.pixels:,} pixels" if self.pixels else ""
+        count = f"{self.pairs:,} pair{'s' * (self.pairs != 1)}"
+        return f"{count}{pixels}; the first, {self.first}: {self.message}"
+
+
 class PairSample:
-    """Pixels of pairs, evenly drawn, to be judged together.
+    """Looks at pairs, one by one and together.
 
     Args:
         info: what is declared.
-        pixels_a_pair: at most so many are kept of each.
+        pixels_a_pair: at most so many pixels of each are kept, evenly drawn, to judge all pairs together.
+
+    Attributes:
+        seen: findings of single pairs by topic.
+        darkness: number of pairs by where their darkest pixels lie: see `DARKNESS`.
     """
 
     def __init__(self, info: PairsInfo, pixels_a_pair: int = SAMPLED_PIXELS):
-        self._info, self._most = info, pixels_a_pair
-        self._values: dict[str, list[np.ndarray]] = {"sar": [], "optical": []}
-        self._outside = Outside()
+        self._info, self._pixels_a_pair = info, pixels_a_pair
+        self._kept: dict[str, list[np.ndarray]] = {"sar": [], "optical": []}
+        self._outside = dict.fromkeys(self._kept, NOTHING_OUTSIDE)
+        self.seen: dict[str, Seen] = {}
+        self.darkness: Counter[str] = Counter()
 
     def add(self, pair: Pair) -> list[Finding]:
         """Take in a pair that may be stored, and say what looks odd in it by itself, out of `OF_ONE_PAIR`."""
-        for sensor, pixels in (("sar", pair.sar), ("optical", pair.optical)):
-            _, height, width = pixels.shape
-            step = max(1, math.ceil(math.sqrt(height * width / self._most)))
-            sampled = pixels.sampled(step) if isinstance(pixels, NativeBands) else pixels[:, ::step, ::step]
-            self._values[sensor].append(_with_data(sampled, sensor))
-        values, declared = _tensor(_with_data(pair.sar, "sar")), self._declared("sar", pair.sar.dtype)
-        outside = outside_range(values, declared)
-        self._outside = self._outside.and_of(outside)
-        return [finding for finding in sar_findings(values, declared, outside) if finding.topic in OF_ONE_PAIR]
+        found = [*self._look("sar", pair.sar), *self._look("optical", pair.optical)]
+        if pair.label_map is not None:
+            found += map_findings(pair.label_map, self._info.map_units)
+        for finding in found:
+            of_pair = Seen(1, finding.count, plain_text(pair.id), finding.for_commands())
+            merge_seen(self.seen, {finding.topic: of_pair})
+        return found
+
+    def _look(self, sensor: str, pixels: Any) -> list[Finding]:
+        """What looks odd in one array of a pair, out of `OF_ONE_PAIR`; a sample of it is kept."""
+        declared = None if pixels is None else self._declared(sensor, pixels.dtype)
+        if declared is None or declared.units == "raw":
+            return []
+        lowest, highest = _extremes(pixels)
+        found, outside = [], NOTHING_OUTSIDE
+        if are_quiet(lowest, highest, declared.units):
+            values = _with_data(_sampled(pixels), sensor)
+        else:
+            whole = pixels.expand() if isinstance(pixels, NativeBands) else pixels
+            found, where, outside = odd_values(whole, declared)
+            if where is not None:
+                whole = np.where(where, 0 if sensor == "optical" else np.nan, whole)
+            values = _with_data(_sampled(whole), sensor)
+            self._outside[sensor] = self._outside[sensor].and_of(outside)
+        if sensor == "optical" and (where_darkest := darkness(values, declared.units)):
+            self.darkness[where_darkest] += 1
+        if self._pixels_a_pair:
+            self._kept[sensor].append(values[:, :: max(1, -(-values.shape[1] // self._pixels_a_pair))])
+        if not outside.number and is_ordinary(values, declared):
+            return found
+        enough = values.shape[1] >= FEWEST_PIXELS
+        for finding in judge(_tensor(values), declared, outside):
+            if finding.topic in OF_ONE_PAIR and (enough or finding.impossible or not finding.contradicts_units):
+                found.append(finding)
+        return found
 
     def findings(self) -> list[Finding]:
         """What looks odd in all of them together."""
-        together = {sensor: np.concatenate(values, axis=1) for sensor, values in self._values.items() if values}
-        if not together:
-            return []
-        sar, optical = (self._declared(sensor, values.dtype) for sensor, values in together.items())
-        return sar_findings(_tensor(together["sar"]), sar, self._outside) + optical_findings(
-            _tensor(together["optical"]), optical
-        )
+        found = []
+        for sensor, kept in self._kept.items():
+            if kept:
+                values = np.concatenate(kept, axis=1)
+                found += judge(_tensor(values), self._declared(sensor, values.dtype), self._outside[sensor])
+        mixed = offsets_mixed(self.darkness)
+        return found if mixed is None else [*found, mixed]
+
+    def record(self) -> dict[str, Any]:
+        """What was seen, for `dataset_info.json`; `recorded_findings` puts it in words."""
+        seen = {topic: asdict(self.seen[topic]) for topic in sorted(self.seen)}
+        return {"findings": seen, "darkness": {name: self.darkness[name] for name in DARKNESS if self.darkness[name]}}
 
     def _declared(self, sensor: str, dtype: np.dtype) -> Declaration:
         bands, units = getattr(self._info, f"{sensor}_bands"), getattr(self._info, f"{sensor}_units")
         return Declaration(sensor, units, bands, bands, self._info.optical_offset, getattr(torch, dtype.name))
+
+
+def merge_seen(into: dict[str, Seen], more: dict[str, Seen]) -> None:
+    """Add what was seen later, by topic."""
+    for topic, seen in more.items():
+        if topic in into:
+            into[topic].pairs += seen.pairs
+            into[topic].pixels += seen.pixels
+        else:
+            into[topic] = replace(seen)
+
+
+def recorded_findings(records: Iterable[dict[str, Any] | None]) -> list[str]:
+    """What `prepare` saw in files, in a sentence a topic; nothing of files whose values nobody looked at.
+
+    Args:
+        records: of each file, as `PairSample.record` gives it.
+    """
+    seen, dark = dict[str, Seen](), Counter[str]()
+    for record in filter(None, records):
+        merge_seen(seen, {topic: Seen(**fields) for topic, fields in record["findings"].items()})
+        dark.update(record["darkness"])
+    mixed = offsets_mixed(dark)
+    return [f"{topic}: {of_topic}" for topic, of_topic in seen.items()] + (
+        [f"{mixed.topic}: {mixed.for_commands()}"] if mixed else []
+    )
+
+
+def _extremes(pixels: np.ndarray | NativeBands) -> tuple[float, float]:
+    """Smallest and largest value of all bands, NaN apart."""
+    if isinstance(pixels, np.ndarray):
+        return extremes(pixels)
+    lows, highs = zip(*map(extremes, pixels.bands), strict=True)
+    return min(lows), max(highs)
+
+
+def _sampled(pixels: np.ndarray | NativeBands) -> np.ndarray:
+    """`(bands, rows, columns)`: pixels on a regular grid, about `OF_PAIR` of them."""
+    _, height, width = pixels.shape
+    step = max(1, round(math.sqrt(height * width / OF_PAIR)))
+    if isinstance(pixels, np.ndarray):
+        return pixels[:, ::step, ::step]
+    coarsest = max(pixels.factors)
+    step = -(-step // coarsest) * coarsest
+    if any(coarsest % factor for factor in pixels.factors):
+        return pixels.sampled(step)
+    bands = zip(pixels.bands, pixels.factors, strict=True)
+    return np.stack([band[:: step // factor, :: step // factor] for band, factor in bands])
 
 
 def _with_data(pixels: np.ndarray, sensor: str) -> np.ndarray:

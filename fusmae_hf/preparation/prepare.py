@@ -12,7 +12,7 @@ from tqdm.auto import tqdm
 
 from fusmae_hf.data.checks import check_pair
 from fusmae_hf.data.pairs import Pair, PairReader
-from fusmae_hf.data.plausibility import check_plausible
+from fusmae_hf.data.plausibility import check_plausible, recorded_findings
 from fusmae_hf.errors import PairError
 from fusmae_hf.files.atomic import sweep_incomplete
 from fusmae_hf.preparation.plan import PlannedFile, PlanSummary, PreparationPlan, plan_preparation
@@ -67,6 +67,7 @@ class PreparationReport:
 
     def __str__(self) -> str:
         lines = [] if self.dataset is None else describe_dataset(self.dataset)
+        lines += [] if self.dataset is None else [f"warning: {found}" for found in self.dataset.odd_values()]
         if self.files_written:
             rate = f"{self.num_pairs / self.seconds:,.0f} pairs/s"
             kept = f"; {self.files_kept:,} files were finished before" if self.files_kept else ""
@@ -106,6 +107,7 @@ def prepare(
     num_proc: int = 1,
     part: tuple[int, int] = (1, 1),
     overwrite: bool = False,
+    strict: bool = False,
     progress: bool = True,
     reader_options: Mapping[str, Any] | None = None,
 ) -> PreparationReport:
@@ -113,7 +115,8 @@ def prepare(
 
     Pairs are written in a random order (the same one for the same seed), so that neighbouring patches do not share a
     row group and with it a batch when the shards are streamed. The first pairs are looked at before anything is
-    written: see [`check_plausible`].
+    written: see [`check_plausible`]. Every pair is while it is written; what looks odd is counted in
+    `dataset_info.json`.
 
     Whatever interrupts it, call it again with the same arguments: files that are finished are kept, the others are
     written. The result is the same to the byte, however often it was interrupted and by however many processes and
@@ -140,6 +143,8 @@ def prepare(
             write into the same folder, which is complete when the last one is, or into folders of their own, which
             `merge_parts` brings together.
         overwrite: delete the shards that are in `out` first. Other files are left alone.
+        strict: values that look odd are an error: before anything is written where the first pairs show it, otherwise
+            at the end, without `dataset_info.json`.
         progress: show a progress bar where the output is a terminal.
         reader_options: with which arguments the reader was made, to be noted in `dataset_info.json`.
 
@@ -151,7 +156,8 @@ def prepare(
         PairError: a pair failed and `on_error` is `"stop"`; the first 20 pairs failed and none succeeded; or 64 in a
             row could not be read.
         ChildProcessError: a worker process ended without a word. Finished files stay.
-        ValueError: no pair could be written, an argument is out of range, or the values contradict the declared units.
+        ValueError: no pair could be written, an argument is out of range, the values contradict the declared units, or
+            with `strict` look odd.
         OSError: the disk is full, or a file cannot be written. Finished files stay, without `dataset_info.json`.
     """
     started, folder = time.monotonic(), Path(out)
@@ -185,7 +191,7 @@ def prepare(
             folder, read_dataset_info(folder), left_out, 0, 0, len(kept), "", time.monotonic() - started
         )
     if todo or there is None:
-        there = _begin(reader, plan, folder, there, on_error)
+        there = _begin(reader, plan, folder, there, on_error, strict)
     written = _write(
         reader,
         todo,
@@ -200,6 +206,11 @@ def prepare(
             disable=None if progress else True,
         ),
     )
+    records = (
+        file.shard and file.shard.plausibility for file in (finished_files(folder, there) if strict else {}).values()
+    )
+    if odd := recorded_findings(records):
+        raise ValueError(f"Values look odd, which --strict (strict=True) does not allow: {' '.join(odd)}")
     dataset, all_left_out = finish(folder, there, plan.left_out)
     finished = {} if dataset else finished_files(folder, there)
     missing = [] if dataset else [file.name for file in plan.files if file.name not in finished]
@@ -216,7 +227,7 @@ def prepare(
 
 
 def _begin(
-    reader: PairReader, plan: PreparationPlan, folder: Path, there: PlanSummary | None, on_error: str
+    reader: PairReader, plan: PreparationPlan, folder: Path, there: PlanSummary | None, on_error: str, strict: bool
 ) -> PlanSummary:
     """Look at the first pairs; then write the plan, or see that an earlier run read the same pixels."""
     indices = [index for file in plan.files for index in file.indices[:PLAUSIBILITY_PAIRS].tolist()]
@@ -243,7 +254,7 @@ def _begin(
     summary = dataclasses.replace(plan.summary, first_pairs=checksums)
     if there is None:
         if pairs:
-            check_plausible(pairs, reader.info)
+            check_plausible(pairs, reader.info, strict=strict)
         write_summary(folder, summary, plan.left_out)
     return open_folder(folder, summary, overwrite=False) or summary
 

@@ -29,12 +29,28 @@ from fusmae_hf.vocabulary import IMAGES, SENSORS
 SAMPLE = 2**18
 """Number of pixels by which a whole dataset is judged, or one of each pair."""
 
-_CHECK_OF_TOPIC = {"sar bands": "VV above VH", "optical offset": "optical offset"}
+DECODED_TOGETHER = 16
+"""Pairs that are read back at once, at most."""
+
+_SMALL = ("id", "labels", "split", "crs", "transform", "sar_time", "optical_time")
+"""Columns that are fields of a pair."""
+
+_CHECK_OF_TOPIC = {
+    "sar bands": "VV above VH",
+    "optical offset": "optical offset",
+    "optical offsets": "optical offset",
+    "map range": "label maps",
+}
 """Check that a finding of some topic belongs to; otherwise that on the values of its sensor."""
 
 
 def verify_shards(
-    folder: str | os.PathLike[str], split: str | None = None, *, quick: bool = False, progress: bool = False
+    folder: str | os.PathLike[str],
+    split: str | None = None,
+    *,
+    quick: bool = False,
+    strict: bool = False,
+    progress: bool = False,
 ) -> VerificationReport:
     """Check a folder of shards and name everything that is wrong with it, by file and pair.
 
@@ -44,6 +60,7 @@ def verify_shards(
         folder: a folder written by `prepare`, or its URL as fsspec knows it (`hf://datasets/<user>/<name>`).
         split: check this one only; ids are still compared with those of the other splits.
         quick: check only what the footers tell, see `QUICK`: pixels are not read.
+        strict: what would be a warning is an error.
         progress: show a progress bar where the output is a terminal.
 
     Returns:
@@ -61,7 +78,7 @@ def verify_shards(
         return report
     everything = tuple(shard for of_split in dataset.splits.values() for shard in of_split)
     chosen = everything if split is None else dataset.shards(split)
-    verification = _Verification(root, dataset, report)
+    verification = _Verification(root, dataset, report, strict)
     verification.check_left_out()
     sound = verification.check_files(chosen)
     if quick:
@@ -74,8 +91,8 @@ def verify_shards(
 class _Verification:
     """The state of one run over a folder."""
 
-    def __init__(self, root: str, dataset: DatasetInfo, report: VerificationReport):
-        self.root, self.dataset, self.report = root, dataset, report
+    def __init__(self, root: str, dataset: DatasetInfo, report: VerificationReport, strict: bool):
+        self.root, self.dataset, self.report, self.strict = root, dataset, report, strict
         self.filesystem, self.folder = fsspec.url_to_fs(root)
         self.ids: list[tuple[str, list[str]]] = []
         self._seen: set[str] = set()
@@ -83,7 +100,8 @@ class _Verification:
         self._first_of_kind: dict[tuple[Any, ...], str] = {}
 
     def note(self, check: str, severity: Severity, message: str, file: str = "", pair: str = "") -> None:
-        """Add a problem to the report."""
+        """Add a problem to the report; with `strict` every one is an error."""
+        severity = "error" if self.strict else severity
         self.report.problems.append(Problem(check, severity, message, file, pair))
 
     def check_left_out(self) -> None:
@@ -179,20 +197,19 @@ class _Verification:
                 complete = False
                 continue
             rows, small = group
-            for row, values in enumerate(small):
-                ids.append(values["id"] or "")
-                checksums.append(values["checksum"] or 0)
-                if not ids[-1]:
-                    self.note("ids", "error", f"row {row} of a row group has no id.", shard.name)
-                    complete = False
-                    continue
-                try:
-                    pair = _read_back(rows, row, values, self.dataset.info)
-                except DamagedShardError as error:
-                    self.note("checksums", "error", str(error).removeprefix(f"{shard.name} "), shard.name, ids[-1])
-                    complete = False
-                    continue
-                self._check_pair(pair, shard, no_data)
+            ids += (values["id"] or "" for values in small)
+            checksums += (values["checksum"] or 0 for values in small)
+            named = [row for row, values in enumerate(small) if values["id"]]
+            for row in sorted(set(range(len(small))).difference(named)):
+                self.note("ids", "error", f"row {row} of a row group has no id.", shard.name)
+                complete = False
+            for start in range(0, len(named), DECODED_TOGETHER):
+                together = named[start : start + DECODED_TOGETHER]
+                for pair in self._read_back(rows, together, small, shard):
+                    if pair is None:
+                        complete = False
+                    else:
+                        self._check_pair(pair, shard, no_data)
             bar.update(len(rows))
         self.ids.append((shard.name, ids))
         if len(checksums) == shard.rows and content_hash(checksums) != shard.content_hash:
@@ -205,6 +222,22 @@ class _Verification:
             )
         if complete and no_data != shard.no_data_pixels:
             self.note("no-data counts", "error", f"are {no_data}, recorded {shard.no_data_pixels}.", shard.name)
+
+    def _read_back(
+        self, rows: RowsInMemory, numbers: Sequence[int], small: Sequence[dict[str, Any]], shard: ShardRecord
+    ) -> Sequence[Pair | None]:
+        """The pairs of some rows, decoded as for training; None, with a note, for one that is not as written."""
+        try:
+            return _pairs(rows, numbers, small, self.dataset.info)
+        except DamagedShardError as error:
+            if len(numbers) == 1:
+                message = str(error).removeprefix(f"{shard.name} ")
+                self.note("checksums", "error", message, shard.name, small[numbers[0]]["id"])
+                return [None]
+        except ValueError:  # they differ in shape or dtype
+            if len(numbers) == 1:
+                raise
+        return [pair for number in numbers for pair in self._read_back(rows, [number], small, shard)]
 
     def _check_pair(self, pair: Pair, shard: ShardRecord, no_data: dict[str, int]) -> None:
         found: dict[str, int] = {}
@@ -232,7 +265,7 @@ class _Verification:
 
     def _note_finding(self, finding: Finding, severity: Severity, file: str = "", pair: str = "") -> None:
         values = "SAR values" if finding.topic.startswith("sar") else "optical values"
-        self.note(_CHECK_OF_TOPIC.get(finding.topic, values), severity, str(finding), file, pair)
+        self.note(_CHECK_OF_TOPIC.get(finding.topic, values), severity, finding.for_commands(), file, pair)
 
     def _check_all_together(self) -> None:
         if len(self._kinds) > 1:
@@ -248,7 +281,7 @@ class _Verification:
             message = "sar and optical patches are of different size: the processor wants one grid."
             self.note("arrays", "warning", message)
         for finding in self._sample.findings():
-            severity: Severity = "error" if finding.contradicts_units else "warning"
+            severity: Severity = "error" if finding.contradicts_units or finding.impossible else "warning"
             self._note_finding(dataclasses.replace(finding, seen=f"over all pairs: {finding.seen}"), severity)
 
     def _row_groups(self, shard: ShardRecord) -> Iterator[tuple[RowsInMemory, list[dict[str, Any]]] | None]:
@@ -305,16 +338,20 @@ def _differences(footer: pq.FileMetaData, shard: ShardRecord, dataset: DatasetIn
             yield f"says {key} {described.get(key)!r}, but dataset_info.json says {value!r}: of another preparation?"
 
 
-def _read_back(rows: RowsInMemory, row: int, values: dict[str, Any], info: PairsInfo) -> Pair:
-    """The pair of a row, decoded as for training. Raises DamagedShardError where it is not what was written."""
-    batch = decode_pairs([(rows, row)], info.optical_factors, packed=True)
-    optical: Any = batch["optical"][0].numpy()
-    if "optical_shape" in batch:
-        optical = NativeBands.unpack(optical, info.optical_factors, *batch["optical_shape"][1:])
-    small = {name: values[name] for name in ("id", "labels", "split", "crs", "transform", "sar_time", "optical_time")}
-    extra = {name: values[name] for name in info.extra_columns}
-    label_map = batch["label_map"][0].numpy() if "label_map" in batch else None
-    return Pair(sar=batch["sar"][0].numpy(), optical=optical, label_map=label_map, extra=extra, **small)
+def _pairs(rows: RowsInMemory, numbers: Sequence[int], small: Sequence[dict[str, Any]], info: PairsInfo) -> list[Pair]:
+    """The pairs of some rows of one shape and dtype. Raises DamagedShardError where one is not what was written."""
+    batch = decode_pairs([(rows, number) for number in numbers], info.optical_factors, packed=True)
+    arrays = {name: batch[name].numpy() for name in IMAGES if name in batch}
+    pairs = []
+    for place, values in enumerate(small[number] for number in numbers):
+        images: dict[str, Any] = {name: array[place] for name, array in arrays.items()}
+        if "optical_shape" in batch:
+            images["optical"] = NativeBands.unpack(
+                images["optical"], info.optical_factors, *batch["optical_shape"][1:]
+            )
+        columns = {name: values[name] for name in _SMALL}
+        pairs.append(Pair(**columns, **images, extra={name: values[name] for name in info.extra_columns}))
+    return pairs
 
 
 def _unknown_classes(label_map: np.ndarray, info: PairsInfo) -> Iterator[tuple[str, str]]:

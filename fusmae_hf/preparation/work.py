@@ -19,6 +19,7 @@ import pyarrow as pa
 import torch
 
 from fusmae_hf.data.pairs import Pair, PairReader
+from fusmae_hf.data.plausibility import PairSample
 from fusmae_hf.errors import PairError
 from fusmae_hf.preparation.plan import PlannedFile
 from fusmae_hf.preparation.state import FinishedFile, write_record
@@ -119,6 +120,7 @@ def write_file(reader: PairReader, file: PlannedFile, options: WritingOptions, p
     """
     left_out: list[LeftOut] = []
     groups, unread = getattr(reader, "reading_groups", None), set[int]()
+    values = PairSample(reader.info, 0)
     with ShardWriter(
         reader.info,
         options.folder,
@@ -132,6 +134,7 @@ def write_file(reader: PairReader, file: PlannedFile, options: WritingOptions, p
                 pair = read()
                 unread.clear()
                 shard.add(pair)
+                values.add(pair)
             except PairError as error:
                 if options.on_error == "stop":
                     raise
@@ -145,7 +148,8 @@ def write_file(reader: PairReader, file: PlannedFile, options: WritingOptions, p
                 progress(1, 1)
             else:
                 progress(1, 0)
-    finished = FinishedFile(file.name, shard.record, tuple(left_out), options.part)
+    record = shard.record and dataclasses.replace(shard.record, plausibility=values.record())
+    finished = FinishedFile(file.name, record, tuple(left_out), options.part)
     write_record(options.folder, finished, options.fingerprint)
     return finished
 

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import fsspec
 
 from fusmae_hf.data.pairs import PairsInfo
+from fusmae_hf.data.plausibility import recorded_findings
 from fusmae_hf.files.plain_text import plain_text
 from fusmae_hf.files.strict_json import is_count, parse_json
 from fusmae_hf.shards.format import FILE_NAME, FORMAT_VERSION, ShardRecord
@@ -90,6 +91,11 @@ class DatasetInfo:
         """Number of pixels without data in a split, by sensor."""
         shards = self.shards(split)
         return {sensor: sum(shard.no_data_pixels[sensor] for shard in shards) for sensor in ("sar", "optical")}
+
+    def odd_values(self, split: str | None = None) -> list[str]:
+        """What `prepare` saw of values that do not look as declared, a sentence a topic, of a split or of all."""
+        shards = self.shards(split) if split else [shard for of_split in self.splits.values() for shard in of_split]
+        return [plain_text(found, 1000) for found in recorded_findings(shard.plausibility for shard in shards)]
 
     def shards(self, split: str) -> tuple[ShardRecord, ...]:
         """Shards of a split, in row order.

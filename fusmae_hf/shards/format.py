@@ -13,6 +13,7 @@ import pyarrow as pa
 import xxhash
 
 from fusmae_hf.data.native_resolution import PIXEL_DTYPES, native_size
+from fusmae_hf.files.plain_text import is_plain_text
 from fusmae_hf.files.strict_json import is_count
 from fusmae_hf.vocabulary import IMAGES
 
@@ -123,6 +124,8 @@ class ShardRecord:
             covers id and pixels.
         no_data_pixels: by sensor (`"sar"`, `"optical"`), the pixels without data: non-finite in any band, or, for the
             optical sensor, zero in all bands.
+        plausibility: what looks odd in the values of its pairs, as `PairSample.record` gives it; None where nobody
+            looked.
     """
 
     name: str
@@ -131,6 +134,7 @@ class ShardRecord:
     bytes: int
     content_hash: str
     no_data_pixels: dict[str, int]
+    plausibility: dict[str, Any] | None = None
 
     def __post_init__(self) -> None:
         self.split_of(self.name)
@@ -151,6 +155,8 @@ class ShardRecord:
             raise ValueError(
                 f"{self.name}: no_data_pixels must count pixels of 'sar' and 'optical', not {reprlib.repr(counts)}"
             )
+        if not _is_record(self.plausibility):
+            raise ValueError(f"{self.name}: plausibility is {reprlib.repr(self.plausibility)}, which is no record")
         if not self.row_group_rows or min(self.row_group_rows) < 1 or sum(self.row_group_rows) != self.rows:
             raise ValueError(f"{self.name}: row groups {list(self.row_group_rows)} do not add up to {self.rows} rows")
 
@@ -169,3 +175,19 @@ class ShardRecord:
         if not isinstance(name, str) or not (match := _SHARD_NAME.fullmatch(name)):
             raise ValueError(f"shard name {reprlib.repr(name)} is not of the form data/<split>-00000-of-00001.parquet")
         return match["split"]
+
+
+def _is_record(record: Any) -> bool:
+    """Whether this is what `PairSample.record` gives, or None."""
+    if record is None:
+        return True
+    try:
+        counts = [*record["darkness"].values()]
+        for seen in record["findings"].values():
+            texts, numbers = [seen["first"], seen["message"]], [seen["pairs"], seen["pixels"]]
+            if len(seen) != 4 or not all(is_plain_text(text, 2000) for text in texts):
+                return False
+            counts += numbers
+    except (AttributeError, KeyError, TypeError):
+        return False
+    return len(record) == 2 and all(map(is_count, counts))
