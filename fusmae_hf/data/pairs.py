@@ -9,6 +9,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from fusmae_hf.files.plain_text import is_plain_text
+from fusmae_hf.modeling.no_data_fusmae import offset_problem
 from fusmae_hf.vocabulary import OPTICAL_UNITS, SAR_UNITS
 
 
@@ -55,7 +56,8 @@ class PairsInfo:
         optical_bands: band names of `Pair.optical`, in order.
         sar_units: `"db"`, `"linear"` or `"raw"`.
         optical_units: `"dn"`, `"reflectance"` or `"raw"`.
-        optical_offset: what must be subtracted from every optical value before use (1000 from baseline 04.00 on).
+        optical_offset: what was added to every optical value, in digital numbers, and is subtracted before use: 0, or
+            1000 from baseline 04.00 on. Neither negative nor between 0 and 1, unless units are raw.
         optical_factors: by how much each optical band is coarser than the grid of `Pair.optical`, on which its pixels
             are repeated: 2 for a 20 m band on a 10 m grid. Shards hold such bands in their own resolution. Empty
             where every band is as fine as the grid.
@@ -135,6 +137,8 @@ class PairsInfo:
         for name, (needed, holds) in required.items():
             if not holds:
                 raise ValueError(f"{name} of the pairs is {reprlib.repr(getattr(self, name))}, but must be {needed}")
+        if problem := offset_problem(self.optical_offset, self.optical_units):
+            raise ValueError(f"{self.name}: {problem}")
 
 
 def _are_names(names: Any) -> bool:

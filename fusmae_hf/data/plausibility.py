@@ -142,7 +142,7 @@ class PairSample:
             return []
         lowest, highest = _extremes(pixels)
         found, outside = [], NOTHING_OUTSIDE
-        if are_quiet(lowest, highest, declared.units):
+        if are_quiet(lowest, highest, declared.units) and not (declared.units == "db" and highest >= 0):
             values = _with_data(_sampled(pixels), sensor)
         else:
             whole = pixels.expand() if isinstance(pixels, NativeBands) else pixels
