@@ -7,6 +7,7 @@ import numpy as np
 
 from fusmae_hf.data.native_resolution import PIXEL_DTYPES, NativeBands
 from fusmae_hf.data.pairs import Pair, PairsInfo
+from fusmae_hf.data.places import problem_of_place
 from fusmae_hf.errors import PairError
 from fusmae_hf.modeling.no_data_fusmae import has_data
 
@@ -147,6 +148,10 @@ def _problems_of_small_values(pair: Pair, info: PairsInfo) -> Iterator[tuple[str
         or not all(isinstance(number, float | int | np.number) and math.isfinite(number) for number in transform)
     ):
         yield "places", f"transform is {transform}, but six finite numbers (a, b, c, d, e, f) are needed."
+    elif transform is not None and isinstance(pair.crs, str):
+        size = next(pixels.shape[1:] for pixels in (pair.sar, pair.optical) if pixels is not None)
+        if problem := problem_of_place(pair.crs, transform, *size):
+            yield "places", f"{problem}"
     if pair.extra.keys() != info.extra_columns.keys():
         declared = sorted(info.extra_columns)
         yield "columns", f"extra columns are {sorted(pair.extra)}, but {declared} are declared."

@@ -1,19 +1,20 @@
 """Do values of pairs look like what is declared? One look for every door; the rules are in `modeling`.
 
 `PairSample` looks at pairs one by one, quickly where nothing is odd, and at all of them together. `prepare` keeps what
-it saw of a file as `Seen`, which is recorded in `dataset_info.json` and read from there by whoever comes later.
+it saw of a file in its record in `dataset_info.json`, which `findings` puts in words for whoever comes later.
 """
 
 import math
 import warnings
 from collections import Counter
-from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Sequence
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
 import torch
 
+from fusmae_hf.data.findings import Seen, merge_seen
 from fusmae_hf.data.native_resolution import NativeBands
 from fusmae_hf.data.pairs import Pair, PairsInfo
 from fusmae_hf.files.plain_text import plain_text
@@ -82,28 +83,6 @@ def check_plausible(pairs: Sequence[Pair], info: PairsInfo, *, strict: bool = Fa
         if strict:
             raise ValueError(message)
         warnings.warn(message, stacklevel=2)
-
-
-@dataclass
-class Seen:
-    """How many pairs a kind of finding concerns, and the first of them.
-
-    Attributes:
-        pairs: number of pairs.
-        pixels: number of pixels or values in all of them.
-        first: id of the first pair.
-        message: what was found there, with the advice.
-    """
-
-    pairs: int
-    pixels: int
-    first: str
-    message: str
-
-    def __str__(self) -> str:
-        pixels = f", {self.pixels:,} pixels" if self.pixels else ""
-        count = f"{self.pairs:,} pair{'s' * (self.pairs != 1)}"
-        return f"{count}{pixels}; the first, {self.first}: {self.message}"
 
 
 class PairSample:
@@ -181,32 +160,6 @@ class PairSample:
     def _declared(self, sensor: str, dtype: np.dtype) -> Declaration:
         bands, units = getattr(self._info, f"{sensor}_bands"), getattr(self._info, f"{sensor}_units")
         return Declaration(sensor, units, bands, bands, self._info.optical_offset, getattr(torch, dtype.name))
-
-
-def merge_seen(into: dict[str, Seen], more: dict[str, Seen]) -> None:
-    """Add what was seen later, by topic."""
-    for topic, seen in more.items():
-        if topic in into:
-            into[topic].pairs += seen.pairs
-            into[topic].pixels += seen.pixels
-        else:
-            into[topic] = replace(seen)
-
-
-def recorded_findings(records: Iterable[dict[str, Any] | None]) -> list[str]:
-    """What `prepare` saw in files, in a sentence a topic; nothing of files whose values nobody looked at.
-
-    Args:
-        records: of each file, as `PairSample.record` gives it.
-    """
-    seen, dark = dict[str, Seen](), Counter[str]()
-    for record in filter(None, records):
-        merge_seen(seen, {topic: Seen(**fields) for topic, fields in record["findings"].items()})
-        dark.update(record["darkness"])
-    mixed = offsets_mixed(dark)
-    return [f"{topic}: {of_topic}" for topic, of_topic in seen.items()] + (
-        [f"{mixed.topic}: {mixed.for_commands()}"] if mixed else []
-    )
 
 
 def _extremes(pixels: np.ndarray | NativeBands) -> tuple[float, float]:

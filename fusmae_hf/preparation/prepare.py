@@ -11,8 +11,9 @@ from typing import Any, Literal
 from tqdm.auto import tqdm
 
 from fusmae_hf.data.checks import check_pair
+from fusmae_hf.data.findings import recorded_findings
 from fusmae_hf.data.pairs import Pair, PairReader
-from fusmae_hf.data.plausibility import check_plausible, recorded_findings
+from fusmae_hf.data.plausibility import check_plausible
 from fusmae_hf.errors import PairError
 from fusmae_hf.files.atomic import sweep_incomplete
 from fusmae_hf.preparation.plan import PlannedFile, PlanSummary, PreparationPlan, plan_preparation

@@ -134,6 +134,14 @@ def names(text: str) -> list[str]:
 
 
 _ADDED = "what was added to every optical value: 1000 for processing baseline 04.00 and later"
+
+
+def number(text: str) -> int | float:
+    """Type of an option that takes a whole number, as classes are, or another one."""
+    value = float(text)
+    return int(value) if value.is_integer() and abs(value) < 2**53 else value
+
+
 _OPTICAL_OFFSET = {"type": float, "metavar": "DN", "help": f"{_ADDED} (default 0)"}
 _MAX_DAYS_APART = {
     "type": float,
@@ -358,9 +366,9 @@ ARCHIVES = (
             "class_names": {"type": names, "metavar": "NAMES", "help": "classes of the labels, in index order"},
             "map_class_names": {"type": names, "metavar": "NAMES", "help": "classes 0, 1, ... of the label maps"},
             "map_no_data": {
-                "type": int,
+                "type": number,
                 "metavar": "VALUE",
-                "help": "value of label maps without a class (default: the files')",
+                "help": "value of label maps without a class or quantity (default: the files')",
             },
             "map_units": {"metavar": "UNITS", "help": "units of label maps that hold a quantity"},
             "on_different_grids": {
@@ -368,6 +376,11 @@ ARCHIVES = (
                 "help": "where the grids of a pair differ: leave it out (default), or warp it onto one",
             },
             "target": {"choices": ["optical", "sar"], "help": "whose grid that is (default optical)"},
+            "max_pixel_ratio": {
+                "type": float,
+                "metavar": "TIMES",
+                "help": "by how much pixels of the sensors may differ in size (default 5)",
+            },
             "resolution": {"type": float, "metavar": "SIZE", "help": "size of its pixels in units of the CRS"},
             "resampling": {"choices": ["bilinear", "nearest"], "help": "how to warp (default bilinear)"},
             "patch_size": {"type": int, "metavar": "PX", "help": "cut scenes into squares of so many pixels"},

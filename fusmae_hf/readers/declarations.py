@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from fusmae_hf.errors import PairError
-from fusmae_hf.modeling.sensors_fusmae import OPTICAL_BANDS_L1C, REFLECTANCE_SCALE
+from fusmae_hf.modeling.sensors_fusmae import OPTICAL_BANDS_L1C, REFLECTANCE_SCALE, sentinel_bands
 
 SKIPPED_BAND = "-"
 """Stands in a list of band names for a band of the files that is not given."""
@@ -31,9 +31,9 @@ class Stated:
     Attributes:
         kind: `"sar"`, `"optical"` or `"label_map"`.
         names: of all bands in the order of the file, `SKIPPED_BAND` for one that is not given. Empty: the file shall
-            say them.
+            say them. Sentinel's are spelt as its products do, unless units are raw.
         by_name: bands are looked up by their descriptions, in whatever order they lie.
-        file_names: what stands for the bands in `BAND_FIELD`; `names` by default.
+        file_names: what stands for the bands in `BAND_FIELD`; `names`, as given, by default.
         no_data: value of pixels without data, None where the file shall say it.
         units: of the values; empty for label maps of classes.
         offset: what must be subtracted from optical values, None where the file shall say it.
@@ -53,6 +53,9 @@ class Stated:
     padded: bool = False
 
     def __post_init__(self) -> None:
+        if not isinstance(self.names, str):
+            object.__setattr__(self, "file_names", self.file_names or tuple(self.names))
+            object.__setattr__(self, "names", tuple(sentinel_bands(self.names, self.units)))
         named = [name for name in self.names if name != SKIPPED_BAND]
         if isinstance(self.names, str) or (self.names and not named) or len(set(named)) < len(named):
             raise ValueError(

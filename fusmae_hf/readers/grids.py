@@ -7,11 +7,16 @@ from typing import Any
 
 import numpy as np
 
+from fusmae_hf.data.places import problem_of_place
+
 Window = tuple[int, int, int, int]
 """Row, column, height and width in pixels."""
 
 SAME_GRID_TOLERANCE = 0.01
 """Two grids are the same where all corners agree within so many pixels."""
+
+LEAST_SHARED = 0.1
+"""Two extents that share less of the smaller one do not show one place."""
 
 METRES_A_DEGREE = 111_195.0
 """Length of a degree on a meridian of a sphere of 6,371 km."""
@@ -72,6 +77,13 @@ class Grid:
         metres = METRES_A_DEGREE if self.crs.is_geographic else self.crs.linear_units_factor[1]
         return float(f"{self.pixel_size()[1] * metres:.4g}")
 
+    def problem(self) -> str:
+        """What is impossible about its place; empty where nothing is, and without a CRS."""
+        if self.crs is None:
+            return ""
+        name = self.crs.to_string()
+        return problem_of_place(name, self.transform, self.height, self.width, bool(self.crs.is_geographic))
+
     def to_map(self, columns: Any, rows: Any) -> tuple[Any, Any]:
         """Map coordinates (x, y) of positions in pixels from the upper left corner; numbers or arrays."""
         a, b, c, d, e, f = self.transform
@@ -101,8 +113,11 @@ class Grid:
         )
 
 
-def source_window(source: Grid, target: Grid) -> Window | None:
-    """Pixels of `source` needed to fill `target`, with a margin for interpolation; None where they do not overlap."""
+def _edges_seen_from(source: Grid, target: Grid) -> tuple[np.ndarray, np.ndarray]:
+    """Positions (columns, rows) in pixels of `source` of points along the upper, lower, left, right edge of `target`.
+
+    Not finite where the CRS of the source is not defined.
+    """
     from rasterio.warp import transform
 
     along = np.linspace(0, 1, _EDGE_POINTS)
@@ -112,7 +127,38 @@ def source_window(source: Grid, target: Grid) -> Window | None:
     x, y = target.to_map(columns, rows)
     if source.crs != target.crs:
         x, y = (np.asarray(values) for values in transform(target.crs, source.crs, x, y))
-    columns, rows = source.to_pixels(x, y)
+    return source.to_pixels(x, y)
+
+
+def problem_between(one: Grid, other: Grid, most_times: float) -> str:
+    """Why two grids, both with a CRS, cannot show one place; empty where they may.
+
+    Args:
+        one: a grid.
+        other: a grid.
+        most_times: by how much the finest side of a pixel may differ.
+    """
+    columns, rows = _edges_seen_from(one, other)
+    if not np.isfinite([columns, rows]).all():
+        return "lie in places of which one is not defined in the CRS of the other"
+    lengths = np.hypot(np.diff(columns), np.diff(rows))
+    upper, left = lengths[: _EDGE_POINTS - 1].sum(), lengths[2 * _EDGE_POINTS : 3 * _EDGE_POINTS - 1].sum()
+    times = min(upper / other.width, left / other.height)
+    if not 1 / most_times <= times <= most_times:
+        return (
+            f"have pixels that differ {max(times, 1 / times):.3g} times in size, more than {most_times:g}: is it one "
+            "product? `--max-pixel-ratio` (max_pixel_ratio) allows more"
+        )
+    shared, area = 1.0, (columns.max() - columns.min()) * (rows.max() - rows.min())
+    for positions, size in ((columns, one.width), (rows, one.height)):
+        shared *= max(0.0, min(positions.max(), size) - max(positions.min(), 0))
+    share = shared / min(area, one.width * one.height)
+    return "" if share >= LEAST_SHARED else f"barely meet: they share {share:.1%} of the smaller one's area"
+
+
+def source_window(source: Grid, target: Grid) -> Window | None:
+    """Pixels of `source` needed to fill `target`, with a margin for interpolation; None where they do not overlap."""
+    columns, rows = _edges_seen_from(source, target)
     if not np.isfinite(columns).all() or not np.isfinite(rows).all():
         return None  # the target lies where the CRS of the source is not defined
     bounds = []

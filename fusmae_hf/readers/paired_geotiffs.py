@@ -19,7 +19,13 @@ from fusmae_hf.readers.grids import Grid
 from fusmae_hf.readers.listed_pairs import ListedPairs, require_one_of
 from fusmae_hf.readers.pair_listing import list_by_manifest, list_by_patterns
 from fusmae_hf.readers.raster_files import KeptFiles, Raster, open_raster
-from fusmae_hf.readers.rasters import read_label_map, read_optical, read_sar, require_resampling
+from fusmae_hf.readers.rasters import (
+    read_label_map,
+    read_optical,
+    read_sar,
+    require_one_place,
+    require_resampling,
+)
 from fusmae_hf.readers.windows import Edges, Windows
 from fusmae_hf.vocabulary import IMAGES, SENSORS
 
@@ -78,10 +84,12 @@ class PairedGeoTIFFs(ListedPairs):
         optical_no_data: value of optical pixels without data; that of each file's tag by default.
         class_names: names of the scene classes in the order of their indices, needed for `labels`.
         map_class_names: names of the classes 0, 1, ... of the label maps; other values are an error then.
-        map_no_data: value of label maps that marks pixels without a class; that of the files' tag by default.
+        map_no_data: value of label maps that marks pixels without a class, or without a quantity, which become NaN; by
+            default that of the files' tag.
         map_units: units of label maps that hold a quantity (float) instead of classes.
         on_different_grids: `"error"` or `"warp"`.
         target: whose grid pairs are given on when their grids differ: `"optical"` or `"sar"`.
+        max_pixel_ratio: by how much the finest pixels of the two sensors may differ in size.
         resolution: size of a pixel of that grid in units of its CRS, if it shall differ from that of the files.
         resampling: `"bilinear"`, which averages where the grid is coarser than the file, or `"nearest"`.
         patch_size: side of a window in pixels; whole files by default.
@@ -117,10 +125,11 @@ class PairedGeoTIFFs(ListedPairs):
         optical_no_data: float | None = None,
         class_names: Sequence[str] = (),
         map_class_names: Sequence[str] = (),
-        map_no_data: int | None = None,
+        map_no_data: float | None = None,
         map_units: str | None = None,
         on_different_grids: Literal["error", "warp"] = "error",
         target: Literal["optical", "sar"] = "optical",
+        max_pixel_ratio: float = 5.0,
         resolution: float | None = None,
         resampling: _Resampling = "bilinear",
         patch_size: int | None = None,
@@ -165,13 +174,13 @@ class PairedGeoTIFFs(ListedPairs):
         self._map_classes = range(len(map_class_names))
         self._implied_offset: float | None = None
         self._warp, self._target, self._resolution = on_different_grids == "warp", target, resolution
-        self._resampling, self._max_no_data = resampling, max_no_data
+        self._resampling, self._max_no_data, self._max_pixel_ratio = resampling, max_no_data, max_pixel_ratio
         self._windows = None if patch_size is None else Windows(patch_size, stride or patch_size, edges)
 
         if manifest is not None and (sar, optical, label_map) == (None, None, None):
             listing = list_by_manifest(self.root / manifest, class_names)
         elif manifest is None and sar and optical:
-            bands = {"sar": self._stated["sar"].names, "optical": self._stated["optical"].names}
+            bands = {sensor: self._stated[sensor].file_names for sensor in SENSORS}
             listing = list_by_patterns(self.root, sar, optical, label_map, bands)
         else:
             raise ValueError(
@@ -240,7 +249,9 @@ class PairedGeoTIFFs(ListedPairs):
         if offset is None and "optical" in rasters:
             offset = self._implied_offset = rasters["optical"].implied_offset
         self._stated["optical"] = replace(self._stated["optical"], offset=offset or 0.0)
-        if map_no_data is None and "label_map" in rasters and not label_map.units:
+        if label_map.units:
+            map_no_data = None  # it becomes NaN
+        elif map_no_data is None and "label_map" in rasters:
             tag = rasters["label_map"].no_data
             map_no_data = None if tag is None or not float(tag).is_integer() else int(tag)
             self._stated["label_map"] = replace(label_map, no_data=map_no_data)
@@ -342,6 +353,8 @@ class PairedGeoTIFFs(ListedPairs):
             with ExitStack() as files:
                 kinds = [kind for kind in IMAGES if self._table[kind][number].is_valid]
                 kept.rasters = {kind: self._open(files, number, kind) for kind in kinds}
+                if set(SENSORS) <= kept.rasters.keys():
+                    require_one_place(kept.rasters["sar"], kept.rasters["optical"], self._max_pixel_ratio)
                 kept.key, kept.files = key, files.pop_all()
         try:
             yield kept.rasters

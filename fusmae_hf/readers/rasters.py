@@ -5,7 +5,7 @@ import numpy as np
 from fusmae_hf.data.pairs import PairsInfo
 from fusmae_hf.errors import PairError
 from fusmae_hf.readers.geotiff import require_codes
-from fusmae_hf.readers.grids import Grid, Window, resample, source_window
+from fusmae_hf.readers.grids import Grid, Window, problem_between, resample, source_window
 from fusmae_hf.readers.raster_files import Raster
 
 
@@ -19,6 +19,22 @@ def require_resampling(raster: Raster, target: Grid) -> None:
         raise PairError(f"{raster.path}: cannot be resampled without a CRS: {raster.grid}; wanted: {target}.")
     if source_window(raster.grid, target) is None:
         raise PairError(f"{raster.path}: does not overlap its partner: {raster.grid}; wanted: {target}.")
+
+
+def require_one_place(sar: Raster, optical: Raster, most_times: float) -> None:
+    """Refuse files that cannot show one place.
+
+    Raises:
+        PairError: coordinates cannot be of the CRS that is stated; the finest pixels differ by more than `most_times`;
+            or the extents barely meet. Names both files and grids.
+    """
+    for raster in (sar, optical):
+        if problem := raster.grid.problem():
+            raise PairError(f"{raster.path}: {problem}")
+    if sar.grid.crs is None or optical.grid.crs is None or sar.grid.same_as(optical.grid):
+        return
+    if problem := problem_between(sar.grid, optical.grid, most_times):
+        raise PairError(f"{sar.path} and {optical.path} {problem}: {sar.grid}; {optical.grid}.")
 
 
 def read_sar(raster: Raster, whole: Grid, window: Window, *, units: str, resampling: str | None) -> np.ndarray:

@@ -14,8 +14,8 @@ from typing import Any, NamedTuple
 
 import fsspec
 
+from fusmae_hf.data.findings import recorded_findings
 from fusmae_hf.data.pairs import PairsInfo
-from fusmae_hf.data.plausibility import recorded_findings
 from fusmae_hf.files.plain_text import plain_text
 from fusmae_hf.files.strict_json import is_count, parse_json
 from fusmae_hf.shards.format import FILE_NAME, FORMAT_VERSION, ShardRecord

@@ -410,7 +410,7 @@ def test_plausible_values_pass_without_a_word(pair, info):
     ("pair", "info", "message"),
     [
         (make_pair(vv=-19, vh=-12), INFO, r"made-up, over 4 pairs: SAR: mean VH \(-1[12].* bands swapped\?"),
-        (make_pair(dn=1400), INFO, r"optical_offset=1000 if yours do.*`--optical-offset`"),
+        (make_pair(dn=1400), INFO, r"optical_offset=1000 if yours do.*`--optical-offset 1000`"),
         (make_pair(dn=200), replace(INFO, optical_offset=1000), "100% of the pixels lie below the declared offset"),
         (make_pair(vv=-1200, vh=-1900), INFO, "Were dB multiplied by 100"),
     ],

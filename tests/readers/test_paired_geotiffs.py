@@ -567,7 +567,7 @@ def test_another_resolution_of_the_target_grid_averages_into_larger_pixels(tmp_p
 
 def test_files_that_do_not_overlap_are_an_error_that_shows_both_grids(tmp_path):
     write_pair(tmp_path, sar_grid=from_origin(510_000, 5_000_000, 10, 10))
-    with pytest.raises(PairError, match=r"does not overlap .*\(510000, 5000000\).*\(500000, 5000000\)"):
+    with pytest.raises(PairError, match=r"barely meet: they share 0.0% .*\(510000, 5000000\).*\(500000, 5000000\)"):
         open_pairs(tmp_path, on_different_grids="warp", max_no_data=1.0).read(0)
 
 
