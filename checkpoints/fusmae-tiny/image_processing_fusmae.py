@@ -2,16 +2,17 @@
 
 import inspect
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from transformers.image_processing_utils import BaseImageProcessor, BatchFeature
 from transformers.processing_utils import ImagesKwargs
 from transformers.utils import TensorType
 
-from .plausibility_fusmae import Declaration, Plausibility, has_data
+from .arrays_fusmae import nearest_names, one_of, resized, spread, to_batches
+from .no_data_fusmae import Declaration, has_data, offset_problem
+from .plausibility_fusmae import Plausibility
 from .sensors_fusmae import (
     OPTICAL_BANDS,
     OPTICAL_UNITS,
@@ -20,8 +21,12 @@ from .sensors_fusmae import (
     SAR_UNITS,
     band_positions,
     did_you_mean,
+    sentinel_bands,
     statistics_for,
 )
+
+_OF_TRANSFORMERS = ("image_processor_type", "feature_extractor_type", "processor_class", "auto_map")
+"""Names that transformers puts into configurations."""
 
 
 class FusMAEImageProcessorKwargs(ImagesKwargs, total=False):
@@ -67,9 +72,11 @@ class FusMAEImageProcessor(BaseImageProcessor):
         optical_offset (`float`): subtracted from every optical value, in digital numbers (from reflectance: after the
             multiplication). 1000 for products of processing baseline 04.00 and later that still carry it.
         sar_nodata (`float`): a pixel with this value in any SAR band holds no data. NaN and infinity never do.
-        optical_nodata (`float`): a pixel with this value in all optical bands holds no data (Sentinel-2: 0).
+        optical_nodata (`float`): a pixel with this value in any optical band holds no data; if it is 0 (Sentinel-2),
+            in all of them.
         do_normalize (`bool`): subtract the mean and divide by the standard deviation. Where off, no value warns.
-        do_resize (`bool`): resize to `size`, bilinear with antialiasing. Off unless asked for.
+        do_resize (`bool`): resize to `size`, bilinear with antialiasing; pixels without data have no weight. Off
+            unless asked for.
         size (`dict[str, int]`): `{"height": ..., "width": ...}` in pixels.
         do_pad (`bool`): pad at the bottom and on the right to the largest patch of the batch, and on to the next
             multiple of `size_divisor`. Padding is marked as without data in the pixel masks, which are always returned
@@ -117,13 +124,14 @@ class FusMAEImageProcessor(BaseImageProcessor):
         size_divisor: int | None = None,
         **kwargs,
     ):
+        self._refuse_unknown(name for name in kwargs if name not in _OF_TRANSFORMERS)
         super().__init__(**kwargs)
-        self.sar_bands = list(sar_bands)
-        self.optical_bands = list(optical_bands)
+        self.sar_units = one_of("sar_units", sar_units, SAR_UNITS)
+        self.optical_units = one_of("optical_units", optical_units, OPTICAL_UNITS)
+        self.sar_bands = sentinel_bands(sar_bands, sar_units)
+        self.optical_bands = sentinel_bands(optical_bands, optical_units)
         self.statistics = statistics
-        self.sar_units = _one_of("sar_units", sar_units, SAR_UNITS)
-        self.optical_units = _one_of("optical_units", optical_units, OPTICAL_UNITS)
-        self.optical_offset = float(optical_offset)
+        self.optical_offset = self._offset(optical_offset, optical_units)
         self.sar_nodata = sar_nodata
         self.optical_nodata = optical_nodata
         self.do_normalize = do_normalize
@@ -161,12 +169,43 @@ class FusMAEImageProcessor(BaseImageProcessor):
                         "dictionary by band name."
                     )
                 values = dict(zip(bands, values, strict=True))
+            names = sentinel_bands(list(values), getattr(self, f"{sensor}_units"))
+            values = dict(zip(names, values.values(), strict=True))
             band_positions(bands, list(values), f"{name} of the {sensor} sensor")
             by_band.append({band: float(value) for band, value in values.items()})
         bad = {band: by_band[1][band] for band in bands if not 0 < by_band[1][band] < float("inf")}
         if bad:
             raise ValueError(f"`{sensor}_std` must be positive and finite, but is {bad}.")
         return by_band[0], by_band[1]
+
+    @staticmethod
+    def _offset(offset: float, units: str) -> float:
+        """The offset as a number, unless it has the wrong sign or scale."""
+        if problem := offset_problem(float(offset), units):
+            raise ValueError(f"optical: {problem}")
+        return float(offset)
+
+    @classmethod
+    def _refuse_unknown(cls, names: Iterable[str], but_foreign: bool = False) -> None:
+        """Raise a TypeError for names that are no arguments of the processor, or for those near to one alone."""
+        known = [name for name in inspect.signature(cls.__init__).parameters if name not in ("self", "kwargs")]
+        unknown = [name for name in names if name not in known]
+        near = nearest_names(unknown, known)
+        if near if but_foreign else unknown:
+            raise TypeError(f"{cls.__name__} has no {unknown}.{near} It takes {known}.")
+
+    @classmethod
+    def from_dict(cls, image_processor_dict: dict[str, Any], **kwargs: Any) -> Any:
+        """As upstream: foreign keys of a configuration become attributes, foreign keywords are for others."""
+        cls._refuse_unknown(kwargs, but_foreign=True)
+        known = {*inspect.signature(cls.__init__).parameters, *_OF_TRANSFORMERS}
+        loaded = super().from_dict(
+            {key: image_processor_dict[key] for key in image_processor_dict if key in known}, **kwargs
+        )
+        processor = loaded[0] if isinstance(loaded, tuple) else loaded
+        for key in image_processor_dict.keys() - known:
+            setattr(processor, key, image_processor_dict[key])
+        return loaded
 
     def to_dict(self) -> dict[str, Any]:
         """What preprocessor_config.json holds."""
@@ -189,7 +228,8 @@ class FusMAEImageProcessor(BaseImageProcessor):
             advice = (
                 f" Set it at loading: from_pretrained(<your checkpoint>, {', '.join(settings)})." if settings else ""
             )
-            raise TypeError(f"A call of FusMAEImageProcessor takes {arguments}, but not {unknown}.{advice}")
+            near = nearest_names(unknown, [*arguments, *inspect.signature(type(self)).parameters])
+            raise TypeError(f"A call of FusMAEImageProcessor takes {arguments}, but not {unknown}.{advice or near}")
         return self.preprocess(**kwargs)
 
     def preprocess(
@@ -209,9 +249,9 @@ class FusMAEImageProcessor(BaseImageProcessor):
         Prepare one pair or a batch, on the device where the tensors lie.
 
         Args:
-            sar: numpy array or torch tensor `(bands, height, width)` or `(batch_size, bands, height, width)`, or a
-                list of arrays `(bands, height, width)` in which None stands for a sample without SAR. None: no sample
-                has any.
+            sar: numpy array (a masked one keeps its mask) or torch tensor `(bands, height, width)` or `(batch_size,
+                bands, height, width)`, or a list of arrays `(bands, height, width)` in which None stands for a sample
+                without SAR. None: no sample has any.
             optical: the same for the optical sensor.
             sar_bands: names of the bands of `sar`, in the order in which they lie in the array; the processor's own
                 where None. Bands that the model does not take are left out.
@@ -242,14 +282,14 @@ class FusMAEImageProcessor(BaseImageProcessor):
         ):
             if values is None:
                 continue
-            units = _one_of(
+            units = one_of(
                 f"{sensor}_units",
                 units or getattr(self, f"{sensor}_units"),
                 SAR_UNITS if sensor == "sar" else OPTICAL_UNITS,
             )
-            offset = self.optical_offset if offset is None else float(offset)
-            batches, available = _to_batches(values, sensor)
-            bands = list(getattr(self, f"{sensor}_bands") if bands is None else bands)
+            offset = self.optical_offset if offset is None else self._offset(offset, units)
+            batches, available = to_batches(values, sensor)
+            bands = sentinel_bands(getattr(self, f"{sensor}_bands") if bands is None else bands, units)
             wanted = getattr(self, f"{sensor}_bands")
             patches[sensor] = []
             for batch in batches:
@@ -283,7 +323,7 @@ class FusMAEImageProcessor(BaseImageProcessor):
             padded = patches[sensor] if target is None else [self._pad(*p, target, sensor) for p in patches[sensor]]
             pixels, mask = torch.cat([p for p, _ in padded]), torch.cat([m for _, m in padded])
             if available is not None:
-                pixels, mask = _spread(pixels, available), _spread(mask, available)
+                pixels, mask = spread(pixels, available), spread(mask, available)
                 data[f"{sensor}_available"] = available.to(pixels.device)
             if return_pixel_mask is None:
                 self._refuse_empty(mask, available, sensor)
@@ -361,9 +401,7 @@ class FusMAEImageProcessor(BaseImageProcessor):
         pixels = torch.where(valid[:, None], pixels, 0.0 if self.do_normalize else mean)
         if self.do_resize:
             sides = self.size or {}
-            size = (sides["height"], sides["width"])
-            pixels = torch.nn.functional.interpolate(pixels, size, mode="bilinear", antialias=True)
-            valid = torch.nn.functional.interpolate(valid[:, None].float(), size, mode="nearest-exact")[:, 0] > 0.5
+            pixels, valid = resized(pixels, valid, (sides["height"], sides["width"]))
             pixels = torch.where(valid[:, None], pixels, 0.0 if self.do_normalize else mean)
         return pixels, valid
 
@@ -388,7 +426,7 @@ class FusMAEImageProcessor(BaseImageProcessor):
         Returns:
             A float32 tensor of the same shape.
         """
-        mean, std = self._tensors(_one_of("sensor", sensor, ("sar", "optical")), pixel_values.device)
+        mean, std = self._tensors(one_of("sensor", sensor, ("sar", "optical")), pixel_values.device)
         return pixel_values.float() * std + mean
 
     def post_process_reconstruction(
@@ -419,8 +457,8 @@ class FusMAEImageProcessor(BaseImageProcessor):
         Raises:
             ValueError: unknown units, or units that raw values do not have.
         """
-        _one_of("optical_units", optical_units, ("dn", "reflectance"))
-        _one_of("sar_units", sar_units, ("db", "linear"))
+        one_of("optical_units", optical_units, ("dn", "reflectance"))
+        one_of("sar_units", sar_units, ("db", "linear"))
         for sensor, units, plain in (("optical", optical_units, "dn"), ("sar", sar_units, "db")):
             if getattr(self, f"{sensor}_units") == "raw" and units != plain:
                 raise ValueError(f"{sensor}: this processor holds raw values, which cannot be made {units!r}.")
@@ -472,53 +510,6 @@ class FusMAEImageProcessor(BaseImageProcessor):
                 f"{sensor}: sample {empty.nonzero().flatten().tolist()} of the batch holds no valid pixel (all "
                 f"no-data, NaN or infinite). Leave the sample out, or pass None for its {sensor} patch in a list."
             )
-
-
-def _one_of(name: str, value: str, allowed: Sequence[str]) -> str:
-    if value not in allowed:
-        raise ValueError(f"`{name}` must be one of {list(allowed)}, not {value!r}.")
-    return value
-
-
-def _to_tensor(values: Any, sensor: str) -> torch.Tensor:
-    if isinstance(values, torch.Tensor):
-        return values
-    if not isinstance(values, np.ndarray) or values.dtype.kind not in "uif":
-        found = f"an array of {values.dtype}" if isinstance(values, np.ndarray) else f"a {type(values).__name__}"
-        raise ValueError(f"{sensor}: expected numpy arrays or torch tensors of numbers, got {found}.")
-    # torch knows neither foreign byte orders nor negative strides.
-    return torch.from_numpy(np.ascontiguousarray(values, dtype=values.dtype.newbyteorder("=")))
-
-
-def _to_batches(values: Any, sensor: str) -> tuple[list[torch.Tensor], torch.Tensor | None]:
-    """Tensors `(batch, bands, height, width)`, one where all patches have one shape, and which samples are there."""
-    if not isinstance(values, list | tuple):
-        tensor = _to_tensor(values, sensor)
-        if tensor.ndim not in (3, 4):
-            raise ValueError(
-                f"{sensor}: expected shape (bands, height, width) or (batch, bands, height, width), got "
-                f"{tuple(tensor.shape)}."
-            )
-        return [tensor if tensor.ndim == 4 else tensor[None]], None
-    available = torch.tensor([patch is not None for patch in values], dtype=torch.bool)
-    if not available.any():
-        raise ValueError(f"{sensor}: the list holds no patch at all. Pass None instead of the list.")
-    patches = [_to_tensor(patch, sensor) for patch in values if patch is not None]
-    wrong = [tuple(patch.shape) for patch in patches if patch.ndim != 3]
-    if wrong:
-        raise ValueError(f"{sensor}: each patch of a list must have shape (bands, height, width), got {wrong[0]}.")
-    if len({(patch.shape, patch.dtype) for patch in patches}) == 1:
-        patches = [torch.stack(patches)]
-    else:
-        patches = [patch[None] for patch in patches]
-    return patches, None if bool(available.all()) else available
-
-
-def _spread(values: torch.Tensor, available: torch.Tensor) -> torch.Tensor:
-    """Rows of `values` in the places of the available samples, zero (False) elsewhere."""
-    whole = values.new_zeros((available.shape[0], *values.shape[1:]))
-    whole[available.to(values.device)] = values
-    return whole
 
 
 FusMAEImageProcessor.register_for_auto_class("AutoImageProcessor")

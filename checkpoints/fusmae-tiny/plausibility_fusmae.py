@@ -1,20 +1,16 @@
-"""The rules on values, which every door asks: where a pixel holds data, and what looks unlike the declaration.
+"""Do values look like what is declared: units, offset, order of the bands, for SAR and for optical bands?
 
-The image processor, `prepare`, `verify` and the statistics call `has_data`; the first three also call `sar_findings`
-and `optical_findings`, and decide for themselves whether a finding is refused or warned of. Each quantity has a
-function of its own, which returns a `Finding` or None. Thresholds are physical limits with a margin, so that water,
-snow, shadow, night and tiny crops pass without a word.
+`judge` looks at an array for every door, after `no_data_fusmae` has found the values that are no measurement. Each
+sign has a function of its own, which returns a `Finding` or None. Thresholds are physical limits with a margin, so
+that water, snow, shadow, night and tiny crops pass without a word.
 """
 
-import functools
 import math
-import operator
-from dataclasses import dataclass
-from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
+from .no_data_fusmae import NOTHING_OUTSIDE, RANGES, Declaration, Finding, Outside, odd_values
 from .sensors_fusmae import BASELINE_0400_OFFSET, REFLECTANCE_SCALE
 
 SAMPLED_PIXELS = 4096
@@ -26,10 +22,6 @@ ACCELERATOR_LOOKS = 4
 FEWEST_PIXELS = 256
 """Fewer pixels, as in tiny crops, say nothing about the spread of values or about how dark a scene is."""
 
-SAR_RANGE = {"db": (-100.0, 60.0), "linear": (0.0, math.inf), "raw": (-math.inf, math.inf)}
-"""A value outside of this comes from no radar: noise floors are some -40 dB, 10 log10(1e-10) is -100, corner
-reflectors are some +40 dB. Power is never negative."""
-
 MEAN_DB = (-60.0, 20.0)
 """Where the mean of many values in dB lies; single bright targets may exceed it."""
 
@@ -38,104 +30,28 @@ SWAPPED_DB = 1.0
 
 VISIBLE_BANDS = ("B02", "B03", "B04")
 
+PERCENT = 130.0
+"""Reflectance in percent does not exceed this but where the sun glints."""
 
-def has_data(
-    pixels: Any, sensor: str, units: str = "raw", nodata: float | None = None, *, known_finite: bool = False
-) -> Any:
-    """Where pixels hold data.
-
-    A pixel that is NaN or infinite in any band holds none. SAR: nor does one with the declared value in any band or,
-    in linear power, one that is not positive in every band: the border of a scene is 0 there, and nothing else has a
-    logarithm. Optical: nor does one with the declared value in all bands; 0 in a single band is a dark pixel.
-
-    Args:
-        pixels: numpy array or torch tensor `(..., bands, height, width)`.
-        sensor: `"sar"` or `"optical"`.
-        units: of the SAR pixels, a member of `SAR_UNITS`.
-        nodata: value that marks missing data, or None. Sentinel-2 products have 0.
-        known_finite: the pixels were whole numbers.
-
-    Returns:
-        Bool, `(..., height, width)`, of the same library and device.
-    """
-    is_tensor = isinstance(pixels, torch.Tensor)
-    is_float = pixels.is_floating_point() if is_tensor else pixels.dtype.kind == "f"
-    holds = []
-    if is_float and not known_finite:
-        holds.append((torch if is_tensor else np).isfinite(pixels).all(-3))
-    if units == "linear":
-        holds.append((pixels > 0).all(-3))
-    if nodata is not None:
-        marked = pixels == nodata
-        holds.append(~(marked.all(-3) if sensor == "optical" else marked.any(-3)))
-    first = pixels[..., 0, :, :]
-    return functools.reduce(operator.and_, holds) if holds else first == first
-
-
-@dataclass(frozen=True)
-class Declaration:
-    """What is said of an array, or of a batch of them.
-
-    Attributes:
-        sensor: `"sar"` or `"optical"`.
-        units: a member of `SAR_UNITS` or `OPTICAL_UNITS`.
-        bands: names of the bands that the model takes, in its order.
-        given_bands: names of the bands of the array, in its order.
-        offset: in digital numbers.
-        dtype: of the array.
-    """
-
-    sensor: str
-    units: str
-    bands: tuple[str, ...]
-    given_bands: tuple[str, ...]
-    offset: float
-    dtype: torch.dtype
-
-    @property
-    def integer(self) -> bool:
-        """Whether the array holds whole numbers."""
-        return not self.dtype.is_floating_point
-
-
-@dataclass(frozen=True)
-class Finding:
-    """A sign that values are not what is declared; prints as a message.
-
-    Attributes:
-        topic: what was judged, such as `"sar units"`.
-        seen: what is odd, in a sentence.
-        advice: what to do about it.
-        bands: names of the bands concerned.
-        count: number of values concerned; 0 where it is about all together.
-        impossible: no scene at all has such values in the declared units, so that a single batch is enough to tell.
-    """
-
-    topic: str
-    seen: str
-    advice: str
-    bands: tuple[str, ...] = ()
-    count: int = 0
-    impossible: bool = False
-
-    @property
-    def contradicts_units(self) -> bool:
-        """Whether the units are wrong, if these are the values of many pairs and not of one bright crop."""
-        return self.topic.endswith(" units")
-
-    def __str__(self) -> str:
-        return f"{self.seen} {self.advice}"
+_READ_OR_RAW = (
+    "Read the bands of the product; for 8-bit data, make a processor with optical_units='raw' and the mean and std of "
+    "your data."
+)
 
 
 class Plausibility:
     """Looks at batches and tells each kind of sign once for each declaration.
 
-    On the CPU every batch is looked at. On an accelerator the first `ACCELERATOR_LOOKS` of each declaration are.
+    On the CPU every batch is looked at. On an accelerator the first `ACCELERATOR_LOOKS` of each declaration are, in a
+    sample. What was told is no part of its state: a copy tells it again.
     """
 
     def __init__(self) -> None:
         self._looks: dict[Declaration, int] = {}
         self._told: set[tuple[Declaration, str]] = set()
+
+    def __reduce__(self) -> tuple[type["Plausibility"], tuple[()]]:
+        return Plausibility, ()
 
     def look(self, pixels: torch.Tensor, valid: torch.Tensor, declared: Declaration) -> list[Finding]:
         """Findings not yet told, and those of values that are impossible, which are told each time.
@@ -152,16 +68,52 @@ class Plausibility:
             if looks >= ACCELERATOR_LOOKS:
                 return []
             self._looks[declared] = looks + 1
-        values = _sampled(pixels, valid)
-        if declared.sensor == "optical":
-            found = optical_findings(values, declared)
-        else:
-            # On the CPU in all pixels, since a few marks that the sample misses would do harm.
-            everywhere = pixels.device.type == "cpu"
-            found = sar_findings(values, declared, outside_range(pixels, declared, valid) if everywhere else None)
+            values = _sampled(pixels, valid)
+            odd = odd_values(values.numpy(), declared)
+            found = odd.findings + judge(values if odd.where is None else values[:, ~odd.where], declared, odd.outside)
+        else:  # in all pixels, since a few marks that the sample misses would do harm
+            every = pixels if bool(valid.all()) else torch.where(valid[:, None], pixels, torch.nan)
+            odd = odd_values(every.transpose(0, 1).numpy(), declared)
+            there = valid if odd.where is None else valid & ~torch.from_numpy(odd.where)
+            found = odd.findings + judge(_sampled(pixels, there), declared, odd.outside)
         new = [finding for finding in found if finding.impossible or (declared, finding.topic) not in self._told]
         self._told.update((declared, finding.topic) for finding in new)
         return new
+
+
+def is_ordinary(values: np.ndarray, declared: Declaration) -> bool:
+    """Whether nothing that `judge` finds can contradict the units or the order of the bands; quicker than judging.
+
+    Args:
+        values: `(bands, pixels)` of a pair, none of them out of range.
+        declared: what is said of them.
+    """
+    if not values.size:
+        return True
+    if declared.sensor == "optical":
+        return bool(values.max() >= 5) if declared.units == "dn" else not declared.integer
+    if declared.units == "linear":
+        if values.min() <= 0:
+            return False
+        values = 10 * np.log10(values)
+    means = values.mean(axis=1, dtype=np.float64)
+    swapped = {"VV", "VH"} <= set(declared.bands) and means[declared.bands.index("VH")] > means[
+        declared.bands.index("VV")
+    ]
+    return bool(means.min() > -45 and means.max() < -3.5 and not swapped)
+
+
+def judge(values: torch.Tensor, declared: Declaration, outside: Outside = NOTHING_OUTSIDE) -> list[Finding]:
+    """What looks odd in values that are neither marks nor missing.
+
+    Args:
+        values: `(bands, pixels)` on the CPU, finite, in the declared units.
+        declared: what is said of them.
+        outside: what `odd_values` found out of range in these pixels and others.
+    """
+    if declared.units == "raw":  # nobody knows what they mean: bands of a picture may each be stretched for themselves
+        return []
+    return (sar_findings if declared.sensor == "sar" else optical_findings)(values, declared, outside)
 
 
 def _sampled(pixels: torch.Tensor, valid: torch.Tensor) -> torch.Tensor:
@@ -177,92 +129,64 @@ def _sampled(pixels: torch.Tensor, valid: torch.Tensor) -> torch.Tensor:
 # --- SAR -------------------------------------------------------------------------------------------------------------
 
 
-class Outside(NamedTuple):
-    """Values that come from no radar.
-
-    Attributes:
-        number: how many there are.
-        lowest: the smallest of them.
-        highest: the largest of them.
-    """
-
-    number: int = 0
-    lowest: float = math.inf
-    highest: float = -math.inf
-
-    def and_of(self, other: "Outside") -> "Outside":
-        """Those of both."""
-        return Outside(self.number + other.number, min(self.lowest, other.lowest), max(self.highest, other.highest))
-
-
-def outside_range(pixels: torch.Tensor, declared: Declaration, valid: torch.Tensor | None = None) -> Outside:
-    """Values outside of `SAR_RANGE`, of `(bands, pixels)`, or of `(batch, bands, height, width)` where `valid`."""
-    low, high = SAR_RANGE[declared.units]
-    outside = (pixels < low) | (pixels > high) if high < math.inf else pixels < low
-    if not bool(outside.any()):
-        return Outside()
-    values = pixels[outside if valid is None else outside & valid[:, None]]
-    return Outside(values.numel(), float(values.min()), float(values.max())) if values.numel() else Outside()
-
-
-def sar_findings(values: torch.Tensor, declared: Declaration, outside: Outside | None = None) -> list[Finding]:
-    """What looks odd in SAR.
-
-    Args:
-        values: `(bands, pixels)` on the CPU, finite, in the declared units.
-        declared: what is said of them.
-        outside: `outside_range` of these pixels and more.
-    """
-    if declared.units == "raw":  # nobody knows what they mean: bands of a picture may each be stretched for themselves
-        return []
-    outside = outside_range(values, declared) if outside is None else outside
+def sar_findings(values: torch.Tensor, declared: Declaration, outside: Outside) -> list[Finding]:
+    """What looks odd in SAR: see `judge`."""
     if declared.units == "linear":
         if values.numel() and (values < 0).float().mean() > 0.5:
             seen = "SAR is declared linear, but most values are negative: this looks like dB."
-            return [Finding("sar units", seen, "Pass sar_units='db'.", impossible=True)]
+            return [Finding("sar units", seen, "Pass sar_units='db'.", "--sar-units db", impossible=True)]
         backscatter = 10 * torch.log10(values[:, (values > 0).all(dim=0)])
     else:
-        low, high = SAR_RANGE[declared.units]
-        backscatter = values[:, ((values >= low) & (values <= high)).all(dim=0)] if outside.number else values
+        backscatter = _in_range(values, declared, outside)
         scattered = outside.number and outside.lowest < outside.highest
         if scattered and (backscatter.numel() == 0 or backscatter.mean() < MEAN_DB[0]):
             return [_sar_scaled(float(values.mean()) if values.numel() else (outside.lowest + outside.highest) / 2)]
     found = [sar_range(outside, declared)] if outside.number else []
     if backscatter.numel() == 0:
         return found
-    for judge in (sar_units, sar_scale, sar_normalised):
-        if finding := judge(backscatter, declared):
+    for sign in (sar_units, sar_scale, sar_normalised):
+        if finding := sign(backscatter, declared):
             return [*found, finding]
-    return found + [finding for judge in (sar_integers, sar_bands) if (finding := judge(backscatter, declared))]
+    return found + [finding for sign in (sar_integers, sar_bands) if (finding := sign(backscatter, declared))]
+
+
+def _in_range(values: torch.Tensor, declared: Declaration, outside: Outside) -> torch.Tensor:
+    """`(bands, pixels)`: the pixels of which no band is outside of `RANGES`."""
+    low, high = RANGES[declared.units]
+    return values[:, ((values >= low) & (values <= high)).all(dim=0)] if outside.number else values
 
 
 def sar_range(outside: Outside, declared: Declaration) -> Finding:
-    """Some values come from no radar: marks for missing data, or negative power."""
+    """Some values come from no radar: marks for missing data that nobody knows, or negative power."""
     count, lowest, highest = outside
-    low, high = SAR_RANGE[declared.units]
-    if declared.units == "linear":
+    low, high = RANGES[declared.units]
+    if declared.units == "linear" and highest < low:
         seen = f"SAR is declared linear, but {count:,} values are negative, to {lowest:.4g}: they count as no data."
         return Finding("sar range", seen, "Did noise removal make them, or are some files in dB?", count=count)
     mark = lowest if lowest < low else highest
+    units = "dB" if declared.units == "db" else "in linear power"
     return Finding(
         "sar range",
-        f"SAR is declared dB, but {count:,} values, such as {mark:.9g}, are outside of {low:g} to {high:g} dB, which "
-        "is a mark for missing data and no backscatter.",
+        f"{declared.title}, but {count:,} values, such as {mark:.9g}, are outside of {low:g} to {high:g} {units}, "
+        "which is a mark for missing data and no backscatter.",
         f"Load the processor with from_pretrained(<your checkpoint>, sar_nodata={mark:.9g}), or set "
         + ("these pixels to NaN." if lowest == highest else "these and the other such pixels to NaN."),
+        f"--sar-no-data={mark:.9g}",
         count=count,
     )
 
 
 def sar_units(backscatter: torch.Tensor, declared: Declaration) -> Finding | None:
-    """No value in dB is negative. A single crop of a bright town may be so; many pairs are not."""
-    if declared.units != "db" or backscatter.min() < 0:
+    """Hardly a value in dB is negative. A single crop of a bright town may be so; many pairs are not."""
+    if declared.units != "db" or (backscatter < 0).float().mean() > 1e-3:
         return None
     return Finding(
         "sar units",
-        f"SAR is declared dB, but no value is negative (mean {backscatter.mean():.4g}): this looks like linear power "
-        "or 8-bit data.",
-        "Convert with 10*log10(x), or pass sar_units='linear' or 'raw'.",
+        f"SAR is declared dB, but no value is negative (mean {backscatter.mean():.4g}): this looks like linear power, "
+        "amplitude or 8-bit data.",
+        "Power: convert with 10*log10(x), or pass sar_units='linear'. Amplitude: convert with 20*log10(x). 8 bits: "
+        "pass sar_units='raw'.",
+        "--sar-units linear",
     )
 
 
@@ -324,20 +248,40 @@ def sar_bands(backscatter: torch.Tensor, declared: Declaration) -> Finding | Non
         return None
     seen = f"SAR: mean VH ({cross:.1f} dB) exceeds mean VV ({co:.1f} dB), which hardly ever happens."
     advice = "Are the bands swapped? Pass sar_bands=[...] in the order of your array."
-    return Finding("sar bands", seen, advice, bands=("VV", "VH"))
+    return Finding("sar bands", seen, advice, "--sar-bands", ("VV", "VH"))
 
 
 # --- optical ---------------------------------------------------------------------------------------------------------
 
 
-def optical_findings(values: torch.Tensor, declared: Declaration) -> list[Finding]:
-    """What looks odd in optical `values` `(bands, pixels)`, on the CPU, finite, in the declared units."""
-    if declared.units == "raw" or values.numel() == 0:
-        return []
-    for judge in (optical_normalised, optical_units, optical_8_bits, optical_offset):
-        if finding := judge(values, declared):
+def optical_findings(values: torch.Tensor, declared: Declaration, outside: Outside) -> list[Finding]:
+    """What looks odd in optical values: see `judge`."""
+    found = [optical_range(outside, declared)] if outside.number else []
+    if values.numel() == 0:
+        return found
+    for contradiction in (optical_normalised, optical_units):
+        if finding := contradiction(values, declared):
             return [finding]
-    return []
+    values = _in_range(values, declared, outside)
+    for sign in (optical_8_bits, optical_offset) if values.numel() else ():
+        if finding := sign(values, declared):
+            return [*found, finding]
+    return found
+
+
+def optical_range(outside: Outside, declared: Declaration) -> Finding:
+    """Some values come from no sun: marks for missing data that nobody knows, saturated or wrapped numbers."""
+    count, lowest, highest = outside
+    low, high = RANGES[declared.units]
+    mark = lowest if lowest < low else highest
+    return Finding(
+        "optical range",
+        f"{declared.title}, but {count:,} values, such as {mark:.9g}, are outside of {low:g} to {high:g}: they are "
+        "a mark for missing data, saturated, or no such units.",
+        f"Load the processor with from_pretrained(<your checkpoint>, optical_nodata={mark:.9g}), or mend the files.",
+        f"--optical-no-data={mark:.9g}",
+        count=count,
+    )
 
 
 def optical_normalised(values: torch.Tensor, declared: Declaration) -> Finding | None:
@@ -349,17 +293,33 @@ def optical_normalised(values: torch.Tensor, declared: Declaration) -> Finding |
 
 
 def optical_units(values: torch.Tensor, declared: Declaration) -> Finding | None:
-    """Digital numbers are declared reflectance, or the other way round."""
-    mean, largest = values.mean(), values.max()
-    if declared.units == "reflectance" and (declared.integer or mean > 10):
+    """Digital numbers, 8 bits or percent are declared reflectance, or reflectance or percent digital numbers."""
+    median, largest = values.median(), values.max()
+    whole = declared.integer or bool((values == values.round()).all())
+    if declared.units == "reflectance":
+        too_large = median > 2 or (values > RANGES["reflectance"][1]).float().mean() > 0.25
+        if not declared.integer and not too_large:
+            return None
         kind = "integers" if declared.integer else "large"
-        seen = (
-            f"Optical is declared reflectance, but the values are {kind} (mean {mean:.4g}): this looks like digital "
+        seen = f"Optical is declared reflectance, but the values are {kind} (median {median:.4g}): this looks like "
+        if too_large and largest <= 255 and (whole or largest > PERCENT):
+            return Finding("optical units", f"{seen}an 8-bit picture.", _READ_OR_RAW, impossible=True)
+        if too_large and largest <= PERCENT:
+            return Finding("optical units", f"{seen}percent.", "Divide by 100.", impossible=True)
+        return Finding(
+            "optical units",
+            f"{seen}digital numbers.",
+            "Pass optical_units='dn'.",
+            "--optical-units dn",
+            impossible=True,
         )
-        return Finding("optical units", f"{seen}numbers.", "Pass optical_units='dn'.", impossible=True)
-    if declared.units == "dn" and not declared.integer and largest < 5:
-        seen = f"Optical is declared digital numbers, but no value exceeds {largest:.3g}: this looks like reflectance."
-        return Finding("optical units", seen, "Pass optical_units='reflectance'.")
+    seen = f"Optical is declared digital numbers, but no value exceeds {largest:.3g}: this looks like "
+    if not declared.integer and largest < 5:
+        advice = "Pass optical_units='reflectance'."
+        return Finding("optical units", f"{seen}reflectance.", advice, "--optical-units reflectance")
+    if not whole and largest <= PERCENT and values.shape[1] >= FEWEST_PIXELS and not declared.offset:
+        advice = "Divide by 100 and pass optical_units='reflectance'."
+        return Finding("optical percent", f"{seen}reflectance in percent.", advice)
     return None
 
 
@@ -375,8 +335,8 @@ def optical_8_bits(values: torch.Tensor, declared: Declaration) -> Finding | Non
     return Finding(
         "optical 8 bits",
         f"Optical is declared digital numbers (reflectance x 10,000), but {why}: this looks like an 8-bit picture.",
-        "Read the bands of the product; for 8-bit data, make a processor with optical_units='raw' and the mean and "
-        "std of your data.",
+        _READ_OR_RAW,
+        "--optical-units raw",
     )
 
 
@@ -398,6 +358,7 @@ def optical_offset(values: torch.Tensor, declared: Declaration) -> Finding | Non
                 f"Optical: with an offset of {offset:g}, even the darkest 1 % of B02, B03 and B04 is at "
                 f"{darkest:.0f}. Products of processing baseline 04.00 and later carry +{BASELINE_0400_OFFSET}:",
                 f"pass optical_offset={BASELINE_0400_OFFSET} if yours do.",
+                f"--optical-offset {BASELINE_0400_OFFSET}",
                 bands,
             )
     # Atmospheric correction takes deep shadow and water a little below zero reflectance.
@@ -408,9 +369,43 @@ def optical_offset(values: torch.Tensor, declared: Declaration) -> Finding | Non
             f"Optical: in a visible band, {float(below.max()):.0%} of the pixels lie below the declared offset of "
             f"{offset:g}. Was the offset subtracted already, or does the product not carry it?",
             "Then pass optical_offset=0.",
+            "--optical-offset 0",
             bands,
         )
     return None
 
 
-# --- names of bands --------------------------------------------------------------------------------------------------
+# --- several scenes together -----------------------------------------------------------------------------------------
+
+DARKNESS = ("dark", "between", "offset", "bright")
+"""Where the darkest pixels of a pair lie, in digital numbers as they are stored: below 600, as without an offset;
+below 950; up to 1,600, as with one; above that, as under clouds."""
+
+
+def darkness(values: np.ndarray, units: str) -> str | None:
+    """Where the darkest percent of the pixels lies, `(bands, pixels)`, in the darkest band: one of `DARKNESS`."""
+    if units == "raw" or values.shape[1] < FEWEST_PIXELS // 4:
+        return None
+    at = values.shape[1] // 100
+    darkest = float(np.partition(values, at, axis=1)[:, at].min())
+    if units == "reflectance":
+        darkest *= REFLECTANCE_SCALE
+    return DARKNESS[int(np.searchsorted((600, 950, 1600), darkest, side="right"))]
+
+
+def offsets_mixed(pairs: dict[str, int]) -> Finding | None:
+    """The darkest pixels of pairs form two groups, 1,000 digital numbers apart, with hardly a pair in between.
+
+    Args:
+        pairs: number of pairs by `DARKNESS`.
+    """
+    dark, between, offset, bright = (pairs.get(name, 0) for name in DARKNESS)
+    total, fewer = dark + between + offset + bright, min(dark, offset)
+    if fewer < max(2, 0.1 * total) or 4 * between > fewer or 2 * bright > offset:
+        return None
+    seen = (
+        f"Optical: the darkest pixels form two groups, near 0 in {dark:,} pairs and near {BASELINE_0400_OFFSET} in "
+        f"{offset:,}: some scenes seem to carry the offset of processing baseline 04.00, mixed with others without it."
+    )
+    advice = "Declare it scene by scene (column optical_offset of a manifest), or prepare the two apart."
+    return Finding("optical offsets", seen, advice, "--manifest")

@@ -161,6 +161,17 @@ def did_you_mean(names: Sequence[str], needed: Sequence[str] = KNOWN_BANDS) -> s
     return "".join(sentences)
 
 
+def sentinel_bands(names: Sequence[str], units: str) -> list[str]:
+    """Band names as Sentinel's products spell them: `B2`, `b02` and `B8a` are `B02` and `B8A`, `vv` is `VV`.
+
+    Args:
+        names: of the bands of one sensor.
+        units: of that sensor; with `"raw"` names are free and stay as they are.
+    """
+    known = {} if units == "raw" else {_plain(band): band for band in KNOWN_BANDS}
+    return [known.get(_plain(name), name) if isinstance(name, str) else name for name in names]
+
+
 def _plain(name: str) -> str:
     """A band name in small letters, without leading zeros: `B1` and `b01` are one."""
     return re.sub(r"^b(and)?[ _-]?0*(?=\d)", "b", name.casefold())
