@@ -84,3 +84,14 @@ def resized(pixels: torch.Tensor, valid: torch.Tensor, size: tuple[int, int]) ->
     )
     there = torch.nn.functional.interpolate(weights, size, mode="nearest-exact")[:, 0] > 0.5
     return summed / weight.clamp(min=torch.finfo(weight.dtype).eps), there
+
+
+def offsets_of_batches(offset: Any, batches: list[torch.Tensor], available: torch.Tensor | None) -> list[Any]:
+    """Offset of each of some batches: a number, or `(batch, 1, 1, 1)`, one for each sample of it that is there."""
+    if isinstance(offset, int | float):
+        return [float(offset)] * len(batches)
+    given = torch.as_tensor(offset, dtype=torch.float32, device=batches[0].device).reshape(-1, 1, 1, 1)
+    of_present = given if available is None else given[available.to(given.device)]
+    if len(of_present) != sum(map(len, batches)):
+        raise ValueError(f"`optical_offset` has {len(given)} values: give one number, or one for each sample.")
+    return list(of_present.split([len(batch) for batch in batches]))

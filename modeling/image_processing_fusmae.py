@@ -10,7 +10,7 @@ from transformers.image_processing_utils import BaseImageProcessor, BatchFeature
 from transformers.processing_utils import ImagesKwargs
 from transformers.utils import TensorType
 
-from .arrays_fusmae import nearest_names, one_of, resized, spread, to_batches
+from .arrays_fusmae import nearest_names, offsets_of_batches, one_of, resized, spread, to_batches
 from .no_data_fusmae import Declaration, has_data, offset_problem
 from .plausibility_fusmae import Plausibility
 from .sensors_fusmae import (
@@ -179,8 +179,10 @@ class FusMAEImageProcessor(BaseImageProcessor):
         return by_band[0], by_band[1]
 
     @staticmethod
-    def _offset(offset: float, units: str) -> float:
-        """The offset as a number, unless it has the wrong sign or scale."""
+    def _offset(offset: Any, units: str) -> Any:
+        """The offset as a number, unless it has the wrong sign or scale; one a sample as it is given."""
+        if not isinstance(offset, int | float):
+            return offset
         if problem := offset_problem(float(offset), units):
             raise ValueError(f"optical: {problem}")
         return float(offset)
@@ -241,7 +243,7 @@ class FusMAEImageProcessor(BaseImageProcessor):
         optical_bands: Sequence[str] | None = None,
         sar_units: str | None = None,
         optical_units: str | None = None,
-        optical_offset: float | None = None,
+        optical_offset: float | Sequence[float] | torch.Tensor | None = None,
         return_pixel_mask: bool | None = None,
         return_tensors: str | TensorType = "pt",
     ) -> BatchFeature:
@@ -256,7 +258,7 @@ class FusMAEImageProcessor(BaseImageProcessor):
             sar_bands: names of the bands of `sar`, in the order in which they lie in the array; the processor's own
                 where None. Bands that the model does not take are left out.
             optical_bands: names of the bands of `optical`.
-            sar_units, optical_units, optical_offset: of these arrays, where they differ from the processor's.
+            sar_units, optical_units, optical_offset: of these arrays, if they differ; offsets may be one a sample.
             return_pixel_mask: whether to return `pixel_mask` and `pixel_mask_sar`. None: where any pixel lacks data,
                 and a patch without any data raises. True and False look at no value, so that a GPU is not stalled.
             return_tensors: `"pt"` or `"np"`.
@@ -289,13 +291,17 @@ class FusMAEImageProcessor(BaseImageProcessor):
             )
             offset = self.optical_offset if offset is None else self._offset(offset, units)
             batches, available = to_batches(values, sensor)
+            offsets = offsets_of_batches(offset, batches, available)
             bands = sentinel_bands(getattr(self, f"{sensor}_bands") if bands is None else bands, units)
             wanted = getattr(self, f"{sensor}_bands")
             patches[sensor] = []
-            for batch in batches:
+            for batch, offset in zip(batches, offsets, strict=True):
                 pixels, valid = self._pick(batch, sensor, bands)
-                declared = Declaration(sensor, units, tuple(wanted), tuple(bands), offset, batch.dtype)
-                for finding in self._plausibility.look(pixels, valid, declared):
+                seen, of_all = pixels, offset
+                if isinstance(offset, torch.Tensor):  # judged as if none carried one
+                    seen, of_all = pixels - offset / (REFLECTANCE_SCALE if units == "reflectance" else 1.0), 0.0
+                declared = Declaration(sensor, units, tuple(wanted), tuple(bands), of_all, batch.dtype)
+                for finding in self._plausibility.look(seen, valid, declared):
                     if finding.impossible:
                         raise ValueError(str(finding))
                     if self.do_normalize:
@@ -396,7 +402,7 @@ class FusMAEImageProcessor(BaseImageProcessor):
         mean, std = self._tensors(sensor, pixels.device)
         if self.do_normalize:
             pixels = (pixels - (mean + offset)) / std
-        elif offset:
+        elif isinstance(offset, torch.Tensor) or offset:
             pixels = pixels - offset
         pixels = torch.where(valid[:, None], pixels, 0.0 if self.do_normalize else mean)
         if self.do_resize:

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fusmae_hf.shards.decoding import OpenFiles
+from fusmae_hf.shards.reading import OpenFiles
 from fusmae_hf.training import short_help
 from fusmae_hf.training.arguments import (
     CheckpointArguments,

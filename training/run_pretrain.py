@@ -141,7 +141,7 @@ class FusMAETrainer(PairTrainer):
         model = self.accelerator.unwrap_model(self.model)
         size = model.config.patch_size
         columns = []
-        for suffix in SENSORS.values():
+        for sensor, suffix in SENSORS.items():
             images, pixel_mask = inputs.get(f"pixel_values{suffix}"), inputs.get(f"pixel_mask{suffix}")
             if images is None:
                 columns += [torch.full((len(inputs["noise"]),), float("nan"))] * 3
@@ -150,10 +150,13 @@ class FusMAETrainer(PairTrainer):
             visible = visible_pixels(mask, images.shape[2], images.shape[3], size)
             if pixel_mask is not None:
                 visible = visible & pixel_mask
-            columns.append(model.sensor_error(outputs[f"logits{suffix}"], images, mask, pixel_mask))
+            of_sensor = [model.sensor_error(outputs[f"logits{suffix}"], images, mask, pixel_mask)]
             for guess in (predict_visible_mean(images, visible), interpolate_visible(images, visible, size)):
                 error = model.sensor_error(as_logits(guess, size), images, mask, pixel_mask)
-                columns.append(torch.full_like(error, float("nan")) if model.config.norm_pix_loss else error)
+                of_sensor.append(torch.full_like(error, float("nan")) if model.config.norm_pix_loss else error)
+            if (available := inputs.get(f"{sensor}_available")) is not None:
+                of_sensor = [torch.where(available, error, float("nan")) for error in of_sensor]
+            columns += of_sensor
         return torch.stack([column.to(outputs["loss"].device) for column in columns], dim=1)
 
 

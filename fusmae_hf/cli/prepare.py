@@ -29,6 +29,10 @@ WRITING: dict[str, dict[str, Any]] = {
         "metavar": "SHARE",
         "help": "leave out pairs with a larger share of pixels without data in either sensor",
     },
+    "require_both": {
+        "action": "store_true",
+        "help": "leave out pairs that lack a sensor, instead of keeping them with the other one",
+    },
     "hold_out": {
         "type": float,
         "default": 0.0,

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterator
+from dataclasses import replace
 
 import numpy as np
 
@@ -10,6 +11,7 @@ from fusmae_hf.data.pairs import Pair, PairsInfo
 from fusmae_hf.data.places import problem_of_place
 from fusmae_hf.errors import PairError
 from fusmae_hf.modeling.no_data_fusmae import has_data
+from fusmae_hf.vocabulary import SENSORS
 
 _PIXEL_KINDS = {(np.dtype(name).kind, np.dtype(name).itemsize) for name in PIXEL_DTYPES}
 
@@ -38,7 +40,7 @@ def pixels_without_data(pixels: np.ndarray | NativeBands, sensor: str, units: st
 
 
 def check_pair(pair: Pair, info: PairsInfo) -> dict[str, int]:
-    """Check that a pair may be stored, as is done for every pair before it is written.
+    """Check that a pair may be stored as it is.
 
     Returns:
         Number of pixels without data, by sensor: see `pixels_without_data`.
@@ -50,12 +52,47 @@ def check_pair(pair: Pair, info: PairsInfo) -> dict[str, int]:
             of the labels is none of `info.class_names`; the transform is not six numbers; a text is none that UTF-8
             can hold; or the extra columns are not those of `info`. Names the id.
     """
+    return pair_to_store(pair, info, require_both=None)[1]
+
+
+def pair_to_store(pair: Pair, info: PairsInfo, *, require_both: bool | None = False) -> tuple[Pair, dict[str, int]]:
+    """Check a pair as is done for every one before it is written.
+
+    Args:
+        pair: the pair.
+        info: what holds for all pairs.
+        require_both: whether a pair must have both sensors. Otherwise one that has no pixel with data in one of them,
+            only NaN in SAR or only zeros in the optical bands, goes without that sensor; with None it is refused.
+
+    Returns:
+        The pair to store, and its number of pixels without data, by sensor.
+
+    Raises:
+        PairError: see `check_pair`.
+    """
     if not isinstance(pair.id, str) or not pair.id or not _is_text(pair.id):
         raise PairError(f"A pair needs a non-empty string as its id, but has {pair.id!r}.")
     no_data: dict[str, int] = {}
-    for _, problem in problems_of_pair(pair, info, no_data):
+    problems = [*problems_of_pair(pair, info, no_data)]
+    if require_both is False and len(no_data) == 2:
+        empty = [sensor for sensor in SENSORS if _is_empty(getattr(pair, sensor), no_data[sensor], sensor)]
+        if len(empty) == 1:
+            pair, no_data = replace(pair, **{empty[0]: None}), {}
+            problems = [*problems_of_pair(pair, info, no_data)]
+    for _, problem in problems:
         raise PairError(f"{pair.id}: {problem}")
-    return no_data
+    if require_both and len(no_data) < 2:
+        (sensor,) = (sensor for sensor in SENSORS if sensor not in no_data)
+        raise PairError(f"{pair.id}: {sensor} is absent, but both sensors are required.")
+    return pair, {sensor: no_data.get(sensor, 0) for sensor in SENSORS}
+
+
+def _is_empty(pixels: np.ndarray | NativeBands, without_data: int, sensor: str) -> bool:
+    """Whether a patch holds nothing at all: not values that are refused."""
+    if without_data < math.prod(pixels.shape[1:]):
+        return False
+    values = pixels.expand() if isinstance(pixels, NativeBands) else pixels
+    return not (values[np.isfinite(values)] != 0).any() if sensor == "sar" else True
 
 
 def problems_of_pair(pair: Pair, info: PairsInfo, no_data: dict[str, int]) -> Iterator[tuple[str, str]]:
@@ -69,13 +106,19 @@ def problems_of_pair(pair: Pair, info: PairsInfo, no_data: dict[str, int]) -> It
     Yields:
         What is wrong: `"arrays"`, `"data"`, `"label maps"`, `"labels"`, `"places"` or `"columns"`; and how.
     """
+    try:
+        info = info.of_scene(pair)
+    except ValueError as error:
+        yield "columns", f"{error}"
+        return
     problems = [*_problems_of_arrays(pair, info)]
     if problems:
         yield from problems
         return
-    no_data["sar"] = pixels_without_data(pair.sar, "sar", info.sar_units)
-    no_data["optical"] = pixels_without_data(pair.optical, "optical", info.optical_units)
-    if no_data["sar"] == math.prod(pair.sar.shape[1:]):
+    for sensor in SENSORS:
+        if getattr(pair, sensor) is not None:
+            no_data[sensor] = pixels_without_data(getattr(pair, sensor), sensor, getattr(info, f"{sensor}_units"))
+    if no_data.get("sar") == math.prod(pair.size):
         if info.sar_units != "linear":
             yield "data", "sar has no data: no pixel is finite in all bands."
         else:
@@ -85,10 +128,10 @@ def problems_of_pair(pair: Pair, info: PairsInfo, no_data: dict[str, int]) -> It
                 else ""
             )
             yield "data", f"sar has no data: no power is finite and positive in all bands.{units}"
-    if no_data["optical"] == math.prod(pair.optical.shape[1:]):
+    if no_data.get("optical") == math.prod(pair.size):
         yield "data", "optical has no data: every pixel is zero in all bands, or not finite."
     if pair.label_map is not None and (
-        pair.label_map.shape not in (pair.sar.shape[1:], pair.optical.shape[1:])
+        pair.label_map.shape not in [pixels.shape[1:] for pixels in (pair.sar, pair.optical) if pixels is not None]
         or _kind(pair.label_map.dtype) not in _PIXEL_KINDS
         or pair.label_map.dtype.kind not in ("f" if info.map_units else "iu")
     ):
@@ -96,7 +139,7 @@ def problems_of_pair(pair: Pair, info: PairsInfo, no_data: dict[str, int]) -> It
         yield (
             "label maps",
             f"label_map is {pair.label_map.dtype} {pair.label_map.shape}, but {needed} of the size of a patch are "
-            f"needed, {pair.optical.shape[1:]}.",
+            f"needed, {pair.size}.",
         )
     yield from _problems_of_small_values(pair, info)
 
@@ -107,7 +150,11 @@ def _kind(dtype: np.dtype) -> tuple[str, int]:
 
 
 def _problems_of_arrays(pair: Pair, info: PairsInfo) -> Iterator[tuple[str, str]]:
+    if pair.sar is None and pair.optical is None:
+        yield "arrays", "neither sar nor optical is there."
     for sensor, pixels, bands in (("sar", pair.sar, info.sar_bands), ("optical", pair.optical, info.optical_bands)):
+        if pixels is None:
+            continue
         if len(pixels.shape) != 3 or pixels.shape[0] != len(bands) or 0 in pixels.shape:
             wanted = f"(bands, height, width) with the bands {list(bands)}"
             yield "arrays", f"{sensor} has shape {pixels.shape}, but {wanted} is needed."
@@ -138,7 +185,7 @@ def _problems_of_small_values(pair: Pair, info: PairsInfo) -> Iterator[tuple[str
         yield "labels", f"labels are {labels!r}, but a list of strings or None is needed."
     elif info.class_names and (unknown := sorted(set(labels or ()).difference(info.class_names))):
         yield "labels", f"labels {unknown} are none of the classes {list(info.class_names)}."
-    for name in ("crs", "sar_time", "optical_time"):
+    for name in ("crs", "sar_time", "optical_time", "processing_baseline"):
         value = getattr(pair, name)
         if value is not None and not (isinstance(value, str) and _is_text(value)):
             yield "places", f"{name} is {value!r}, but a string or None is needed."

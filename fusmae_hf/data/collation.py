@@ -78,7 +78,7 @@ def _stack_items(items: Sequence[dict[str, Any]]) -> dict[str, Any]:
         key: items[0][key]
         if key == "optical_shape"
         else [item[key] for item in items]
-        if key in ("id", "labels")
+        if key in ("id", "labels", "sar_units", "optical_units")
         else default_collate([item[key] for item in items])
         for key in items[0]
     }

@@ -8,7 +8,7 @@ from fusmae_hf.data.augmentation import PairAugmentation
 from fusmae_hf.data.native_resolution import expand_bands
 from fusmae_hf.data.pairs import PairsInfo
 from fusmae_hf.modeling.image_processing_fusmae import FusMAEImageProcessor
-from fusmae_hf.vocabulary import SENSOR_CHOICES, Sensors
+from fusmae_hf.vocabulary import OF_SCENES, SENSOR_CHOICES, SENSORS, Sensors
 
 
 class PairInputs:
@@ -43,35 +43,75 @@ class PairInputs:
             sensors: the others are left out, as if nobody had ever seen them.
 
         Returns:
-            `pixel_values`, `pixel_values_sar` and, with `pixel_masks`, the masks, of the sensors chosen;
-            `label_map`, turned as the images are.
+            `pixel_values`, `pixel_values_sar` and, with `pixel_masks`, the masks, of the sensors chosen; where pairs
+            may lack one, `optical_available` and `sar_available`; `label_map`, turned as the images are.
 
         Raises:
             ValueError: `sensors` is unknown, or the processor refuses the pairs.
         """
-        optical = sar = None
         if sensors not in SENSOR_CHOICES:
             raise ValueError(f"There are no sensors {sensors!r}: choose one of {SENSOR_CHOICES}.")
-        if sensors != "sar":
-            optical = batch["optical"]
-            if "optical_shape" in batch:
-                optical = expand_bands(optical, self.info.optical_factors, *batch["optical_shape"][1:])
-        if sensors != "optical":
-            sar = batch["sar"]
-        inputs: dict[str, Any] = dict(
-            self.processor(
-                sar=sar,
-                optical=optical,
-                sar_bands=self.info.sar_bands,
-                optical_bands=self.info.optical_bands,
-                sar_units=self.info.sar_units,
-                optical_units=self.info.optical_units,
-                optical_offset=self.info.optical_offset,
-                return_pixel_mask=self.pixel_masks,
-            )
-        )
+        shown = [sensor for sensor in SENSORS if sensors in ("both", sensor)]
+        images = {sensor: batch[sensor] for sensor in shown}
+        if "optical" in shown and "optical_shape" in batch:
+            images["optical"] = expand_bands(images["optical"], self.info.optical_factors, *batch["optical_shape"][1:])
+        said = {name: batch[name] for name in self.info.per_scene}
+        available = {sensor: batch[f"{sensor}_available"] for sensor in shown if f"{sensor}_available" in batch}
+        units = [batch[name] for name in self.info.per_scene if name.endswith("_units")]
+        if len(set(zip(*units, strict=True))) > 1:
+            inputs = self._by_units(images, said, [*zip(*units, strict=True)])
+        else:
+            said |= {name: values[0] for name, values in said.items() if name.endswith("_units")}
+            if self.pixel_masks is None:  # values are looked at, so that what is absent must not be there
+                images = {sensor: _present(pixels, available.get(sensor)) for sensor, pixels in images.items()}
+            inputs = self._processed(images, said, self.pixel_masks)
+        for sensor, of_sensor in available.items():
+            if f"pixel_values{'_sar' if sensor == 'sar' else ''}" in inputs:
+                inputs[f"{sensor}_available"] = of_sensor
         if "label_map" in batch:
             inputs["label_map"] = batch["label_map"]
         if self.augmentation and training:
             inputs = self.augmentation.apply(inputs, batch["augmentation"])
         return inputs
+
+    def _processed(
+        self, images: dict[str, Any], said: dict[str, Any], pixel_masks: bool | None
+    ) -> dict[str, torch.Tensor]:
+        """What the processor gives for images whose scenes say something else than the dataset."""
+        declared = {name: getattr(self.info, name) for name in OF_SCENES} | said
+        bands = {"sar_bands": self.info.sar_bands, "optical_bands": self.info.optical_bands}
+        return dict(self.processor(**images, **bands, **declared, return_pixel_mask=pixel_masks))
+
+    def _by_units(
+        self, images: dict[str, torch.Tensor], said: dict[str, Any], units: list[tuple[str, ...]]
+    ) -> dict[str, torch.Tensor]:
+        """The same for a batch of several units, those of one at a time."""
+        order: list[int] = []
+        parts: list[dict[str, torch.Tensor]] = []
+        for kind in dict.fromkeys(units):
+            rows = [row for row, other in enumerate(units) if other == kind]
+            of_kind = {
+                name: values[rows[0]] if name.endswith("_units") else values[rows] for name, values in said.items()
+            }
+            chosen = {sensor: _rows(pixels, rows) for sensor, pixels in images.items()}
+            parts.append(self._processed(chosen, of_kind, self.pixel_masks is not False))
+            order += rows
+        places = torch.tensor(order, device=parts[0][next(iter(parts[0]))].device).argsort()
+        return {name: torch.cat([part[name] for part in parts])[places] for name in parts[0]}
+
+
+def _present(pixels: torch.Tensor, available: torch.Tensor | None) -> Any:
+    """Images as the processor takes them where some, or all, are absent."""
+    if available is None or bool(available.all()):
+        return pixels
+    return (
+        [image if there else None for image, there in zip(pixels, available.tolist(), strict=True)]
+        if bool(available.any())
+        else None
+    )
+
+
+def _rows(pixels: torch.Tensor, rows: list[int]) -> torch.Tensor:
+    if pixels.dtype == torch.uint16:  # torch has few kernels for it, and the bits are the same
+        return pixels.view(torch.int16)[rows].view(torch.uint16)
+    return pixels[rows]

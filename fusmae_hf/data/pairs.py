@@ -3,24 +3,25 @@
 import re
 import reprlib
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import numpy as np
 
 from fusmae_hf.files.plain_text import is_plain_text
 from fusmae_hf.modeling.no_data_fusmae import offset_problem
-from fusmae_hf.vocabulary import OPTICAL_UNITS, SAR_UNITS
+from fusmae_hf.vocabulary import OF_SCENES, OPTICAL_UNITS, SAR_UNITS
 
 
 @dataclass
 class Pair:
-    """One SAR and one optical patch of the same place, in raw units.
+    """One SAR and one optical patch of the same place, in raw units. One of them may be absent.
 
     Attributes:
         id: name of the pair, unique in its dataset.
-        sar: `(bands, height, width)`, the dtype of the source (float32 dB for Sentinel-1 products).
-        optical: `(bands, height, width)`, the dtype of the source (uint16 digital numbers for Sentinel-2 products).
+        sar: `(bands, height, width)`, the dtype of the source (float32 dB for Sentinel-1 products); or None.
+        optical: `(bands, height, width)`, the dtype of the source (uint16 digital numbers for Sentinel-2 products); or
+            None.
         labels: class names that hold for the scene, or None where the dataset has none.
         label_map: `(height, width)` integer classes, or float values in `PairsInfo.map_units`; or None.
         split: `"train"`, `"validation"`, `"test"`, or None where the dataset defines none.
@@ -28,12 +29,16 @@ class Pair:
         transform: the six coefficients (a, b, c, d, e, f) of the affine pixel-to-map transform, in rasterio's order.
         sar_time: acquisition time in ISO 8601.
         optical_time: acquisition time in ISO 8601.
+        optical_offset: where it is not that of the dataset: see `PairsInfo.per_scene`.
+        sar_units: the same.
+        optical_units: the same.
+        processing_baseline: of the optical product, such as `"04.00"`.
         extra: dataset-specific columns: a value or None for each name in `PairsInfo.extra_columns`.
     """
 
     id: str
-    sar: np.ndarray
-    optical: np.ndarray
+    sar: Any
+    optical: Any
     labels: list[str] | None = None
     label_map: np.ndarray | None = None
     split: str | None = None
@@ -41,7 +46,17 @@ class Pair:
     transform: tuple[float, ...] | None = None
     sar_time: str | None = None
     optical_time: str | None = None
+    optical_offset: float | None = None
+    sar_units: str | None = None
+    optical_units: str | None = None
+    processing_baseline: str | None = None
     extra: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width in pixels, of the optical patch where there is one."""
+        height, width = (self.sar if self.optical is None else self.optical).shape[1:]
+        return height, width
 
 
 @dataclass(frozen=True)
@@ -70,6 +85,8 @@ class PairsInfo:
         extra_columns: type of each dataset-specific column in `Pair.extra`: `"string"`, `"int64"`, `"double"` or
             `"bool"`.
         simulated: True for made-up imagery.
+        per_scene: those of `OF_SCENES` that differ from scene to scene: rows tell them, and what is said here holds
+            for pairs that say nothing.
 
     Raises:
         ValueError: a field has another type than said here, is empty where it must not be, or holds text that is not
@@ -93,6 +110,7 @@ class PairsInfo:
     pixel_size: float | None = None
     extra_columns: dict[str, str] = field(default_factory=dict)
     simulated: bool = False
+    per_scene: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         units = {"sar_units": SAR_UNITS, "optical_units": OPTICAL_UNITS}
@@ -133,12 +151,38 @@ class PairsInfo:
                 isinstance(extra, dict) and _are_names((*extra, *extra.values())),
             ),
             "simulated": ("True or False", isinstance(self.simulated, bool)),
+            "per_scene": (
+                f"a tuple of some of {OF_SCENES}",
+                isinstance(self.per_scene, tuple) and all(name in OF_SCENES for name in self.per_scene),
+            ),
         }
         for name, (needed, holds) in required.items():
             if not holds:
                 raise ValueError(f"{name} of the pairs is {reprlib.repr(getattr(self, name))}, but must be {needed}")
         if problem := offset_problem(self.optical_offset, self.optical_units):
             raise ValueError(f"{self.name}: {problem}")
+
+    def of_scene(self, scene: Any) -> "PairsInfo":
+        """What holds for one scene.
+
+        Args:
+            scene: a `Pair`, or a dictionary with some of `OF_SCENES`; None stands for what is said here.
+
+        Raises:
+            ValueError: it says something that cannot be, or differs in what is not `per_scene`.
+        """
+        named = scene if isinstance(scene, dict) else vars(scene)
+        said = {name: value for name in OF_SCENES if (value := named.get(name)) is not None}
+        differing = {name: value for name, value in said.items() if value != getattr(self, name)}
+        if not differing:
+            return self
+        if foreign := differing.keys() - set(self.per_scene):
+            name = sorted(foreign)[0]
+            raise ValueError(
+                f"{name} is {differing[name]!r}, but {getattr(self, name)!r} is declared for all pairs. List it in "
+                "`per_scene` where scenes differ."
+            )
+        return replace(self, **differing)
 
 
 def _are_names(names: Any) -> bool:

@@ -101,13 +101,21 @@ class PairSample:
         self._info, self._pixels_a_pair = info, pixels_a_pair
         self._kept: dict[str, list[np.ndarray]] = {"sar": [], "optical": []}
         self._outside = dict.fromkeys(self._kept, NOTHING_OUTSIDE)
+        self._scenes: dict[tuple[Any, ...], PairSample] = {}
         self.seen: dict[str, Seen] = {}
         self.darkness: Counter[str] = Counter()
 
     def add(self, pair: Pair) -> list[Finding]:
         """Take in a pair that may be stored, and say what looks odd in it by itself, out of `OF_ONE_PAIR`."""
-        found = [*self._look("sar", pair.sar), *self._look("optical", pair.optical)]
-        if pair.label_map is not None:
+        scene = self._info.of_scene(pair)
+        if scene is not self._info:  # judged with its like
+            key = (scene.optical_offset, scene.sar_units, scene.optical_units)
+            if key not in self._scenes:
+                self._scenes[key] = PairSample(scene, self._pixels_a_pair)
+            found = self._scenes[key].add(pair)
+        else:
+            found = [*self._look("sar", pair.sar), *self._look("optical", pair.optical)]
+        if pair.label_map is not None and scene is self._info:
             found += map_findings(pair.label_map, self._info.map_units)
         for finding in found:
             of_pair = Seen(1, finding.count, plain_text(pair.id), finding.for_commands())
@@ -149,6 +157,8 @@ class PairSample:
             if kept:
                 values = np.concatenate(kept, axis=1)
                 found += judge(_tensor(values), self._declared(sensor, values.dtype), self._outside[sensor])
+        for _, scenes in sorted(self._scenes.items()):
+            found += scenes.findings()
         mixed = offsets_mixed(self.darkness)
         return found if mixed is None else [*found, mixed]
 

@@ -3,12 +3,13 @@
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
 from fusmae_hf.data.checks import pixels_without_data
+from fusmae_hf.data.moments import Moments
 from fusmae_hf.data.native_resolution import NativeBands, expand_bands
 from fusmae_hf.data.pairs import PairsInfo
 from fusmae_hf.modeling.no_data_fusmae import has_data
@@ -31,53 +32,6 @@ _LOWEST, _HIGHEST = -(2**15), 2**16 - 1
 
 Rows = tuple["StreamedPairDataset", int, int]
 """The first so many rows of a row group: dataset, number of the row group, rows."""
-
-
-class Moments(NamedTuple):
-    """Number, mean, sum of squared deviations from the mean, and range of some values.
-
-    Batches are merged by the formula of Chan, Golub and LeVeque (1979). Unlike sums of squares this loses no digits
-    where the mean is large against the spread, and how the values are cut into batches does not matter.
-    """
-
-    number: int = 0
-    mean: float = math.nan
-    deviations: float = 0.0
-    minimum: float = math.inf
-    maximum: float = -math.inf
-
-    @classmethod
-    def of(cls, values: np.ndarray, weights: np.ndarray | None = None) -> "Moments":
-        """Moments of float64 values `(number,)`, each counted once or as often as the integer `weights` say."""
-        if not values.size:
-            return cls()
-        if weights is None:
-            number, mean = values.size, float(values.mean())
-            distances = values - mean
-            deviations = float(distances @ distances)
-        else:
-            number = int(weights.sum())
-            mean = math.fsum(values * weights) / number
-            deviations = math.fsum((values - mean) ** 2 * weights)
-        return cls(number, mean, deviations, float(values.min()), float(values.max()))
-
-    def merge(self, other: "Moments") -> "Moments":
-        """Moments of the values of both."""
-        if not self.number or not other.number:
-            return self if self.number else other
-        number, distance = self.number + other.number, other.mean - self.mean
-        return Moments(
-            number,
-            self.mean + distance * other.number / number,
-            self.deviations + other.deviations + distance**2 * self.number * other.number / number,
-            min(self.minimum, other.minimum),
-            max(self.maximum, other.maximum),
-        )
-
-    @property
-    def std(self) -> float:
-        """Standard deviation of all these values (not an estimate for others); NaN where there are none."""
-        return math.sqrt(self.deviations / self.number) if self.number else math.nan
 
 
 @dataclass(frozen=True)
@@ -269,16 +223,49 @@ class SensorBands:
 
     def __init__(self, info: PairsInfo):
         self._info = info
+        self._scenes: dict[tuple[Any, ...], _SceneBands] = {}
+
+    def add(self, batch: dict[str, Any]) -> None:
+        """Take in a batch as `read_batches` gives it, all of whose pairs are of one kind of scene."""
+        scene = {name: batch[name][0] for name in self._info.per_scene}
+        if "optical_offset" in scene:
+            scene["optical_offset"] = float(scene["optical_offset"])
+        of_scene = self._scenes.setdefault(tuple(scene.values()), _SceneBands(self._info.of_scene(scene)))
+        of_scene.add(batch)
+
+    def merge(self, other: "SensorBands") -> None:
+        """Take in what another has seen."""
+        for key, theirs in other._scenes.items():
+            if key in self._scenes:
+                self._scenes[key].merge(theirs)
+            else:
+                self._scenes[key] = theirs
+
+    def summaries(self) -> tuple[BandSummary, ...]:
+        """Statistics of each band in the scale of the image processor, SAR first."""
+        scenes = [scene.summaries() for _, scene in sorted(self._scenes.items())] or [
+            _SceneBands(self._info).summaries()
+        ]
+        return tuple(map(_together, zip(*scenes, strict=True)))
+
+
+class _SceneBands:
+    """`SensorBands` of scenes of one kind."""
+
+    def __init__(self, info: PairsInfo):
+        self._info = info
         self._factors = info.optical_factors or (1,) * len(info.optical_bands)
         self.sar, self.optical = ([BandValues() for _ in bands] for bands in (info.sar_bands, info.optical_bands))
 
     def add(self, batch: dict[str, Any]) -> None:
-        """Take in a batch as `decode_pairs` gives it, packed or not."""
+        """Take in a batch as `decode_pairs` gives it, packed or not, all of whose pairs have the same sensors."""
         optical = batch["optical"]
         shape = batch.get("optical_shape") or tuple(optical.shape[1:])
         factors = self._factors if "optical_shape" in batch else (1,) * shape[0]
-        self._add_sar(batch["sar"])
-        self._add_optical(optical.reshape(len(optical), -1), factors, *shape[1:])
+        if there(batch, "sar"):
+            self._add_sar(batch["sar"])
+        if there(batch, "optical"):
+            self._add_optical(optical.reshape(len(optical), -1), factors, *shape[1:])
 
     def _add_sar(self, pixels: torch.Tensor) -> None:
         """Take in `(batch, bands, height, width)`, linear power in dB."""
@@ -320,6 +307,33 @@ class SensorBands:
         return (*sar, *(values.summary("optical", band, factor, info.optical_offset) for band, values in optical))
 
 
+def _together(summaries: Sequence[BandSummary]) -> BandSummary:
+    """Statistics of one band over scenes of several kinds."""
+    first, *others = summaries
+    if not others:
+        return first
+    moments, pixels = Moments(), 0
+    for each in summaries:
+        held = Moments(each.valid, each.mean, each.std**2 * each.valid, each.minimum, each.maximum)
+        moments, pixels = moments.merge(held), pixels + each.pixels
+    parts = [each.distribution for each in summaries if each.distribution and each.distribution.counts.size]
+    edges = np.unique(np.concatenate([ends for part in parts for ends in (part.low, part.high)] or [np.empty(0)]))
+    counts = np.diff(sum((part.below(edges) for part in parts), np.zeros(len(edges)))) if parts else np.empty(0)
+    held_bins = counts > 0
+    distribution = Distribution(edges[:-1][held_bins], edges[1:][held_bins], counts[held_bins])
+    percentiles = {
+        p: min(max(distribution.percentile(p), moments.minimum), moments.maximum) for p in first.percentiles
+    }
+    figures = (moments.number, moments.mean, moments.std, moments.minimum, moments.maximum)
+    return BandSummary(first.sensor, first.band, pixels, *figures, percentiles, distribution)
+
+
+def there(batch: dict[str, Any], sensor: str) -> bool:
+    """Whether the pairs of a batch have a sensor, all of them as `read_batches` has it."""
+    available = batch.get(f"{sensor}_available")
+    return available is None or bool(available.all())
+
+
 def _add_where(bands: Sequence[BandValues], values: np.ndarray, there: np.ndarray) -> None:
     """Take in `values` (batch, bands, height, width) where there are data, (batch, height, width)."""
     complete = bool(there.all())
@@ -351,17 +365,17 @@ def spread_rows(datasets: Sequence["StreamedPairDataset"], max_pairs: int | None
 
 
 def read_batches(rows: Rows, most: int = DECODED_TOGETHER) -> Iterator[dict[str, Any]]:
-    """Batches of pairs of one shape and dtype, of `most` at most, optical bands in their own resolution."""
+    """Batches of pairs of one shape, dtype and kind of scene, of `most` at most, bands in their own resolution."""
     pairs, group, number = rows
     table = pairs.read_row_group(group).combine_chunks()
     (columns,) = table.to_batches()
     decoded = RowsInMemory(columns, f"{pairs.root}, split {pairs.split}, row group {group}")
     alike: dict[Any, list[int]] = {}
     for row in range(number):
-        kind = tuple(decoded.declared(name, row) for name in IMAGES)
+        kind = tuple(decoded.declared(name, row) for name in IMAGES) + tuple(
+            decoded.of_scene(name, row) for name in pairs.info.per_scene
+        )
         alike.setdefault(kind, []).append(row)
     for of_kind in alike.values():
         for start in range(0, len(of_kind), most):
-            yield decode_pairs(
-                [(decoded, row) for row in of_kind[start : start + most]], pairs.info.optical_factors, packed=True
-            )
+            yield decode_pairs([(decoded, row) for row in of_kind[start : start + most]], pairs.info, packed=True)

@@ -17,10 +17,11 @@ from fusmae_hf.data.pairs import Pair, PairsInfo
 from fusmae_hf.files.plain_text import plain_text
 from fusmae_hf.modeling.sensors_fusmae import OPTICAL_WAVELENGTH, STATISTICS
 from fusmae_hf.plots.pairs import FALSE_COLOUR, TRUE_COLOUR, composite, composite_title, draw_sar, new_figure
-from fusmae_hf.preparation.bands import BandSummary, SensorBands, read_batches, spread_rows
+from fusmae_hf.preparation.bands import BandSummary, SensorBands, read_batches, spread_rows, there
 from fusmae_hf.preparation.statistics import dataset_title, format_share, published_figures, scale_in_words
 from fusmae_hf.shards.dataset_info import DatasetInfo, read_dataset_info
 from fusmae_hf.shards.loading import StreamedPairDataset
+from fusmae_hf.vocabulary import SENSORS
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -70,7 +71,10 @@ class Inspection:
 
     def _facts(self) -> Iterator[str]:
         info, left_out = self.dataset.info, self.dataset.num_left_out
-        sar, optical = self.pairs[0].sar, self.pairs[0].optical
+        sar, optical = (
+            next((pixels for pair in self.pairs if (pixels := getattr(pair, sensor)) is not None), None)
+            for sensor in SENSORS
+        )
         facts = {
             "folder": self.folder,
             "dataset": dataset_title(info),
@@ -79,6 +83,7 @@ class Inspection:
             "SAR": f"{' '.join(info.sar_bands)}: {_size(sar)}, {info.sar_units}",
             "optical": f"{' '.join(info.optical_bands)}: {_size(optical)}, {info.optical_units}, "
             f"offset {info.optical_offset:g}",
+            **({"by scene": f"{', '.join(info.per_scene)}: the rows tell"} if info.per_scene else {}),
             "classes": f"{len(info.class_names)}: {shorten(info.class_names)}" if info.class_names else "none",
             "schema": ", ".join(f"{name} {_short_type(kind)}" for name, kind in self.columns.items()),
             "left out": f"{left_out:,} pairs, listed in left_out.csv" if left_out else "nothing",
@@ -91,16 +96,23 @@ class Inspection:
             yield f"{count:>17,}  {reason}"
 
     def _splits(self) -> Iterator[str]:
-        yield f"{'split':<12}{'pairs':>9}{'shards':>9}{'row groups':>12}{'MB':>11}{'no data: SAR':>15}{'optical':>10}"
-        area = self.pairs[0].sar[0].size
+        lacking = any(any(self.dataset.absent(split).values()) for split in self.dataset.splits)
+        yield (
+            f"{'split':<12}{'pairs':>9}{'shards':>9}{'row groups':>12}{'MB':>11}{'no data: SAR':>15}{'optical':>10}"
+            + (f"{'without: SAR':>15}{'optical':>10}" if lacking else "")
+        )
+        height, width = self.pairs[0].size
         for split, shards in self.dataset.splits.items():
             groups, size = sum(len(shard.row_group_rows) for shard in shards), sum(shard.bytes for shard in shards)
             rows, without = self.dataset.rows(split), self.dataset.no_data_pixels(split)
-            shares = (format_share(min(without[sensor] / (rows * area), 1)) for sensor in ("sar", "optical"))
+            absent = self.dataset.absent(split)
+            areas = {sensor: max(rows - absent[sensor], 1) * height * width for sensor in SENSORS}
+            shares = (format_share(min(without[sensor] / areas[sensor], 1)) for sensor in SENSORS)
             yield (
                 f"{split:<12}{rows:>9,}{len(shards):>9,}{groups:>12,}{size / 1e6:>11,.1f}{{:>15}}{{:>10}}".format(
                     *shares
                 )
+                + (f"{absent['sar']:>15,}{absent['optical']:>10,}" if lacking else "")
             )
 
     def _statistics(self) -> Iterator[str]:
@@ -215,10 +227,14 @@ def contact_sheet(pairs: Sequence[Pair], info: PairsInfo) -> "Figure":
     figure.set_layout_engine("constrained", hspace=0.16, rect=(0, 0.35 / height, 1, 1 - 0.35 / height))
     for row, pair in zip(figure.subplots(len(pairs), columns, squeeze=False), pairs, strict=True):
         for axes, (title, channels) in zip(row, titles.items(), strict=False):
-            axes.imshow(composite(pair.optical, info.optical_bands, channels))
-            axes.set_title(title, fontsize=8)
-        for axes, band, backscatter in zip(row[len(titles) :], info.sar_bands, pair.sar, strict=True):
-            draw_sar(axes, backscatter, band, info.sar_units)
+            if pair.optical is not None:
+                axes.imshow(composite(pair.optical, info.optical_bands, channels))
+            axes.set_title(title if pair.optical is not None else "no optical image", fontsize=8)
+        for axes, band, number in zip(row[len(titles) :], info.sar_bands, range(len(info.sar_bands)), strict=True):
+            if pair.sar is not None:
+                draw_sar(axes, pair.sar[number], band, info.sar_units)
+            else:
+                axes.set_title("no SAR image", fontsize=8)
         for axes in row:
             axes.set_axis_off()
         caption = "\n".join(filter(None, [f"{plain_text(pair.id)} ({pair.split})", shorten(pair.labels or [], 130)]))
@@ -327,11 +343,12 @@ def shorten(names: Iterable[str], characters: int = 160) -> str:
 
 def _pair(batch: dict, index: int, split: str, info: PairsInfo) -> Pair:
     """One pair of a batch, its optical bands on one grid."""
-    optical = batch["optical"][index]
-    if "optical_shape" in batch:
+    sar, optical = (batch[sensor][index] if there(batch, sensor) else None for sensor in SENSORS)
+    if optical is not None and "optical_shape" in batch:
         optical = expand_bands(optical[None], info.optical_factors, *batch["optical_shape"][1:])[0]
     labels = batch["labels"][index] if "labels" in batch else None
-    return Pair(batch["id"][index], batch["sar"][index].numpy(), optical.numpy(), labels=labels, split=split)
+    sar, optical = (None if pixels is None else pixels.numpy() for pixels in (sar, optical))
+    return Pair(batch["id"][index], sar, optical, labels=labels, split=split)
 
 
 def _aligned(rows: Sequence[Sequence[str]]) -> Iterator[str]:
@@ -356,5 +373,7 @@ def _short_type(kind: str) -> str:
     return re.sub(r"(?:fixed_size_)?list<\w+: (\w+)>(?:\[(\d+)\])?", r"\1[\2]", kind)
 
 
-def _size(patch: np.ndarray) -> str:
+def _size(patch: np.ndarray | None) -> str:
+    if patch is None:
+        return "in none of these pairs"
     return f"{patch.shape[1]}x{patch.shape[2]} {patch.dtype}"

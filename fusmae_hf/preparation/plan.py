@@ -120,6 +120,7 @@ def plan_preparation(
     rows_per_shard: int,
     row_group_rows: int,
     max_no_data: float,
+    require_both: bool,
     reader_options: Mapping[str, Any],
 ) -> PreparationPlan:
     """Decide which pairs go where: see `prepare` for the arguments.
@@ -171,6 +172,7 @@ def plan_preparation(
         "rows_per_shard": rows_per_shard,
         "row_group_rows": row_group_rows,
         "max_no_data": max_no_data,
+        "require_both": require_both,
     }
     summary = PlanSummary(
         info=reader.info,

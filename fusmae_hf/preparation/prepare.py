@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from tqdm.auto import tqdm
 
-from fusmae_hf.data.checks import check_pair
+from fusmae_hf.data.checks import pair_to_store
 from fusmae_hf.data.findings import recorded_findings
 from fusmae_hf.data.pairs import Pair, PairReader
 from fusmae_hf.data.plausibility import check_plausible
@@ -101,6 +101,7 @@ def prepare(
     rows_per_shard: int = 1024,
     row_group_rows: int = 32,
     max_no_data: float = 1.0,
+    require_both: bool = False,
     on_error: Literal["skip", "stop"] = "skip",
     hold_out: float = 0.0,
     seed: int = 0,
@@ -131,6 +132,8 @@ def prepare(
         rows_per_shard: most pairs in a file. A file is what one process writes at a time.
         row_group_rows: pairs in a row group, the unit that streaming reads.
         max_no_data: leave out pairs that have a larger share of pixels without data in either sensor.
+        require_both: leave out pairs that lack a sensor; otherwise those whose SAR is NaN throughout, or whose optical
+            image is zero throughout, are kept with the other sensor alone.
         on_error: what to do with a pair that cannot be read or must not be stored: `"skip"` leaves it out and notes
             the reason in `left_out.csv`, `"stop"` raises.
         hold_out: share of the pairs without a split that goes to `validation`, drawn at random (the same way for the
@@ -177,6 +180,7 @@ def prepare(
         rows_per_shard=rows_per_shard,
         row_group_rows=row_group_rows,
         max_no_data=max_no_data,
+        require_both=require_both,
         reader_options=reader_options or {},
     )
     there = open_folder(folder, plan.summary, overwrite=overwrite)
@@ -192,12 +196,19 @@ def prepare(
             folder, read_dataset_info(folder), left_out, 0, 0, len(kept), "", time.monotonic() - started
         )
     if todo or there is None:
-        there = _begin(reader, plan, folder, there, on_error, strict)
+        there = _begin(reader, plan, folder, there, on_error, strict, require_both)
     written = _write(
         reader,
         todo,
         WritingOptions(
-            folder, there.fingerprint, f"{part[0]}/{part[1]}", row_group_rows, max_no_data, keep_order, on_error
+            folder,
+            there.fingerprint,
+            f"{part[0]}/{part[1]}",
+            row_group_rows,
+            max_no_data,
+            keep_order,
+            on_error,
+            require_both,
         ),
         num_proc,
         tqdm(
@@ -228,7 +239,13 @@ def prepare(
 
 
 def _begin(
-    reader: PairReader, plan: PreparationPlan, folder: Path, there: PlanSummary | None, on_error: str, strict: bool
+    reader: PairReader,
+    plan: PreparationPlan,
+    folder: Path,
+    there: PlanSummary | None,
+    on_error: str,
+    strict: bool,
+    require_both: bool,
 ) -> PlanSummary:
     """Look at the first pairs; then write the plan, or see that an earlier run read the same pixels."""
     indices = [index for file in plan.files for index in file.indices[:PLAUSIBILITY_PAIRS].tolist()]
@@ -239,8 +256,7 @@ def _begin(
         if there and len(pairs) == RECOGNISED_BY:
             break
         try:
-            pair = read_pair(reader, index)
-            check_pair(pair, reader.info)
+            pair, _ = pair_to_store(read_pair(reader, index), reader.info, require_both=require_both)
             if len(pairs) < RECOGNISED_BY:
                 checksums[pair.id] = row_checksum(pair, reader.info)
             pairs.append(pair)

@@ -11,7 +11,6 @@ import os
 import shutil
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
 
 from fusmae_hf import __version__
 from fusmae_hf.files.atomic import explain_failed_write, incomplete_path, write_atomically
@@ -266,17 +265,13 @@ def _read_record(folder: Path, name: str, fingerprint: str) -> FinishedFile | No
         content = parse_json(record_path(folder, name).read_bytes())
         if content["fingerprint"] != fingerprint:
             return None
-        shard = content["shard"] and _shard_record(content["shard"])
+        shard = content["shard"] and ShardRecord.from_json(content["shard"])
         left_out = tuple(LeftOut(id, reason, name) for id, reason in content["left_out"])
         return FinishedFile(name, shard, left_out, content["part"])
     except FileNotFoundError:
         return None
     except (ValueError, TypeError, KeyError, AttributeError):
         return None
-
-
-def _shard_record(content: dict[str, Any]) -> ShardRecord:
-    return ShardRecord(**{**content, "row_group_rows": tuple(content["row_group_rows"])})
 
 
 def _from_dataset_info(folder: Path, dataset: DatasetInfo, summary: PlanSummary) -> dict[str, FinishedFile | None]:

@@ -22,7 +22,7 @@ from fusmae_hf.modeling.plausibility_fusmae import VISIBLE_BANDS, Finding
 from fusmae_hf.preparation.verification_report import CHECKS, QUICK, Problem, Severity, VerificationReport, count_of
 from fusmae_hf.shards.dataset_info import DatasetInfo, read_dataset_info, read_left_out
 from fusmae_hf.shards.decoding import DamagedShardError, RowsInMemory, decode_pairs
-from fusmae_hf.shards.format import FORMAT_VERSION, METADATA_KEY, ShardRecord, content_hash, shard_schema
+from fusmae_hf.shards.format import METADATA_KEY, ShardRecord, content_hash, shard_schema
 from fusmae_hf.shards.reading import ShardFile
 from fusmae_hf.vocabulary import IMAGES, SENSORS
 
@@ -32,7 +32,7 @@ SAMPLE = 2**18
 DECODED_TOGETHER = 16
 """Pairs that are read back at once, at most."""
 
-_SMALL = ("id", "labels", "split", "crs", "transform", "sar_time", "optical_time")
+_SMALL = {field.name for field in dataclasses.fields(Pair)} - {*IMAGES, "extra"}
 """Columns that are fields of a pair."""
 
 _CHECK_OF_TOPIC = {
@@ -153,7 +153,7 @@ class _Verification:
         return str(error).removeprefix(f"{self.root}/").removeprefix(f"{shard.name} ")
 
     def _check_columns(self, found: pa.Schema, shard: ShardRecord) -> bool:
-        wanted, sound = shard_schema(self.dataset.info), True
+        wanted, sound = shard_schema(self.dataset.info, self.dataset.format_version), True
         for name in dict.fromkeys((*wanted.names, *found.names)):
             if name not in wanted.names:
                 self.note("columns", "error", f"has a column {name!r}, which is not declared.", shard.name)
@@ -192,6 +192,7 @@ class _Verification:
 
     def _check_rows_of(self, shard: ShardRecord, bar: tqdm) -> None:
         complete, checksums, ids, no_data = True, list[int](), list[str](), dict.fromkeys(SENSORS, 0)
+        self._absent = dict.fromkeys(SENSORS, 0)
         for group in self._row_groups(shard):
             if group is None:
                 complete = False
@@ -222,6 +223,9 @@ class _Verification:
             )
         if complete and no_data != shard.no_data_pixels:
             self.note("no-data counts", "error", f"are {no_data}, recorded {shard.no_data_pixels}.", shard.name)
+        if complete and self._absent != shard.absent:
+            message = f"pairs without a sensor are {self._absent}, recorded {shard.absent}."
+            self.note("no-data counts", "error", message, shard.name)
 
     def _read_back(
         self, rows: RowsInMemory, numbers: Sequence[int], small: Sequence[dict[str, Any]], shard: ShardRecord
@@ -254,6 +258,12 @@ class _Verification:
         for check, message in problems:
             self.note(check, "error", message, shard.name, pair.id)
         if not found:
+            return
+        for sensor in SENSORS:
+            self._absent[sensor] += getattr(pair, sensor) is None
+        if pair.sar is None or pair.optical is None:
+            for finding in self._sample.add(pair):
+                self._note_finding(finding, "warning", shard.name, pair.id)
             return
         kind = tuple((pixels.dtype.name, pixels.shape) for pixels in (pair.sar, pair.optical))
         self._kinds[kind] += 1
@@ -328,11 +338,14 @@ def _differences(footer: pq.FileMetaData, shard: ShardRecord, dataset: DatasetIn
         yield "does not describe itself, so it was not written by `fusmae prepare`."
         return
     expected = json.loads(json.dumps(dataclasses.asdict(dataset.info))) | {
-        "format_version": FORMAT_VERSION,
+        "format_version": dataset.format_version,
         "split": shard.split,
         "rows": shard.rows,
         "content_hash": shard.content_hash,
     }
+    # What differs from scene to scene may be one value in all pairs of a file that came from another set.
+    for key in ("per_scene", *dataset.info.per_scene):
+        del expected[key]
     for key, value in expected.items():
         if described.get(key) != value:
             yield f"says {key} {described.get(key)!r}, but dataset_info.json says {value!r}: of another preparation?"
@@ -340,16 +353,19 @@ def _differences(footer: pq.FileMetaData, shard: ShardRecord, dataset: DatasetIn
 
 def _pairs(rows: RowsInMemory, numbers: Sequence[int], small: Sequence[dict[str, Any]], info: PairsInfo) -> list[Pair]:
     """The pairs of some rows of one shape and dtype. Raises DamagedShardError where one is not what was written."""
-    batch = decode_pairs([(rows, number) for number in numbers], info.optical_factors, packed=True)
+    batch = decode_pairs([(rows, number) for number in numbers], info, packed=True)
     arrays = {name: batch[name].numpy() for name in IMAGES if name in batch}
     pairs = []
     for place, values in enumerate(small[number] for number in numbers):
-        images: dict[str, Any] = {name: array[place] for name, array in arrays.items()}
-        if "optical_shape" in batch:
+        images: dict[str, Any] = {
+            name: array[place] if f"{name}_available" not in batch or batch[f"{name}_available"][place] else None
+            for name, array in arrays.items()
+        }
+        if images["optical"] is not None and "optical_shape" in batch:
             images["optical"] = NativeBands.unpack(
                 images["optical"], info.optical_factors, *batch["optical_shape"][1:]
             )
-        columns = {name: values[name] for name in _SMALL}
+        columns = {name: value for name, value in values.items() if name in _SMALL}
         pairs.append(Pair(**columns, **images, extra={name: values[name] for name in info.extra_columns}))
     return pairs
 

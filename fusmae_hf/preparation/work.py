@@ -54,6 +54,7 @@ class WritingOptions:
     max_no_data: float
     keep_order: bool
     on_error: str
+    require_both: bool
 
 
 def read_pair(reader: PairReader, index: int) -> Pair:
@@ -127,14 +128,14 @@ def write_file(reader: PairReader, file: PlannedFile, options: WritingOptions, p
         file.name,
         row_group_rows=options.row_group_rows,
         max_no_data=options.max_no_data,
+        require_both=options.require_both,
     ) as shard:
         for index, read in in_order_of_reading(reader, file.indices, options.keep_order):
             try:
                 unread.add(index if groups is None else int(groups[index]))
                 pair = read()
                 unread.clear()
-                shard.add(pair)
-                values.add(pair)
+                values.add(shard.add(pair))
             except PairError as error:
                 if options.on_error == "stop":
                     raise

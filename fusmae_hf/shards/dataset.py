@@ -14,9 +14,9 @@ from torch.utils.data import Dataset
 
 from fusmae_hf.data.pairs import PairsInfo
 from fusmae_hf.shards.dataset_info import DatasetInfo
-from fusmae_hf.shards.decoding import DamagedShardError, OpenFiles, ShardRows, decode_pairs
+from fusmae_hf.shards.decoding import DamagedShardError, ShardRows, decode_pairs
 from fusmae_hf.shards.order import PairSampler
-from fusmae_hf.shards.reading import ShardFile
+from fusmae_hf.shards.reading import OpenFiles, ShardFile
 
 Index = int | tuple[int, int]
 """A row, taken as of epoch 0, or `(epoch, row)`."""
@@ -50,6 +50,7 @@ class PairDataset(Dataset[dict[str, Any]], ABC):
         split: name of the split.
         on_bad_files: what to do with files and rows that cannot be read.
         bad_files: files that were left out when the split was opened, with the reason.
+        lacking: sensors that some pairs lack.
         epoch: read by the samplers when an iteration starts.
         packed: set it to leave optical bands in their own resolution, see `decode_pairs`.
     """
@@ -60,6 +61,7 @@ class PairDataset(Dataset[dict[str, Any]], ABC):
         self._files = [ShardFile(root, record) for record in dataset_info.shards(split)]
         self._num_rows = dataset_info.rows(split)
         self._open_files = OpenFiles()
+        self.lacking = tuple(sensor for sensor, pairs in dataset_info.absent(split).items() if pairs)
 
     @property
     def info(self) -> PairsInfo:
@@ -103,7 +105,7 @@ class PairDataset(Dataset[dict[str, Any]], ABC):
             if isinstance(at, DamagedShardError):
                 raise at
             rows.append(at)
-        return decode_pairs(rows, self.info.optical_factors, packed=self.packed)
+        return decode_pairs(rows, self.info, packed=self.packed, absent=self.lacking)
 
     def _decode_around_damage(
         self, located: list[Located], epochs: np.ndarray, rows: np.ndarray

@@ -15,10 +15,11 @@ from typing import Any, NamedTuple
 import fsspec
 
 from fusmae_hf.data.findings import recorded_findings
+from fusmae_hf.data.moments import Moments
 from fusmae_hf.data.pairs import PairsInfo
 from fusmae_hf.files.plain_text import plain_text
 from fusmae_hf.files.strict_json import is_count, parse_json
-from fusmae_hf.shards.format import FILE_NAME, FORMAT_VERSION, ShardRecord
+from fusmae_hf.shards.format import FILE_NAME, FORMAT_VERSION, READABLE_VERSIONS, ShardRecord
 
 LEFT_OUT_NAME = "left_out.csv"
 
@@ -97,6 +98,25 @@ class DatasetInfo:
         shards = self.shards(split) if split else [shard for of_split in self.splits.values() for shard in of_split]
         return [plain_text(found, 1000) for found in recorded_findings(shard.plausibility for shard in shards)]
 
+    def absent(self, split: str) -> dict[str, int]:
+        """Number of pairs of a split that lack a sensor, by sensor."""
+        shards = self.shards(split)
+        return {sensor: sum(shard.absent[sensor] for shard in shards) for sensor in ("sar", "optical")}
+
+    @property
+    def statistics(self) -> dict[str, tuple[int, float, float]]:
+        """Number of pixels with data, mean and standard deviation of each band over the pairs to train on.
+
+        In the scale of the image processor: dB, and digital numbers without offset. Measured while the shards were
+        written; empty where they were not. The same to the last digit however they were written, since the sums of
+        the files are merged in their order.
+        """
+        found: dict[str, Moments] = {}
+        for shard in self.splits.get("train", ()):
+            for band, (number, mean, deviations) in shard.statistics.items():
+                found[band] = found.get(band, Moments()).merge(Moments(number, mean, deviations))
+        return {band: (moments.number, moments.mean, moments.std) for band, moments in found.items()}
+
     def shards(self, split: str) -> tuple[ShardRecord, ...]:
         """Shards of a split, in row order.
 
@@ -116,9 +136,14 @@ class DatasetInfo:
                 split: {
                     "rows": self.rows(split),
                     "no_data_pixels": self.no_data_pixels(split),
+                    "absent": self.absent(split),
                     "shards": [dataclasses.asdict(shard) for shard in shards],
                 }
                 for split, shards in self.splits.items()
+            },
+            "statistics": {
+                band: {"pixels": number, "mean": mean, "std": std}
+                for band, (number, mean, std) in self.statistics.items()
             },
             "left_out": {"pairs": self.num_left_out, "reasons": self.left_out_reasons},
             "preparation": self.preparation,
@@ -127,16 +152,11 @@ class DatasetInfo:
     @classmethod
     def from_json(cls, content: dict[str, Any]) -> "DatasetInfo":
         """Check and take over the content of the file; `ValueError`, `TypeError` or `KeyError` where it is wrong."""
-        if content["format_version"] != FORMAT_VERSION:
-            raise ValueError(
-                f"format version {content['format_version']!r} is not {FORMAT_VERSION}, which is read here"
-            )
+        if (version := content["format_version"]) not in READABLE_VERSIONS:
+            raise ValueError(f"format version {version!r} is none of {READABLE_VERSIONS}, which are read here")
         splits = {}
         for split, described in content["splits"].items():
-            shards = tuple(
-                ShardRecord(**{**shard, "row_group_rows": tuple(shard["row_group_rows"])})
-                for shard in described["shards"]
-            )
+            shards = tuple(map(ShardRecord.from_json, described["shards"]))
             if not shards or {shard.split for shard in shards} != {split}:
                 raise ValueError(f"split {split!r} lists {reprlib.repr([shard.name for shard in shards])}")
             if len({shard.name for shard in shards}) < len(shards):
@@ -148,7 +168,8 @@ class DatasetInfo:
         if not all(map(is_count, reasons.values())):
             raise ValueError("the numbers of pairs left out are no counts")
         left_out_reasons = {plain_text(reason, 500): count for reason, count in reasons.items()}
-        return cls(pairs_info_from_json(content["info"]), splits, left_out_reasons, dict(content["preparation"]))
+        info, preparation = pairs_info_from_json(content["info"]), dict(content["preparation"])
+        return cls(info, splits, left_out_reasons, preparation, version)
 
 
 def pairs_info_from_json(content: dict[str, Any]) -> PairsInfo:

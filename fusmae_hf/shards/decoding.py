@@ -1,28 +1,26 @@
 """From rows of shards to a batch of tensors. Pixels never become Python objects: views or reads, then one copy."""
 
-import os
-import threading
 import weakref
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Mapping, Sequence
-from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import torch
 from torch.utils.data import get_worker_info
 
 from fusmae_hf.data.native_resolution import expand_bands
-from fusmae_hf.files.retries import retried
 from fusmae_hf.shards.format import ARRAY_COLUMNS, SMALL_COLUMNS, pair_checksum, stored_bytes
-from fusmae_hf.vocabulary import IMAGES
+from fusmae_hf.vocabulary import IMAGES, OF_SCENES, SENSORS
+
+if TYPE_CHECKING:
+    from fusmae_hf.data.pairs import PairsInfo
 
 Declared = tuple[str, tuple[int, ...]]
 """Dtype and shape."""
-
-MOST_OPEN_FILES = 256
 
 
 class DamagedShardError(ValueError):
@@ -45,7 +43,7 @@ class ShardRows(ABC):
             hold, such as bytes that are no text.
     """
 
-    needed_columns: Mapping[str, pa.DataType] = SMALL_COLUMNS
+    needed_columns: Mapping[str, tuple[pa.DataType, ...]] = SMALL_COLUMNS
 
     def __init__(self, rows: pa.RecordBatch, origin: str):
         self.origin = origin
@@ -60,6 +58,7 @@ class ShardRows(ABC):
         self._no_labels = self._labels.null_count == len(self._labels)
         self._checksums = rows.column("checksum").fill_null(0).to_numpy()
         self._declared = {name: self._of_rows(rows, name) for name in IMAGES}
+        self._of_scenes = {name: rows.column(name).to_pylist() for name in OF_SCENES if name in rows.schema.names}
 
     def __len__(self) -> int:
         return len(self._ids)
@@ -84,6 +83,15 @@ class ShardRows(ABC):
         declared = self._declared[name]
         return declared[row] if len(declared) > 1 else declared[0]
 
+    def of_scene(self, name: str, row: int) -> Any:
+        """What a row says of one of `OF_SCENES`; None where it says nothing."""
+        values = self._of_scenes.get(name)
+        return None if values is None else values[row]
+
+    def usual_dtype(self, name: str) -> str:
+        """Dtype of an array in the rows that have one; float32 where none has."""
+        return next((declared[0] for declared in self._declared[name] if declared), "float32")
+
     @abstractmethod
     def length(self, name: str, row: int) -> int:
         """Number of bytes of one array."""
@@ -98,7 +106,10 @@ class ShardRows(ABC):
 
     def _is_missing(self, rows: pa.RecordBatch, name: str) -> Sequence[bool]:
         """For each row, whether it has no such array."""
-        return rows.column(name).is_null().to_pylist()
+        missing = rows.column(name).is_null()
+        if name in SENSORS:  # what is declared but not there is damage
+            missing = pc.and_(missing, rows.column(f"{name}_shape").is_null())
+        return missing.to_pylist()
 
     def _of_rows(self, rows: pa.RecordBatch, name: str) -> list[Declared | None]:
         """What `declared` gives for the rows; a single entry where it is the same for all."""
@@ -136,133 +147,64 @@ class RowsInMemory(ShardRows):
         target[:] = self.raw(name, row)
 
 
-class OpenFiles:
-    """Reads bytes of files by path; those used last stay open."""
-
-    def __init__(self) -> None:
-        self._opened = lru_cache(MOST_OPEN_FILES)(_OpenFile)
-
-    def read_into(self, path: str, target: np.ndarray, place: int) -> int:
-        """Fill `target` with bytes of a file from a place on; their number."""
-        file = self._opened(path)
-        if hasattr(os, "preadv"):
-            return os.preadv(file.descriptor, [target.data], place)
-        with file.lock:  # Windows: a descriptor has one place, which threads share
-            os.lseek(file.descriptor, place, os.SEEK_SET)
-            got = os.read(file.descriptor, target.nbytes)
-        target[: len(got)] = np.frombuffer(got, np.uint8)
-        return len(got)
-
-    def forget(self) -> None:
-        """Open every file anew from now on."""
-        self._opened.cache_clear()
-
-    def __reduce__(self) -> tuple[type["OpenFiles"], tuple[()]]:
-        return OpenFiles, ()  # each process has its own
-
-
-class _OpenFile:
-    def __init__(self, path: str):
-        self.descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
-        self.lock = threading.Lock()
-        weakref.finalize(self, os.close, self.descriptor)
-
-
-class RowsInFile(ShardRows):
-    """Rows whose arrays lie at known places of a local file.
-
-    Args:
-        rows: small columns.
-        path: of the file.
-        optical_factors: those of `PairsInfo`.
-        files: reads the file.
-
-    Attributes:
-        begins: for each array, where it begins in the file, `(rows,)`; filled in by who knows.
-    """
-
-    def __init__(self, rows: pa.RecordBatch, path: str, optical_factors: Sequence[int], files: OpenFiles):
-        super().__init__(rows, path)
-        self._factors, self._files = tuple(optical_factors), files
-        self.begins = {name: np.full(len(self), -1) for name in IMAGES}
-
-    def length(self, name: str, row: int) -> int:  # noqa: D102
-        declared = self.declared(name, row)
-        return stored_bytes(*declared, self._factors if name == "optical" else ()) if declared else -1
-
-    def copy(self, name: str, row: int, target: np.ndarray) -> None:  # noqa: D102
-        if self.read_into(target, int(self.begins[name][row])) != len(target):
-            raise DamagedShardError(f"{self.origin} is cut short. Delete it and prepare (or download) it again.")
-
-    def read_into(self, target: np.ndarray, place: int) -> int:
-        """Fill `target` with bytes of the file from a place on; their number. Storage that stalls is waited for.
-
-        Raises:
-            DamagedShardError: they cannot be read.
-        """
-        try:
-            return self._files.read_into(self.origin, target, place)
-        except OSError as error:
-            failed: list[OSError] = [error]
-
-        def read() -> int:
-            if failed:
-                raise failed.pop()
-            self._files.forget()  # a server that came back may know nothing of files opened before
-            return self._files.read_into(self.origin, target, place)
-
-        try:
-            return retried(read, self.origin, is_missing_for_now=lambda: True)
-        except OSError as error:
-            raise DamagedShardError(f"{self.origin} cannot be read ({error.strerror}).") from error
-
-    def _is_missing(self, rows: pa.RecordBatch, name: str) -> Sequence[bool]:
-        if name == "label_map":
-            return rows.column("label_map_shape").is_null().to_pylist()
-        return [False] * len(rows)
-
-
-def require_columns(rows: pa.RecordBatch | pa.Table, columns: Mapping[str, pa.DataType | None], origin: str) -> None:
-    """Raise a DamagedShardError unless rows have these columns once each, of these types; None is any type."""
-    for name, dtype in columns.items():
-        if rows.schema.names.count(name) != 1 or dtype not in (None, rows.schema.field(name).type):
+def require_columns(
+    rows: pa.RecordBatch | pa.Table, columns: Mapping[str, tuple[pa.DataType, ...]], origin: str
+) -> None:
+    """Raise a DamagedShardError unless rows have these columns once each, of one of these types; none is any type."""
+    for name, dtypes in columns.items():
+        if rows.schema.names.count(name) != 1 or (dtypes and rows.schema.field(name).type not in dtypes):
             raise DamagedShardError(
-                f"{origin} has no column {name!r} of type {dtype or 'any'}, so it is no shard of pairs: prepare it "
-                "again with `fusmae prepare`."
+                f"{origin} has no column {name!r} of type {dtypes[0] if dtypes else 'any'}, so it is no shard of "
+                "pairs: prepare it again with `fusmae prepare`."
             )
 
 
 def decode_pairs(
     rows: Sequence[tuple[ShardRows, int]],
-    optical_factors: Sequence[int] = (),
+    info: "PairsInfo",
     *,
     packed: bool = False,
+    absent: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Decode rows of shards, from the local or the streamed way of reading, into a batch.
 
     Args:
         rows: where each row is: the rows read together with it, and its position among them.
-        optical_factors: those of `PairsInfo`: by how much each optical band is coarser than the grid.
+        info: what holds for all pairs.
         packed: leave optical bands in their own resolution, `(batch, values)`, for `expand_bands` on a device; the
             batch then has `optical_shape`, (bands, height, width). Nothing changes where all bands are of one.
+        absent: sensors that pairs of the dataset may lack, so that every batch says which are there.
 
     Returns:
-        `optical` and `sar`, tensors `(batch, bands, height, width)` in the raw dtype; `id`, a list of strings; where
-        the dataset has them, `labels`, a list of lists of class names, and `label_map`, `(batch, height, width)`.
+        `optical` and `sar`, tensors `(batch, bands, height, width)` in the raw dtype, NaN or zero where a pair lacks
+        the sensor; for sensors that can be absent `optical_available` and `sar_available`, `(batch,)` bool; `id`, a
+        list of strings; `optical_offset`, `(batch,)` float32, and, where they differ from scene to scene, `sar_units`
+        and `optical_units`, lists of strings; where the dataset has them, `labels`, a list of lists of class names,
+        and `label_map`, `(batch, height, width)`.
 
     Raises:
         DamagedShardError: a row declares a dtype or shape that its bytes do not have, or its checksum is wrong.
         ValueError: the rows differ in shape or dtype, or only some have a label map.
     """
     ids = [at.id(row) for at, row in rows]
-    kinds = {name: _common_kind(rows, name, optical_factors if name == "optical" else ()) for name in IMAGES}
+    factors = info.optical_factors
+    kinds = {name: _common_kind(rows, name, factors if name == "optical" else ()) for name in IMAGES}
+    for name, other in (SENSORS, SENSORS[::-1]):
+        if kinds[name] is None:
+            kinds[name] = _kind_of_absent(rows, name, kinds[other], info)
     stacked = {name: _batch_memory(len(rows), kind.length) for name, kind in kinds.items() if kind}
     targets = [(name, tensor.numpy()) for name, tensor in stacked.items()]
+    lacking = {name: kind.lacking for name, kind in kinds.items() if kind and kind.lacking}
     for position, (at, row) in enumerate(rows):
+        filled = []
         for name, target in targets:
-            at.copy(name, row, target[position])
+            if lacking and position in lacking.get(name, ()):
+                _fill_absent(target[position], kinds[name])
+            else:
+                at.copy(name, row, target[position])
+                filled.append(target[position])
         # Of the copy, which is in the processor's cache.
-        if pair_checksum(ids[position], *(target[position] for _, target in targets)) != at.checksum(row):
+        if pair_checksum(ids[position], *filled) != at.checksum(row):
             raise DamagedShardError(
                 f"{at.origin} is damaged: the checksum of pair {ids[position]!r} is not that of its pixels. Delete "
                 "the file and prepare (or download) it again."
@@ -272,16 +214,32 @@ def decode_pairs(
         if kind is None:
             continue
         values = stacked[name].view(getattr(torch, kind.dtype))
-        if name != "optical" or not optical_factors:
+        if name != "optical" or not factors:
             batch[name] = values.view(-1, *kind.shape)
         elif packed:
             batch[name], batch["optical_shape"] = values, kind.shape
         else:
-            batch[name] = expand_bands(values, optical_factors, *kind.shape[1:])
+            batch[name] = expand_bands(values, factors, *kind.shape[1:])
+        if name in absent or kind.lacking:
+            batch[f"{name}_available"] = torch.tensor([row not in kind.lacking for row in range(len(rows))])
+    batch |= _of_scenes(rows, info)
     labels = [at.labels(row) for at, row in rows]
     if any(of_pair is not None for of_pair in labels):
         batch["labels"] = labels
     return batch
+
+
+def _of_scenes(rows: Sequence[tuple[ShardRows, int]], info: "PairsInfo") -> dict[str, Any]:
+    """What differs from scene to scene, for a batch."""
+    offsets = torch.full((len(rows),), float(info.optical_offset))
+    if not info.per_scene:
+        return {"optical_offset": offsets}
+    said = {name: [at.of_scene(name, row) for at, row in rows] for name in info.per_scene}
+    said = {
+        name: [getattr(info, name) if value is None else value for value in values] for name, values in said.items()
+    }
+    offsets = torch.tensor(said.pop("optical_offset"), dtype=torch.float32) if "optical_offset" in said else offsets
+    return {"optical_offset": offsets, **said}
 
 
 def check_lengths(rows: ShardRows, optical_factors: Sequence[int]) -> None:
@@ -327,19 +285,48 @@ class _Kind(NamedTuple):
     shape: tuple[int, ...]
     length: int
     """Bytes."""
+    lacking: frozenset[int] = frozenset()
+    """Positions of the rows that have no such array."""
+
+
+def _kind_of_absent(
+    rows: Sequence[tuple[ShardRows, int]], name: str, other: _Kind | None, info: "PairsInfo"
+) -> _Kind | None:
+    """Kind of a sensor that all rows lack: of the size of the other one."""
+    if other is None:
+        at, row = rows[0]
+        raise DamagedShardError(
+            f"{at.origin} is damaged: pair {at.id(row)!r} has neither sar nor optical. Prepare it again."
+        )
+    dtype = next((dtype for at, _ in rows if (dtype := at.usual_dtype(name)) != "float32"), "float32")
+    shape = (len(getattr(info, f"{name}_bands")), *other.shape[1:])
+    length = stored_bytes(dtype, shape, info.optical_factors if name == "optical" else ())
+    if length < 0:
+        raise DamagedShardError(
+            f"{rows[0][0].origin}: {name} is absent, and of the size of the other sensor, {other.shape[1:]}, there "
+            f"can be none with bands {info.optical_factors} times coarser. Prepare it again."
+        )
+    return _Kind(dtype, shape, length, frozenset(range(len(rows))))
+
+
+def _fill_absent(target: np.ndarray, kind: _Kind | None) -> None:
+    """Fill the bytes of a patch that is absent with NaN, or with zero where integers have none."""
+    dtype = np.dtype(kind.dtype if kind else "uint8")
+    target.view(dtype)[:] = np.nan if dtype.kind == "f" else 0
 
 
 def _common_kind(rows: Sequence[tuple[ShardRows, int]], name: str, factors: Sequence[int]) -> _Kind | None:
     """What all rows declare for an array, compared with what is there; None where no row has one."""
     declared = [at.declared(name, row) for at, row in rows]
-    if name == "label_map" and not any(declared):
-        return None
+    lacking: list[int] = []
     if None in declared:
-        missing = [at.id(row) for (at, row), kind in zip(rows, declared, strict=True) if kind is None]
-        if name != "label_map":
-            origin = next(at.origin for (at, _), kind in zip(rows, declared, strict=True) if kind is None)
-            raise DamagedShardError(f"{origin} is damaged: pair {missing[0]!r} has no {name}. Prepare it again.")
-        raise ValueError(f"These pairs have no {name}, while others of the batch have one: {missing}.")
+        lacking = [row for row, kind in enumerate(declared) if kind is None]
+        if len(lacking) == len(rows):
+            return None
+        if name == "label_map":
+            missing = [at.id(row) for (at, row), kind in zip(rows, declared, strict=True) if kind is None]
+            raise ValueError(f"These pairs have no {name}, while others of the batch have one: {missing}.")
+        rows = [at for at, kind in zip(rows, declared, strict=True) if kind is not None]
     present = [kind for kind in declared if kind is not None]
     expected = {kind: stored_bytes(*kind, tuple(factors)) for kind in dict.fromkeys(present)}
     for (at, row), kind in zip(rows, present, strict=True):
@@ -350,7 +337,7 @@ def _common_kind(rows: Sequence[tuple[ShardRows, int]], name: str, factors: Sequ
             )
     if len(expected) > 1:
         differing = {
-            kind: [at.id(row) for (at, row), other in zip(rows, declared, strict=True) if other == kind]
+            kind: [at.id(row) for (at, row), other in zip(rows, present, strict=True) if other == kind]
             for kind in expected
         }
         raise ValueError(
@@ -359,4 +346,4 @@ def _common_kind(rows: Sequence[tuple[ShardRows, int]], name: str, factors: Sequ
             + ". Crop the pairs to one size when preparing, or use a batch size of 1."
         )
     (((dtype, shape), length),) = expected.items()
-    return _Kind(dtype, shape, length)
+    return _Kind(dtype, shape, length, frozenset(lacking))

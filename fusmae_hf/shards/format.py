@@ -22,8 +22,11 @@ if TYPE_CHECKING:
 
 FILE_NAME = "dataset_info.json"
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 """Version of the shard format; raised when older code can no longer read what is written."""
+
+READABLE_VERSIONS = (2, 3)
+"""Version 2 had both sensors in every row, shapes of fixed length, and no columns of scenes."""
 
 METADATA_KEY = b"fusmae"
 """Key of the file metadata (in the parquet footer) under which each file describes itself."""
@@ -32,47 +35,65 @@ MOST_ROWS_PER_GROUP = 1_000_000
 """Rows of a row group that are believed. They are mixed in memory before any is read."""
 
 _SHARD_NAME = re.compile(r"data/(?P<split>\w{1,100})-[0-9]{5,9}-of-[0-9]{5,9}\.parquet")
-_SHAPE = pa.list_(pa.int32(), 3)
+_SHAPE = pa.list_(pa.int32())
 _COLUMNS = pa.schema(
     [
         pa.field("id", pa.string(), nullable=False),
         pa.field("checksum", pa.uint64(), nullable=False),
-        pa.field("sar", pa.large_binary(), nullable=False),
-        pa.field("sar_dtype", pa.string(), nullable=False),
-        pa.field("sar_shape", _SHAPE, nullable=False),
-        pa.field("optical", pa.large_binary(), nullable=False),
-        pa.field("optical_dtype", pa.string(), nullable=False),
-        pa.field("optical_shape", _SHAPE, nullable=False),
+        pa.field("sar", pa.large_binary()),
+        pa.field("sar_dtype", pa.string()),
+        pa.field("sar_shape", _SHAPE),
+        pa.field("optical", pa.large_binary()),
+        pa.field("optical_dtype", pa.string()),
+        pa.field("optical_shape", _SHAPE),
         pa.field("labels", pa.list_(pa.string())),
         pa.field("label_map", pa.large_binary()),
         pa.field("label_map_dtype", pa.string()),
-        pa.field("label_map_shape", pa.list_(pa.int32(), 2)),
+        pa.field("label_map_shape", _SHAPE),
         pa.field("crs", pa.string()),
         pa.field("transform", pa.list_(pa.float64())),
         pa.field("sar_time", pa.string()),
         pa.field("optical_time", pa.string()),
         pa.field("split", pa.string()),
+        pa.field("optical_offset", pa.float64()),
+        pa.field("sar_units", pa.string()),
+        pa.field("optical_units", pa.string()),
+        pa.field("processing_baseline", pa.string()),
     ]
 )
+_SCENE_COLUMNS = ("optical_offset", "sar_units", "optical_units", "processing_baseline")
+"""Columns that version 2 had not."""
 _EXTRA_TYPES = {"string": pa.string(), "int64": pa.int64(), "double": pa.float64(), "bool": pa.bool_()}
 
-ARRAY_COLUMNS = {name: pa.large_binary() for name in IMAGES}
+ARRAY_COLUMNS = {name: (pa.large_binary(),) for name in IMAGES}
 """Columns that hold the bytes of arrays, in the order of a row's checksum, with their type."""
 
-SMALL_COLUMNS = {
-    name: _COLUMNS.field(name).type
-    for name in ("id", "checksum", "labels", *(f"{image}_{what}" for image in IMAGES for what in ("dtype", "shape")))
-}
-"""Columns that are needed to read arrays, with their types."""
+SMALL_COLUMNS: dict[str, tuple[pa.DataType, ...]] = {
+    name: (_COLUMNS.field(name).type,) for name in ("id", "checksum", "labels", *(f"{i}_dtype" for i in IMAGES))
+} | {f"{name}_shape": (_SHAPE, pa.list_(pa.int32(), 2 if name == "label_map" else 3)) for name in IMAGES}
+"""Columns that are needed to read arrays, with their types in each version of the format."""
 
 
-def shard_schema(info: "PairsInfo") -> pa.Schema:
+def shard_schema(info: "PairsInfo", version: int = FORMAT_VERSION) -> pa.Schema:
     """Columns of the shards of a dataset: those that all have, then the dataset's own.
+
+    Args:
+        info: what holds for all pairs.
+        version: of the format.
 
     Raises:
         ValueError: an extra column has the name of one that every shard has, or an unknown type.
     """
     schema = _COLUMNS
+    if version == 2:
+        fields = [field for field in _COLUMNS if field.name not in _SCENE_COLUMNS]
+        lengths = {f"{name}_shape": 2 if name == "label_map" else 3 for name in IMAGES}
+        schema = pa.schema(
+            [
+                pa.field(field.name, pa.list_(pa.int32(), lengths[field.name])) if field.name in lengths else field
+                for field in fields
+            ]
+        )
     for name, kind in info.extra_columns.items():
         if name in schema.names or kind not in _EXTRA_TYPES:
             raise ValueError(
@@ -126,6 +147,9 @@ class ShardRecord:
             optical sensor, zero in all bands.
         plausibility: what looks odd in the values of its pairs, as `PairSample.record` gives it; None where nobody
             looked.
+        absent: by sensor, the pairs that have none of it.
+        statistics: of pairs to train on, by band: number of pixels with data, mean, and sum of squared deviations from
+            it, in the scale of the image processor. Empty where they were not measured.
     """
 
     name: str
@@ -135,6 +159,8 @@ class ShardRecord:
     content_hash: str
     no_data_pixels: dict[str, int]
     plausibility: dict[str, Any] | None = None
+    absent: dict[str, int] = dataclasses.field(default_factory=lambda: {"sar": 0, "optical": 0})
+    statistics: dict[str, tuple[int, float, float]] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.split_of(self.name)
@@ -148,12 +174,19 @@ class ShardRecord:
             )
         if not (isinstance(self.content_hash, str) and re.fullmatch("[0-9a-f]{1,64}", self.content_hash)):
             raise ValueError(f"{self.name}: content_hash must be hexadecimal digits, not {self.content_hash!r:.100}")
-        counts = self.no_data_pixels
-        if not (
-            isinstance(counts, dict) and counts.keys() == {"sar", "optical"} and all(map(is_count, counts.values()))
-        ):
+        for counts, of in ((self.no_data_pixels, "no_data_pixels"), (self.absent, "absent")):
+            if not (
+                isinstance(counts, dict)
+                and counts.keys() == {"sar", "optical"}
+                and all(map(is_count, counts.values()))
+            ):
+                raise ValueError(
+                    f"{self.name}: {of} must hold counts of 'sar' and 'optical', not {reprlib.repr(counts)}"
+                )
+        if not isinstance(self.statistics, dict) or not all(map(_are_moments, self.statistics.values())):
             raise ValueError(
-                f"{self.name}: no_data_pixels must count pixels of 'sar' and 'optical', not {reprlib.repr(counts)}"
+                f"{self.name}: statistics must be a count, a mean and a sum of squares by band, not "
+                f"{reprlib.repr(self.statistics)}"
             )
         if not _is_record(self.plausibility):
             raise ValueError(f"{self.name}: plausibility is {reprlib.repr(self.plausibility)}, which is no record")
@@ -175,6 +208,24 @@ class ShardRecord:
         if not isinstance(name, str) or not (match := _SHARD_NAME.fullmatch(name)):
             raise ValueError(f"shard name {reprlib.repr(name)} is not of the form data/<split>-00000-of-00001.parquet")
         return match["split"]
+
+    @classmethod
+    def from_json(cls, content: dict[str, Any]) -> "ShardRecord":
+        """The record in its JSON form; `TypeError`, `KeyError` or `ValueError` where that is damaged."""
+        statistics = {band: tuple(moments) for band, moments in content.get("statistics", {}).items()}
+        return cls(
+            **{**content, "row_group_rows": tuple(content["row_group_rows"]), "statistics": statistics}  # type: ignore
+        )
+
+
+def _are_moments(moments: Any) -> bool:
+    return (
+        isinstance(moments, tuple)
+        and len(moments) == 3
+        and is_count(moments[0])
+        and all(type(value) in (int, float) and math.isfinite(value) for value in moments[1:])
+        and moments[2] >= 0
+    )
 
 
 def _is_record(record: Any) -> bool:

@@ -28,14 +28,13 @@ from fusmae_hf.shards.dataset import Located, OnBadFiles, PairDataset
 from fusmae_hf.shards.dataset_info import DatasetInfo, read_dataset_info
 from fusmae_hf.shards.decoding import (
     DamagedShardError,
-    RowsInFile,
     RowsInMemory,
     ShardRows,
     check_lengths,
     require_columns,
 )
 from fusmae_hf.shards.order import EpochSampler, LaneSampler, PairSampler, SequentialPairSampler
-from fusmae_hf.shards.reading import ShardFile
+from fusmae_hf.shards.reading import RowsInFile, ShardFile
 
 
 def load_pairs(
@@ -129,10 +128,10 @@ class LocalPairDataset(PairDataset):
         if not file.is_local:
             file.path = retried(lambda: _download(file), file.path)
         numbers = range(len(file.record.row_group_rows))
-        in_place = file.rows_in_place(numbers, self.info.optical_factors, self._open_files)
+        in_place = file.rows_in_place(numbers, self.info, self._open_files)
         if in_place is None:
             # Is it only laid out otherwise, or damaged? Then it is not worth a copy.
-            groups = (file.rows([number], self.info.optical_factors, self._open_files) for number in numbers)
+            groups = (file.rows([number], self.info, self._open_files) for number in numbers)
             check_lengths(next(rows for rows in groups if isinstance(rows, RowsInMemory)), self.info.optical_factors)
         return in_place
 
@@ -378,7 +377,7 @@ class StreamedPairDataset(PairDataset):
 
     def _rows_of(self, group: int) -> ShardRows:
         file, number = self._row_groups[group]
-        return file.rows([number], self.info.optical_factors, self._open_files)
+        return file.rows([number], self.info, self._open_files)
 
     def _most_kept(self) -> int:
         """Row groups to keep: those that this worker's lanes mix, and one more for a batch across two blocks."""

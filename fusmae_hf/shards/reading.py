@@ -1,8 +1,12 @@
 """Reading files of a prepared folder or of any URL that fsspec knows: footers, columns, rows."""
 
+import os
 import reprlib
+import threading
+import weakref
 from collections.abc import Collection, Sequence
-from typing import Any
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
 
 import fsspec
 import numpy as np
@@ -14,14 +18,17 @@ from fusmae_hf.files.strict_json import parse_json
 from fusmae_hf.shards.decoding import (
     DamagedShardError,
     MissingShardError,
-    OpenFiles,
-    RowsInFile,
     RowsInMemory,
     ShardRows,
     require_columns,
 )
-from fusmae_hf.shards.format import ARRAY_COLUMNS, FILE_NAME, METADATA_KEY, SMALL_COLUMNS, ShardRecord
-from fusmae_hf.vocabulary import IMAGES
+from fusmae_hf.shards.format import ARRAY_COLUMNS, FILE_NAME, METADATA_KEY, SMALL_COLUMNS, ShardRecord, stored_bytes
+from fusmae_hf.vocabulary import IMAGES, OF_SCENES
+
+if TYPE_CHECKING:
+    from fusmae_hf.data.pairs import PairsInfo
+
+MOST_OPEN_FILES = 256
 
 FREE_BYTES = 64 * 2**20
 """A row group may always decode to this much."""
@@ -61,6 +68,90 @@ def check_decoded_size(footer: pq.FileMetaData, number: int) -> None:
 
 def _is_plain(column: pq.ColumnChunkMetaData) -> bool:
     return not column.has_dictionary_page and set(column.encodings) <= _PLAIN
+
+
+class OpenFiles:
+    """Reads bytes of files by path; those used last stay open."""
+
+    def __init__(self) -> None:
+        self._opened = lru_cache(MOST_OPEN_FILES)(_OpenFile)
+
+    def read_into(self, path: str, target: np.ndarray, place: int) -> int:
+        """Fill `target` with bytes of a file from a place on; their number."""
+        file = self._opened(path)
+        if hasattr(os, "preadv"):
+            return os.preadv(file.descriptor, [target.data], place)
+        with file.lock:  # Windows: a descriptor has one place, which threads share
+            os.lseek(file.descriptor, place, os.SEEK_SET)
+            got = os.read(file.descriptor, target.nbytes)
+        target[: len(got)] = np.frombuffer(got, np.uint8)
+        return len(got)
+
+    def forget(self) -> None:
+        """Open every file anew from now on."""
+        self._opened.cache_clear()
+
+    def __reduce__(self) -> tuple[type["OpenFiles"], tuple[()]]:
+        return OpenFiles, ()  # each process has its own
+
+
+class _OpenFile:
+    def __init__(self, path: str):
+        self.descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
+        self.lock = threading.Lock()
+        weakref.finalize(self, os.close, self.descriptor)
+
+
+class RowsInFile(ShardRows):
+    """Rows whose arrays lie at known places of a local file.
+
+    Args:
+        rows: small columns.
+        path: of the file.
+        optical_factors: those of `PairsInfo`.
+        files: reads the file.
+
+    Attributes:
+        begins: for each array, where it begins in the file, `(rows,)`; filled in by who knows.
+    """
+
+    def __init__(self, rows: pa.RecordBatch, path: str, optical_factors: Sequence[int], files: OpenFiles):
+        super().__init__(rows, path)
+        self._factors, self._files = tuple(optical_factors), files
+        self.begins = {name: np.full(len(self), -1) for name in IMAGES}
+
+    def length(self, name: str, row: int) -> int:  # noqa: D102
+        declared = self.declared(name, row)
+        return stored_bytes(*declared, self._factors if name == "optical" else ()) if declared else -1
+
+    def copy(self, name: str, row: int, target: np.ndarray) -> None:  # noqa: D102
+        if self.read_into(target, int(self.begins[name][row])) != len(target):
+            raise DamagedShardError(f"{self.origin} is cut short. Delete it and prepare (or download) it again.")
+
+    def read_into(self, target: np.ndarray, place: int) -> int:
+        """Fill `target` with bytes of the file from a place on; their number. Storage that stalls is waited for.
+
+        Raises:
+            DamagedShardError: they cannot be read.
+        """
+        try:
+            return self._files.read_into(self.origin, target, place)
+        except OSError as error:
+            failed: list[OSError] = [error]
+
+        def read() -> int:
+            if failed:
+                raise failed.pop()
+            self._files.forget()  # a server that came back may know nothing of files opened before
+            return self._files.read_into(self.origin, target, place)
+
+        try:
+            return retried(read, self.origin, is_missing_for_now=lambda: True)
+        except OSError as error:
+            raise DamagedShardError(f"{self.origin} cannot be read ({error.strerror}).") from error
+
+    def _is_missing(self, rows: pa.RecordBatch, name: str) -> Sequence[bool]:
+        return rows.column(f"{name}_shape").is_null().to_pylist()
 
 
 class ShardFile:
@@ -158,12 +249,15 @@ class ShardFile:
         """Free the memory of the footer, about a megabyte for a thousand pairs."""
         self._footer = None
 
-    def read(self, numbers: Sequence[int], columns: Collection[str] | None = None) -> pa.Table:
+    def read(
+        self, numbers: Sequence[int], columns: Collection[str] | None = None, optional: Collection[str] = ()
+    ) -> pa.Table:
         """Read row groups.
 
         Args:
             numbers: which row groups.
             columns: names of columns; all where None.
+            optional: of them, those that the file may lack.
 
         Raises:
             DamagedShardError: the file cannot be read, does not agree with `dataset_info.json`, or would take much
@@ -192,26 +286,25 @@ class ShardFile:
             )
         if names is not None:
             known = SMALL_COLUMNS | ARRAY_COLUMNS
-            require_columns(table, {name: known.get(name) for name in names}, self.path)
+            require_columns(table, {name: known.get(name, ()) for name in names if name not in optional}, self.path)
         return table
 
-    def rows(self, numbers: Sequence[int], optical_factors: Sequence[int], files: OpenFiles) -> ShardRows:
+    def rows(self, numbers: Sequence[int], info: "PairsInfo", files: OpenFiles) -> ShardRows:
         """Rows of row groups. Of a local file the arrays are read when they are needed, if `rows_in_place` can.
 
         Args:
             numbers: which row groups.
-            optical_factors: those of `PairsInfo`.
+            info: what holds for all pairs.
             files: reads arrays.
 
         Raises:
             DamagedShardError: see `read`.
         """
-        in_place = self.rows_in_place(numbers, optical_factors, files) if self.is_local else None
-        return in_place or RowsInMemory(_one_batch(self.read(numbers, [*SMALL_COLUMNS, *IMAGES])), self.path)
+        in_place = self.rows_in_place(numbers, info, files) if self.is_local else None
+        columns = [*SMALL_COLUMNS, *info.per_scene, *IMAGES]
+        return in_place or RowsInMemory(_one_batch(self.read(numbers, columns, OF_SCENES)), self.path)
 
-    def rows_in_place(
-        self, numbers: Sequence[int], optical_factors: Sequence[int], files: OpenFiles
-    ) -> RowsInFile | None:
+    def rows_in_place(self, numbers: Sequence[int], info: "PairsInfo", files: OpenFiles) -> RowsInFile | None:
         """Rows of row groups whose arrays are read from where they lie in the local file: half the cost of decoding.
 
         Shards hold arrays plainly encoded and uncompressed: the one page of a column ends with the values, each after
@@ -222,7 +315,8 @@ class ShardFile:
         groups = [_array_columns(footer.row_group(number)) for number in numbers]
         if None in groups:
             return None
-        rows = RowsInFile(_one_batch(self.read(numbers, SMALL_COLUMNS)), self.path, optical_factors, files)
+        small = _one_batch(self.read(numbers, [*SMALL_COLUMNS, *info.per_scene], OF_SCENES))
+        rows = RowsInFile(small, self.path, info.optical_factors, files)
         first = 0
         for number, columns in zip(numbers, groups, strict=True):
             group = range(first, first := first + self.record.row_group_rows[number])

@@ -59,7 +59,7 @@ def test_both_ways_of_giving_bands_are_the_same_in_the_file(tmp_path, coarse_inf
         write_shard(pairs, coarse_info, tmp_path / folder, NAME)
     assert (tmp_path / "native" / NAME).read_bytes() == (tmp_path / "expanded" / NAME).read_bytes()
     (rows,) = pq.read_table(tmp_path / "native" / NAME).to_batches()
-    batch = decode_pairs([(RowsInMemory(rows, "shard"), row) for row in range(3)], FACTORS)
+    batch = decode_pairs([(RowsInMemory(rows, "shard"), row) for row in range(3)], coarse_info)
     np.testing.assert_array_equal(batch["optical"].numpy(), np.stack([pair.optical for pair in expanded]))
     assert rows.column("checksum").to_pylist() == [row_checksum(pair, coarse_info) for pair in native]
 

@@ -147,6 +147,7 @@ def test_a_plan_of_an_archive_of_full_size_is_made_at_once():
         rows_per_shard=1024,
         row_group_rows=32,
         max_no_data=1,
+        require_both=False,
         reader_options={},
     )
     rows = [len(file.indices) for file in plan.files]
@@ -158,6 +159,7 @@ def test_a_plan_of_an_archive_of_full_size_is_made_at_once():
 def test_pairs_left_out_are_reported_with_their_reasons(tmp_path):
     no_data = make_pair()
     no_data.sar[:] = np.nan
+    no_data.optical[:] = 0
     pairs = [make_pair(), PairError("B03.tif: cannot be read"), no_data]
     report = prepare(ListedPairs(pairs, left_out=[("p009", "snow")]), tmp_path, keep_order=True)
     left_out = read_left_out(tmp_path)

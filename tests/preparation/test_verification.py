@@ -158,7 +158,7 @@ def set_value(column, row, value):
 @pytest.mark.parametrize(
     ("edit", "check", "message"),
     [
-        (set_value("sar", 1, None), "checksums", "has no sar"),
+        (set_value("sar", 1, None), "checksums", r"declares sar as float32 .*, but holds 0 bytes"),
         (set_value("optical", 1, b"123"), "checksums", "but holds 3 bytes"),
         (set_value("sar_dtype", 1, "complex64"), "checksums", "declares sar as complex64"),
         (set_value("sar_dtype", 1, "int8"), "checksums", r"declares sar as int8 .*, but holds 512 bytes"),

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 import rasterio
 
+from fusmae_hf.data.checks import check_pair
 from fusmae_hf.errors import PairError
 from fusmae_hf.plots.pairs import plot_pair
 from fusmae_hf.readers import biomassters
 from fusmae_hf.readers.biomassters import OPTICAL_BANDS, BioMassters
-from fusmae_hf.shards.writing import check_pair
 
 VV_ASCENDING, VH_ASCENDING, VV_DESCENDING, VH_DESCENDING = -10.25, -16.5, -11.75, -17.25
 MISSING = -9999.0

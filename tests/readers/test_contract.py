@@ -13,12 +13,12 @@ import PIL.Image
 import pytest
 import rasterio
 
+from fusmae_hf.data.checks import check_pair
 from fusmae_hf.data.pairs import PairReader
 from fusmae_hf.errors import PairError
 from fusmae_hf.plots.pairs import plot_pair
 from fusmae_hf.readers import geotiff, ssl4eo_zarr
 from fusmae_hf.readers.archives import ARCHIVES, open_archive
-from fusmae_hf.shards.writing import check_pair
 from tests.readers.bigearthnet_fixtures import make_bigearthnet, make_reben
 from tests.readers.sen12ms_fixtures import make_dfc2020, make_sen12ms
 from tests.readers.ssl4eo_fixtures import make_ssl4eo, make_ssl4eo_zarr

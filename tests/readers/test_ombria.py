@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from fusmae_hf.data.checks import check_pair
 from fusmae_hf.errors import PairError
 from fusmae_hf.readers.ombria import EVENTS, OMBRIA, split_of_event
-from fusmae_hf.shards.writing import check_pair
 
 TRAIN, TEST = (1, 2, 19, 32, 33, 140), (20, 150)  # 19 and 20 lie between two events
 BACKSCATTER = {"before": 150, "after": 60}

@@ -15,9 +15,9 @@ from rasterio.shutil import copy
 from rasterio.transform import from_origin
 from rasterio.warp import transform
 
+from fusmae_hf.data.checks import check_pair
 from fusmae_hf.errors import PairError
 from fusmae_hf.readers.paired_geotiffs import PairedGeoTIFFs
-from fusmae_hf.shards.writing import check_pair
 
 UTM = "EPSG:32632"
 CORNER = from_origin(500_000, 5_000_000, 10, 10)

@@ -7,11 +7,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fusmae_hf.data.checks import check_pair
 from fusmae_hf.errors import PairError
 from fusmae_hf.modeling.sensors_fusmae import OPTICAL_BANDS, OPTICAL_BANDS_L1C
 from fusmae_hf.readers import listed_pairs
 from fusmae_hf.readers.ssl4eo import SSL4EOS12, pair_by_time
-from fusmae_hf.shards.writing import check_pair
 from tests.readers.ssl4eo_fixtures import (
     CORNER,
     EARLY,

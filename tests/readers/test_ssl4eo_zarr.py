@@ -5,11 +5,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from fusmae_hf.data.checks import check_pair
 from fusmae_hf.errors import PairError
 from fusmae_hf.modeling.sensors_fusmae import OPTICAL_BANDS
 from fusmae_hf.readers import ssl4eo_zarr
 from fusmae_hf.readers.ssl4eo_zarr import SSL4EOS12Zarr
-from fusmae_hf.shards.writing import check_pair
 from tests.readers.ssl4eo_fixtures import (
     LOCATIONS,
     SAR_SEASONS,

@@ -5,10 +5,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from fusmae_hf.data.checks import check_pair
 from fusmae_hf.errors import PairError
 from fusmae_hf.modeling.sensors_fusmae import OPTICAL_BANDS, OPTICAL_BANDS_L1C
 from fusmae_hf.readers.terramesh import TerraMesh
-from fusmae_hf.shards.writing import check_pair
 from tests.readers.terramesh_fixtures import (
     SAMPLES,
     VH_DB,

@@ -21,9 +21,10 @@ from torch.utils.data import BatchSampler, DataLoader
 
 from fusmae_hf.data.collation import PairCollator
 from fusmae_hf.shards import loading as streamed_reading
-from fusmae_hf.shards.decoding import RowsInFile, RowsInMemory
+from fusmae_hf.shards.decoding import RowsInMemory
 from fusmae_hf.shards.loading import StreamedPairDataset, load_pairs
 from fusmae_hf.shards.order import EpochSampler, LaneSampler, SequentialPairSampler
+from fusmae_hf.shards.reading import RowsInFile
 from fusmae_hf.shards.writing import write_dataset_info
 from tests.conftest import write_split
 

@@ -74,7 +74,7 @@ def test_everything_written_is_read_back_in_order(pairs_info, pairs, row_group_r
     with tempfile.TemporaryDirectory() as folder:
         shard = write_shard(pairs, info, folder, NAME, row_group_rows=row_group_rows)
         table = pq.read_table(Path(folder, NAME))
-        batch = decode_pairs(all_rows(Path(folder, NAME)))
+        batch = decode_pairs(all_rows(Path(folder, NAME)), info)
 
     assert batch["id"] == [pair.id for pair in pairs]
     for name in ("sar", "optical", "label_map"):
@@ -139,9 +139,9 @@ def test_a_flipped_bit_is_found_and_named(tmp_path, pairs_info, make_pair):
     content[content.index(pairs[1].sar.tobytes()) + 100] ^= 1
     (tmp_path / NAME).write_bytes(content)
     rows = all_rows(tmp_path / NAME, "bad.parquet")
-    decode_pairs([rows[0], rows[2]])
+    decode_pairs([rows[0], rows[2]], pairs_info)
     with pytest.raises(ValueError, match=r"bad\.parquet is damaged: the checksum of pair 'pair-0001'"):
-        decode_pairs(rows)
+        decode_pairs(rows, pairs_info)
 
 
 def test_the_same_pairs_give_the_same_bytes(tmp_path, pairs_info, make_pair):
@@ -159,7 +159,7 @@ def test_pairs_of_any_size_share_a_row_group(tmp_path, pairs_info, make_pair):
     pairs[1].label_map = np.arange(1600, dtype=np.int32).reshape(40, 40)
     write_shard(pairs, pairs_info, tmp_path, NAME)
     for at, pair in zip(all_rows(tmp_path / NAME), pairs, strict=True):
-        batch = decode_pairs([at])
+        batch = decode_pairs([at], pairs_info)
         np.testing.assert_array_equal(batch["sar"][0], pair.sar)
         np.testing.assert_array_equal(batch["optical"][0], pair.optical)
         assert ("label_map" in batch) == (pair.label_map is not None)
@@ -207,9 +207,13 @@ BAD_FIELDS = {
     "no pixels": {"optical": np.ones((3, 0, 8), np.uint16)},
     "text for pixels": {"optical": np.full((3, 8, 8), "1")},
     "complex SAR": {"sar": np.ones((2, 8, 8), np.complex64)},
-    "SAR all NaN": {"sar": np.full((2, 8, 8), np.nan, np.float32)},
+    "nothing in either sensor": {
+        "sar": np.full((2, 8, 8), np.nan, np.float32),
+        "optical": np.zeros((3, 8, 8), np.uint16),
+    },
+    "neither sensor": {"sar": None, "optical": None},
     "SAR never finite in both bands": {"sar": np.stack([np.full((8, 8), v, np.float32) for v in (np.nan, 1)])},
-    "optical all zero": {"optical": np.zeros((3, 8, 8), np.uint16)},
+    "optical never finite": {"optical": np.full((3, 8, 8), np.inf, np.float32), "sar": None},
     "label map of another size": {"label_map": np.zeros((4, 4), np.uint8)},
     "label map of fractions": {"label_map": np.zeros((8, 8), np.float32)},
     "transform of four numbers": {"transform": (1.0, 2.0, 3.0, 4.0)},
@@ -344,7 +348,7 @@ def test_a_name_that_no_shard_has_is_refused(tmp_path, pairs_info, make_pair, na
 
 DAMAGES = {
     "cut short": lambda text: text[: len(text) // 2],
-    "another format version": lambda text: text.replace('"format_version": 2', '"format_version": 1'),
+    "another format version": lambda text: text.replace('"format_version": 3', '"format_version": 1'),
     "a shard outside the folder": lambda text: text.replace('"data/train-', '"data/../../train-'),
     "row groups that do not add up": lambda text: text.replace('"row_group_rows": [', '"row_group_rows": [7,'),
     "a field nobody knows": lambda text: text.replace('"license"', '"licence"'),
@@ -380,12 +384,12 @@ def one_row(tmp_path, pairs_info: PairsInfo, make_pair) -> pa.RecordBatch:
         ("sar_dtype", None),
     ],
 )
-def test_a_shape_or_dtype_that_the_bytes_do_not_have_is_refused(one_row, column, value):
+def test_a_shape_or_dtype_that_the_bytes_do_not_have_is_refused(one_row, pairs_info, column, value):
     index = one_row.schema.get_field_index(column)
     field = one_row.schema.field(index).with_nullable(True)
     hostile = one_row.set_column(index, field, pa.array([value], field.type))
     with pytest.raises(ValueError, match=r"bad\.parquet is damaged: pair 'pair-0000' declares.*prepare"):
-        decode_pairs([(RowsInMemory(hostile, "bad.parquet"), 0)])
+        decode_pairs([(RowsInMemory(hostile, "bad.parquet"), 0)], pairs_info)
 
 
 def test_a_file_that_is_no_shard_is_named():
@@ -397,4 +401,4 @@ def test_label_maps_in_part_of_a_batch_are_refused(tmp_path, pairs_info, make_pa
     pairs = [make_pair(0, label_map=np.zeros((8, 8), np.uint8)), make_pair(1)]
     write_shard(pairs, pairs_info, tmp_path, NAME)
     with pytest.raises(ValueError, match=r"no label_map.*pair-0001"):
-        decode_pairs(all_rows(tmp_path / NAME))
+        decode_pairs(all_rows(tmp_path / NAME), pairs_info)
