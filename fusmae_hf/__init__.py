@@ -50,6 +50,7 @@ _LAZY = {
     "SimulatedPairs": "fusmae_hf.simulation.pairs",
     "SimulationOptions": "fusmae_hf.simulation.pairs",
     "cross_attention_maps": "fusmae_hf.plots.model",
+    "decode_row": "fusmae_hf.shards.rows",
     "embedding_colours": "fusmae_hf.plots.model",
     "example_pairs": "fusmae_hf.readers.archives",
     "extract_features": "fusmae_hf.evaluation.features",
