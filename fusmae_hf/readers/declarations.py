@@ -79,8 +79,8 @@ def band_named(description: str | None, given: Sequence[str] = ()) -> str | None
 
 
 def _spelled(name: str) -> str:
-    """The usual spelling of a band: `B02` of `b2`."""
-    return re.sub(r"^B0?(\d|8A)$", lambda match: f"B{match[1]:0>2}", name.upper())
+    """The usual spelling of a band: `B02` of `b2`; `Band1` counts the bands of a file and names none."""
+    return name if name.lower().startswith("band") else sentinel_bands([name], "")[0]
 
 
 def bands_to_read(path: Path, file: Any, stated: Stated, alpha: int | None) -> tuple[list[int], tuple[str, ...]]:
