@@ -54,7 +54,12 @@ from fusmae_hf.training.finetuning.results import (
 from fusmae_hf.training.finetuning.trainer import FineTuningTrainer
 from fusmae_hf.training.loop.checkpoints import CheckpointNotWrittenError
 from fusmae_hf.training.loop.nonfinite import NonFiniteError
-from fusmae_hf.training.loop.processes import check_same_everywhere, in_turn, lost_processes_explained
+from fusmae_hf.training.loop.processes import (
+    check_same_everywhere,
+    fork_workers_from_a_server,
+    in_turn,
+    lost_processes_explained,
+)
 from fusmae_hf.training.loop.records import (
     explained,
     require_writable,
@@ -319,6 +324,7 @@ def main(argv: list[str] | None = None) -> None:
         if arguments.should_log:
             print(f"Learning rate {arguments.learning_rate:.3g} for {arguments.global_batch_size} pairs a step.")
         require_writable(arguments.output_dir)
+        fork_workers_from_a_server(arguments, "fusmae_hf.training.run_finetune")
         if learning.sensors != "both":
             arguments.ddp_find_unused_parameters = True  # the fusion sees one sensor
         plan = make_plan(data, model, learning, arguments)

@@ -48,7 +48,11 @@ from fusmae_hf.training.arguments import (
 )
 from fusmae_hf.training.loop.checkpoints import CheckpointNotWrittenError
 from fusmae_hf.training.loop.nonfinite import NonFiniteError
-from fusmae_hf.training.loop.processes import in_turn, lost_processes_explained
+from fusmae_hf.training.loop.processes import (
+    fork_workers_from_a_server,
+    in_turn,
+    lost_processes_explained,
+)
 from fusmae_hf.training.loop.records import (
     explained,
     fresh_processor,
@@ -275,6 +279,7 @@ def main(argv: list[str] | None = None) -> None:
     set_seed(arguments.seed)
     with explained():
         require_writable(arguments.output_dir)
+        fork_workers_from_a_server(arguments, "fusmae_hf.training.run_pretrain")
         with in_turn():
             train, held_out = open_datasets(data, Path(arguments.output_dir).parent / "shards")
         if not held_out:

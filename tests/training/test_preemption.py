@@ -396,16 +396,20 @@ class Stuck(Dataset):
         return 1
 
     def __getitem__(self, index):
-        Path(sys.argv[1]).touch()
+        Path(sys.argv[1]).write_text(str(os.getpid()))
         time.sleep(600)
 
-next(iter(DataLoader(Stuck(), num_workers=1, worker_init_fn=ignore_signals_of_others)))
+if __name__ == "__main__":
+    arguments = {"num_workers": 1, "multiprocessing_context": sys.argv[2]}
+    next(iter(DataLoader(Stuck(), worker_init_fn=ignore_signals_of_others, **arguments)))
 """
 
 
-def test_a_busy_worker_ends_when_the_process_that_started_it_was_killed(tmp_path):
-    begun, log = tmp_path / "begun", tmp_path / "log"
-    process = start([sys.executable, "-c", STUCK_WORKER, str(begun)], log)
+@pytest.mark.parametrize("method", ["fork", "forkserver"])
+def test_a_busy_worker_ends_when_the_process_that_started_it_was_killed(tmp_path, method):
+    begun, log, script = tmp_path / "begun", tmp_path / "log", tmp_path / "stuck.py"
+    script.write_text(STUCK_WORKER)
+    process = start([sys.executable, str(script), str(begun), method], log)
     try:
         wait_for(begun.exists, process, log)
         process.kill()

@@ -17,6 +17,8 @@ import torch
 from safetensors.torch import load_file
 
 from fusmae_hf import FusMAEForPreTraining
+from fusmae_hf.training.arguments import RunArguments
+from fusmae_hf.training.loop.processes import fork_workers_from_a_server
 
 from . import process_scenarios
 from .labelled_pairs import write_labelled
@@ -331,3 +333,12 @@ def test_two_launches_that_meet_train_as_one_does(ddp, tmp_path, ended, monkeypa
     both = Results(tmp_path)
     assert both.of("whole", 1)["processes"] == 2
     assert_same(both.weights("whole"), ddp.weights("whole"))
+
+
+@pytest.mark.parametrize(
+    ("workers", "chosen", "expected"), [(2, None, "forkserver"), (2, "spawn", "spawn"), (0, None, None)]
+)
+def test_workers_are_forked_from_a_server_unless_the_user_chose(tmp_path, workers, chosen, expected):
+    arguments = RunArguments(str(tmp_path), dataloader_num_workers=workers, dataloader_multiprocessing_context=chosen)
+    fork_workers_from_a_server(arguments, "fusmae_hf.training.run_pretrain")
+    assert arguments.dataloader_multiprocessing_context == expected

@@ -4,6 +4,7 @@ Everything here does nothing in a run of one process.
 """
 
 import atexit
+import multiprocessing
 import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -22,6 +23,22 @@ PREPARATION = timedelta(days=2)
 
 _OF_OTHERS = ("gloo", "NCCL", "Connection closed by peer", "Connection reset by peer")
 """What stands in the errors that torch raises where another process is gone; gloo's have no type of their own."""
+
+
+def fork_workers_from_a_server(arguments: Any, program: str) -> None:
+    """Let a server of one thread fork the workers of loaders, unless the user chose how they start.
+
+    A worker that is forked from a process with threads, as training has them, hangs now and then: it has the locks
+    that other threads held, and nobody to free them. Python 3.14 does the same by default.
+
+    Args:
+        arguments: `TrainingArguments`, changed in place.
+        program: name of the module to import in the server, so that no worker imports it anew.
+    """
+    chosen = getattr(arguments, "dataloader_multiprocessing_context", None)
+    if arguments.dataloader_num_workers and chosen is None and "forkserver" in multiprocessing.get_all_start_methods():
+        arguments.dataloader_multiprocessing_context = "forkserver"
+        multiprocessing.get_context("forkserver").set_forkserver_preload(["__main__", program])
 
 
 def start_on_cpu(timeout: float) -> None:

@@ -4,6 +4,7 @@ SIGTERM, as Kubernetes, Slurm and spot machines send it, and SIGUSR1, as Slurm s
 `--signal=USR1@120`, mean the same here, and each further one changes nothing. SIGINT (Ctrl-C) is left to Python.
 """
 
+import multiprocessing
 import os
 import signal
 import threading
@@ -199,7 +200,8 @@ def ignore_signals_of_others(worker: int) -> None:
     """
     if hasattr(signal, "sigtimedwait"):
         signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
-        threading.Thread(target=_await_end, args=(os.getppid(),), name="signals", daemon=True).start()
+        parents = (os.getppid(), multiprocessing.parent_process())  # two where a server forks the workers
+        threading.Thread(target=_await_end, args=parents, name="signals", daemon=True).start()
     else:  # macOS and Windows do not tell who sent a signal
         for number in SIGNALS:
             signal.signal(number, signal.SIG_IGN)  # forgets one that was held back
@@ -207,10 +209,10 @@ def ignore_signals_of_others(worker: int) -> None:
             signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
 
 
-def _await_end(parent: int) -> None:
-    """Take `SIGNALS` until one of them is the SIGTERM of a process, or that process is gone, and end this one then."""
-    while os.getppid() == parent:
+def _await_end(forked_by: int, parent: Any) -> None:
+    """Take `SIGNALS` until one is the SIGTERM of the main process, or that process is gone, and end this one then."""
+    while os.getppid() == forked_by and parent.is_alive():
         told = signal.sigtimedwait(SIGNALS, ORPHANED / 2)
-        if told is not None and told.si_signo == signal.SIGTERM and told.si_pid == parent:
+        if told is not None and told.si_signo == signal.SIGTERM and told.si_pid == parent.pid:
             break
     os._exit(EXIT_CODE)

@@ -152,8 +152,9 @@ class PairTrainer(Trainer):
             pin_memory=arguments.dataloader_pin_memory,
             persistent_workers=arguments.dataloader_persistent_workers,
             prefetch_factor=arguments.dataloader_prefetch_factor,
-            multiprocessing_context=arguments.dataloader_multiprocessing_context,
-            in_order=arguments.dataloader_in_order,
+            # Older releases of transformers lack these two.
+            multiprocessing_context=getattr(arguments, "dataloader_multiprocessing_context", None),
+            in_order=getattr(arguments, "dataloader_in_order", True),
             worker_init_fn=ignore_signals_of_others if self._watches_signals else None,
         )
         return self.accelerator.prepare(loader)
