@@ -171,7 +171,7 @@ def make_trainer(plan: Plan, arguments: FineTuningArguments) -> FineTuningTraine
         train_dataset=train,
         eval_dataset=plan.splits.get("validation"),
         targets=targets,
-        augmentation=augmentation_of(plan.data, arguments.seed),
+        augmentation=augmentation_of(plan.data, arguments.seed, size, model.config.patch_size),
         sensors=learning.sensors_to_train,
         layer_decay=arguments.layer_decay,
         scale=scale,

@@ -26,6 +26,7 @@ from transformers import EvalPrediction, TrainerCallback, set_seed
 from fusmae_hf import FusMAEConfig, FusMAEForPreTraining, FusMAEImageProcessor
 from fusmae_hf.data.augmentation import PairAugmentation
 from fusmae_hf.data.collation import PairCollator
+from fusmae_hf.data.inputs import image_size
 from fusmae_hf.data.pairs import PairsInfo
 from fusmae_hf.evaluation.baselines import (
     as_logits,
@@ -55,6 +56,7 @@ from fusmae_hf.training.loop.processes import (
 )
 from fusmae_hf.training.loop.records import (
     explained,
+    fresh_config,
     fresh_processor,
     require_writable,
     run_record,
@@ -63,7 +65,7 @@ from fusmae_hf.training.loop.records import (
 from fusmae_hf.training.loop.resuming import checkpoint_to_resume
 from fusmae_hf.training.loop.signals import ends_by_signal
 from fusmae_hf.training.loop.trainer import PairTrainer
-from fusmae_hf.training.sources import augmentation_of, open_datasets, pixel_size_of, take_pixel_size
+from fusmae_hf.training.sources import augmentation_of, open_datasets, take_pixel_size
 
 SENSORS = {"optical": "", "sar": "_sar"}
 """Suffix of the model's inputs and outputs by sensor."""
@@ -107,7 +109,10 @@ class FusMAETrainer(PairTrainer):
 
     def prepare_pairs(self, batch: dict[str, Any]) -> dict[str, torch.Tensor]:
         """The model's inputs for a batch of raw pairs, with the masking noise."""
-        return {**super().prepare_pairs(batch), "noise": batch["noise"], "noise_sar": batch["noise_sar"]}
+        inputs = super().prepare_pairs(batch)
+        height, width = image_size(inputs)
+        patches = height * width // self.inputs.patch_size**2  # of a window there are fewer
+        return inputs | {name: batch[name][:, :patches] for name in ("noise", "noise_sar")}
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         """Loss of a batch; the losses of each sensor are kept for the next log."""
@@ -121,8 +126,10 @@ class FusMAETrainer(PairTrainer):
 
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:
         """Of the matrix products of a training step on a batch of raw pairs, see `fusmae_hf.flops`."""
-        size, (height, width) = len(inputs["row"]), inputs["sar"].shape[-2:]
         config = cast(FusMAEForPreTraining, self.model).config
+        size, (height, width) = len(inputs["row"]), inputs["sar"].shape[-2:]
+        if not self.augmentation or self.augmentation.window == 1:  # padded, not cut
+            height, width = (-(-side // config.patch_size) * config.patch_size for side in (height, width))
         return round(size * pretraining_flops(config, height, width, sensors=self.sensors, batch_size=size))
 
     def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
@@ -200,7 +207,8 @@ class PictureCallback(TrainerCallback):
             batch = trainer.collator(dataset.__getitems__(range(min(self.number, len(dataset)))))
             inputs = trainer.model_inputs(batch)
             with torch.no_grad():
-                pictures = reconstruct_images(cast(FusMAEForPreTraining, trainer.model), inputs, trainer.processor)
+                model, size = cast(FusMAEForPreTraining, trainer.model), tuple(batch["sar"].shape[-2:])
+                pictures = reconstruct_images(model, inputs, trainer.processor, size)
             if trainer.is_world_process_zero():
                 kind = "simulated imagery" if dataset.info.simulated else dataset.info.name
                 title = f"Held-out pairs ({name}: {kind}) after step {trainer.state.global_step}"
@@ -215,7 +223,7 @@ class PictureCallback(TrainerCallback):
             self.draw()
 
 
-def build_model(arguments: ModelArguments, info: PairsInfo, image_size: tuple[int, int]) -> FusMAEForPreTraining:
+def build_model(arguments: ModelArguments, info: PairsInfo, size: tuple[int, int]) -> FusMAEForPreTraining:
     """A fresh model for the bands and size of the data, or the checkpoint that was named."""
     attention = {"attn_implementation": arguments.attn_implementation} if arguments.attn_implementation else {}
     if arguments.model is not None:
@@ -225,9 +233,7 @@ def build_model(arguments: ModelArguments, info: PairsInfo, image_size: tuple[in
             model = FusMAEForPreTraining.from_pretrained(arguments.model, **attention)
         take_pixel_size(model, info)
         return model
-    fields = {"optical_bands": info.optical_bands, "sar_bands": info.sar_bands, "image_size": image_size}
-    fields |= pixel_size_of(info)
-    config = FusMAEConfig.from_preset(arguments.preset, **{**fields, **arguments.config_fields})
+    config = fresh_config(arguments, info, size)
     return FusMAEForPreTraining._from_config(config, **attention)
 
 
@@ -271,9 +277,10 @@ def summary(folder: Path, record: dict, metrics: dict[str, float], unit: str, lo
 @lost_processes_explained()
 def main(argv: list[str] | None = None) -> None:
     """Run the program; see the module's docstring and `--help`."""
-    data, model_arguments, arguments = parse_arguments(
-        (DataArguments, ModelArguments, PretrainingArguments), argv, description=__doc__
-    )
+    with explained():
+        data, model_arguments, arguments = parse_arguments(
+            (DataArguments, ModelArguments, PretrainingArguments), argv, description=__doc__
+        )
     logging.basicConfig(level=logging.INFO if arguments.should_log else logging.WARNING, format="%(message)s")
     arguments.scale_learning_rate()
     set_seed(arguments.seed)
@@ -298,7 +305,7 @@ def main(argv: list[str] | None = None) -> None:
             processor=processor,
             train_dataset=train,
             eval_dataset=held_out or None,
-            augmentation=augmentation_of(data, arguments.seed),
+            augmentation=augmentation_of(data, arguments.seed, size, model.config.patch_size),
             args=arguments,
         )
         trainer.train_sampler()  # too few pairs for a batch are found here, before anything is started

@@ -10,6 +10,7 @@ from typing import Any, cast
 from transformers import PreTrainedModel
 
 from fusmae_hf.data.augmentation import PairAugmentation
+from fusmae_hf.data.inputs import fitting_size
 from fusmae_hf.data.pairs import PairReader, PairsInfo
 from fusmae_hf.preparation.prepare import prepare
 from fusmae_hf.readers.bigearthnet import BigEarthNet, example_pairs_root
@@ -75,10 +76,27 @@ def open_splits(
     return {"train": train} | {split: load_pairs(folder, split, **options) for split in others}
 
 
-def augmentation_of(arguments: PairArguments, seed: int) -> PairAugmentation | None:
-    """The random views that the user asked for; None where there are none."""
+def augmentation_of(
+    arguments: PairArguments, seed: int, size: tuple[int, int], patch_size: int
+) -> PairAugmentation | None:
+    """The random views that the user asked for, of windows that patches fill where they do not fill the images; None
+    where whole images are to be seen as they are.
+
+    Args:
+        arguments: what the user asked for.
+        seed: of the views.
+        size: (height, width) of the images in pixels.
+        patch_size: of the model.
+    """
+    seen = fitting_size(size, patch_size)
+    window = patch_size if seen != size and min(size) >= patch_size else 1
+    if window > 1:
+        print(
+            f"Training sees windows of {seen[0]}x{seen[1]} px of the images of {size[0]}x{size[1]} px, since the "
+            f"patches of the model are {patch_size} px; whole images are evaluated."
+        )
     augmentation = PairAugmentation(
-        arguments.flips, arguments.rotations, arguments.min_crop, arguments.band_jitter, seed
+        arguments.flips, arguments.rotations, arguments.min_crop, arguments.band_jitter, seed, window
     )
     return None if augmentation == PairAugmentation(False, False, seed=seed) else augmentation
 

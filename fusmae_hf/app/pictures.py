@@ -46,6 +46,7 @@ class Completion:
         attention: by the sensor looked at, the weights of its patches `(rows, columns)` in the decoder of the other
             sensor for one patch to fill in; NaN where a patch was not visible. Empty where nobody looks across.
         patch: row and column of that patch.
+        patch_size: of the model, in pixels.
         notes: sentences on what to mind, the processor's doubts among them.
     """
 
@@ -54,6 +55,7 @@ class Completion:
     hidden: dict[str, float]
     attention: dict[str, np.ndarray]
     patch: tuple[int, int]
+    patch_size: int
     notes: list[str]
 
 
@@ -85,7 +87,7 @@ def complete(
     """
     if not 0 <= mask_ratio < 1:
         raise ValueError(f"Given: mask ratio {mask_ratio}. Expected: a number from 0 to below 1. Lower it.")
-    inputs, notes = _inputs(processor, pair, info)
+    inputs, notes = _inputs(processor, pair, info, model.config.patch_size)
     rows, columns = _grid(inputs, model.config.patch_size)
     row, column = patch
     if not (0 <= row < rows and 0 <= column < columns):
@@ -112,12 +114,14 @@ def complete(
         for images in (FusMAEReconstruction(**given), outputs, FusMAEReconstruction(**interpolated))
     )
     pictures, rmse, attention = {}, {}, {}
+    height, width = pair.optical.shape[1:]  # padding is cut off
     for sensor, suffix in SENSORS.items():
         filled = outputs[f"reconstructed{suffix}"].numpy()
         valid = inputs[f"pixel_mask{suffix}"].numpy() if f"pixel_mask{suffix}" in inputs else np.ones_like(filled)
         images = {"original": original[sensor], "reconstruction": reconstruction[sensor], "visible": ~(filled & valid)}
-        pictures[sensor] = images
         rmse[sensor] = _rmse(images, reconstruction[sensor]), _rmse(images, interpolation[sensor])
+        pictures[sensor] = {name: values[..., :height, :width] for name, values in images.items()}
+        valid = valid[:, :height, :width]
         if not valid.all():
             notes.append(f"{(~valid).mean():.0%} of the {NAMES[sensor]} pixels hold no data: filled in, not compared.")
         other = "sar" if sensor == "optical" else "optical"
@@ -126,16 +130,18 @@ def complete(
             looked = weights[other][row * columns + column, : seen.size].reshape(rows, columns)
             attention[sensor] = np.where(seen, looked, np.nan)
     hidden = {sensor: float(mask.float().mean()) for sensor, mask in masks.items()}
-    return Completion(pictures, rmse, hidden, attention, (row, column), notes)
+    return Completion(pictures, rmse, hidden, attention, (row, column), model.config.patch_size, notes)
 
 
-def _inputs(processor: FusMAEImageProcessor, pair: Pair, info: PairsInfo) -> tuple[dict[str, Any], list[str]]:
-    """The inputs of a model for one pair, and what the processor doubts about it."""
+def _inputs(
+    processor: FusMAEImageProcessor, pair: Pair, info: PairsInfo, patch_size: int
+) -> tuple[dict[str, Any], list[str]]:
+    """The inputs of a model for one pair, padded to whole patches, and what the processor doubts about it."""
     batch = {"optical": torch.from_numpy(pair.optical)[None], "sar": torch.from_numpy(pair.sar)[None]}
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         # A copy, since a processor looks at its first batches alone, and warns once.
-        inputs = PairInputs(copy.deepcopy(processor), info)(batch)
+        inputs = PairInputs(copy.deepcopy(processor), info, patch_size=patch_size)(batch)
     return inputs, [str(warning.message) for warning in caught if warning.category is UserWarning]
 
 
@@ -145,12 +151,6 @@ def _grid(inputs: dict[str, torch.Tensor], patch_size: int) -> tuple[int, int]:
     if max(height, width) > LARGEST_SIDE:
         raise ValueError(
             f"Given: images of {height} x {width} px. Expected: at most {LARGEST_SIDE} px a side. Crop them."
-        )
-    if height % patch_size or width % patch_size:
-        fitting = " x ".join(str(max(1, side // patch_size) * patch_size) for side in (height, width))
-        raise ValueError(
-            f"Given: images of {height} x {width} px. Expected: sides that the model's patch size of {patch_size} px "
-            f"divides, such as {fitting} px. Crop them."
         )
     return height // patch_size, width // patch_size
 
@@ -233,4 +233,4 @@ def draw(
     row, column = completion.patch
     blank = np.full_like(next(iter(completion.attention.values())), np.nan)
     maps = {sensor: completion.attention.get(sensor, blank) for sensor in SENSORS}
-    return optical, sar, plot_cross_attention(maps, pair, info, row, column)
+    return optical, sar, plot_cross_attention(maps, pair, info, row, column, completion.patch_size)

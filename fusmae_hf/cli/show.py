@@ -128,17 +128,18 @@ def _draw(
     assert checkpoint is not None  # for the type checker: `_show` has refused it
     model, processor = load_checkpoint(checkpoint, decoders=what == "reconstruction")
     batch = {"sar": torch.from_numpy(pair.sar)[None], "optical": torch.from_numpy(pair.optical)[None]}
-    inputs = PairInputs(processor, info)(batch)
+    side, size = model.config.patch_size, pair.optical.shape[1:]
+    inputs = PairInputs(processor, info, patch_size=side)(batch)
     if what == "embedding":
-        return of_model.plot_embedding(of_model.embedding_colours(model, inputs), pair, info)
-    rows, columns = (side // model.config.patch_size for side in inputs["pixel_values"].shape[2:])
+        return of_model.plot_embedding(of_model.embedding_colours(model, inputs), pair, info, side)
+    rows, columns = (pixels // side for pixels in inputs["pixel_values"].shape[2:])
     if what == "attention":
         row, column = arguments.patch or (rows // 2, columns // 2)
         maps = of_model.cross_attention_maps(model, inputs, row, column)
-        return of_model.plot_cross_attention(maps, pair, info, row, column)
+        return of_model.plot_cross_attention(maps, pair, info, row, column, side)
     generator = torch.Generator().manual_seed(arguments.seed)
     noise = {name: torch.rand((1, rows * columns), generator=generator) for name in ("noise", "noise_sar")}
-    pictures = of_model.reconstruct_images(model, inputs | noise, processor)
+    pictures = of_model.reconstruct_images(model, inputs | noise, processor, size)
     return of_model.plot_errors(pictures, processor, of_pairs.pair_title(pair, info))
 
 

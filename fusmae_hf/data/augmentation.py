@@ -13,8 +13,9 @@ from torch.nn import functional
 PURPOSES = ("optical", "sar", "augmentation")
 """What numbers are drawn for: masking noise of each sensor, random views."""
 
-PARAMETERS = 6
-"""Geometric parameters of a sample: transpose, flip rows, flip columns, side of the crop, its top and left edge."""
+PARAMETERS = 8
+"""Geometric parameters of a sample: transpose, flip rows, flip columns, side of the crop, its top and left edge, and
+where the window lies, as shares of the room that it has."""
 
 _IMAGES = {"pixel_values": "optical", "pixel_values_sar": "sar"}
 _MASKS = ("pixel_mask", "pixel_mask_sar")
@@ -59,9 +60,11 @@ class PairAugmentation:
         band_jitter: standard deviation of a random gain (around 1) and a random offset of each band, in standard
             deviations of the band, since it acts on normalised values. 0 for none.
         seed: non-negative integer below 2**64.
+        window: side of the patches of a model, in pixels: of images that they do not fill, the view is the largest
+            window that they do, placed at random. 1 for whole images.
 
     Raises:
-        ValueError: `min_crop` is no share above 0, or `band_jitter` is negative.
+        ValueError: `min_crop` is no share above 0, `band_jitter` is negative, or `window` is not positive.
     """
 
     flips: bool = True
@@ -69,8 +72,11 @@ class PairAugmentation:
     min_crop: float = 1.0
     band_jitter: float = 0.0
     seed: int = 0
+    window: int = 1
 
     def __post_init__(self) -> None:
+        if self.window < 1:
+            raise ValueError(f"window is {self.window}, but must be a number of pixels, at least 1.")
         if not 0 < self.min_crop <= 1:
             raise ValueError(f"min_crop is {self.min_crop}, but must be a share of the area: above 0, at most 1.")
         if self.band_jitter < 0:
@@ -84,9 +90,10 @@ class PairAugmentation:
             num_bands: bands of both sensors together.
 
         Returns:
-            `(batch, 6 + 2 * num_bands)` float32: see `PARAMETERS`, then gain and offset of each band, optical first.
+            `(batch, 8 + 2 * num_bands)` float32: see `PARAMETERS`, then gain and offset of each band, optical first.
         """
-        count = 5 + 2 * num_bands if self.band_jitter else 5
+        jitter = 2 * num_bands if self.band_jitter else 0
+        count = 5 + jitter + (2 if self.window > 1 else 0)
         drawn = np.empty((len(batch["row"]), count), dtype=np.float32)
         SampleRandomness(self.seed, "augmentation").fill(drawn, batch["epoch"], batch["row"])
         parameters = np.empty((len(drawn), PARAMETERS + 2 * num_bands), dtype=np.float32)
@@ -101,13 +108,15 @@ class PairAugmentation:
         side = np.sqrt(self.min_crop + (1 - self.min_crop) * drawn[:, 2])
         parameters[:, 3] = side
         parameters[:, 4:6] = drawn[:, 3:5] * (1 - side)[:, None]
-        parameters[:, 6::2], parameters[:, 7::2] = 1, 0
+        parameters[:, 6:8] = drawn[:, 5 + jitter :] if self.window > 1 else 0
+        parameters[:, PARAMETERS::2], parameters[:, PARAMETERS + 1 :: 2] = 1, 0
         if self.band_jitter:
             # Normal from uniform numbers (Box and Muller, 1958); 1 - u is never 0.
-            radius = self.band_jitter * np.sqrt(-2 * np.log1p(-drawn[:, 5::2].astype(np.float64)))
-            angle = 2 * np.pi * drawn[:, 6::2]
-            parameters[:, 6::2] += radius * np.cos(angle)
-            parameters[:, 7::2] += radius * np.sin(angle)
+            for_radius, for_angle = drawn[:, 5 : 5 + jitter : 2], drawn[:, 6 : 5 + jitter : 2]
+            radius = self.band_jitter * np.sqrt(-2 * np.log1p(-for_radius.astype(np.float64)))
+            angle = 2 * np.pi * for_angle
+            parameters[:, PARAMETERS::2] += radius * np.cos(angle)
+            parameters[:, PARAMETERS + 1 :: 2] += radius * np.sin(angle)
         return torch.from_numpy(parameters)
 
     def apply(self, inputs: dict[str, torch.Tensor], parameters: torch.Tensor) -> dict[str, torch.Tensor]:
@@ -119,7 +128,7 @@ class PairAugmentation:
             parameters: what `draw` returned for the batch, on the same device.
 
         Returns:
-            The same keys, shapes and dtypes.
+            The same keys, dtypes and, unless there is a window, shapes.
 
         Raises:
             ValueError: patches are not square, but `rotations` is set.
@@ -135,17 +144,20 @@ class PairAugmentation:
                 )
                 images = images * gain[..., None, None].to(images) + offset[..., None, None].to(images)
                 first += 2 * images.shape[1]
-            changed[name] = self._crop(self._turn(images, parameters, name), parameters, "bilinear")
+            turned = self._turn(images, parameters, name)
+            changed[name] = self._window(self._crop(turned, parameters, "bilinear"), parameters)
         for name in _MASKS:
             if inputs.get(name) is not None:
                 turned = self._turn(inputs[name][:, None], parameters, name)
                 # Half a percent of what lies outside is rounding, more is a pixel without data.
-                changed[name] = (self._crop(turned.float(), parameters, "bilinear") > 0.995)[:, 0]
+                cropped = self._crop(turned.float(), parameters, "bilinear") > 0.995
+                changed[name] = self._window(cropped, parameters)[:, 0]
         if inputs.get("label_map") is not None:
             label_map = inputs["label_map"][:, None]
             # In double precision every class number is exact; torch has few kernels for 16 bits without sign.
             turned = self._turn(label_map.double(), parameters, "label_map")
-            changed["label_map"] = self._crop(turned, parameters, "nearest")[:, 0].to(label_map.dtype)
+            cropped = self._window(self._crop(turned, parameters, "nearest"), parameters)
+            changed["label_map"] = cropped[:, 0].to(label_map.dtype)
         return changed
 
     def _turn(self, images: torch.Tensor, parameters: torch.Tensor, name: str) -> torch.Tensor:
@@ -176,3 +188,14 @@ class PairAugmentation:
         return functional.grid_sample(
             images, grid.to(images.dtype), mode=mode, padding_mode="border", align_corners=False
         )
+
+    def _window(self, images: torch.Tensor, parameters: torch.Tensor) -> torch.Tensor:
+        """Windows of `(batch, bands, height, width)` that patches fill; a side below a patch stays whole."""
+        for axis, place in ((2, 6), (3, 7)) if self.window > 1 else ():
+            side = images.shape[axis]
+            kept = side // self.window * self.window or side
+            first = (parameters[:, place] * (side - kept + 1)).long().clamp(max=side - kept)
+            index = (first[:, None] + torch.arange(kept, device=images.device))[:, None, :, None]
+            index = index if axis == 2 else index.mT
+            images = images.gather(axis, index.expand(*(kept if n == axis else s for n, s in enumerate(images.shape))))
+        return images

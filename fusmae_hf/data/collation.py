@@ -38,10 +38,8 @@ class PairCollator:
 
         Returns:
             The batch, everything in it kept, with `noise` (optical) and `noise_sar`: float32 in [0, 1), of shape
-            `(batch, tokens)` where `tokens = (height // patch_size) * (width // patch_size)`; and `augmentation`.
-
-        Raises:
-            ValueError: height or width is not a multiple of the patch size.
+            `(batch, tokens)`, a number for each patch of the image or, where patches do not fill it, of the padded
+            one; and `augmentation`.
         """
         batch = dict(batch) if isinstance(batch, dict) else _stack_items(batch)
         if self.masking:
@@ -54,12 +52,7 @@ class PairCollator:
 
     def _noise(self, sensor: str, batch: dict[str, Any]) -> torch.Tensor:
         _, height, width = _shape(sensor, batch)
-        if height % self.patch_size or width % self.patch_size:
-            raise ValueError(
-                f"{sensor} patches of {height}x{width} px cannot be cut into tokens of {self.patch_size}x"
-                f"{self.patch_size} px: choose a patch_size that divides both, or crop the pairs when preparing."
-            )
-        tokens = (height // self.patch_size) * (width // self.patch_size)
+        tokens = -(-height // self.patch_size) * -(-width // self.patch_size)
         drawn = np.empty((len(batch["row"]), tokens), dtype=np.float32)
         SampleRandomness(self.seed, sensor).fill(drawn, batch["epoch"], batch["row"])
         return torch.from_numpy(drawn)

@@ -7,7 +7,7 @@ import torch
 
 from fusmae_hf.data.augmentation import PairAugmentation
 from fusmae_hf.data.collation import PairCollator
-from fusmae_hf.data.inputs import PairInputs
+from fusmae_hf.data.inputs import PairInputs, image_size
 from fusmae_hf.data.pairs import PairsInfo
 from fusmae_hf.data.tasks import FineTuningTask
 from fusmae_hf.modeling.image_processing_fusmae import FusMAEImageProcessor
@@ -62,6 +62,7 @@ class FineTuningCollator(LabelCollator):
         task: one of `TASKS`, or a task; None where the dataset allows one alone.
         targets: quantity of each scene, by id, for the regression of one.
         sensors: the others are left out.
+        patch_size: of the model: images and label maps that patches do not fill are padded, without data there.
 
     Raises:
         ValueError: the dataset has no labels for the task.
@@ -74,15 +75,17 @@ class FineTuningCollator(LabelCollator):
         task: FineTuningTask | str | None = None,
         targets: Mapping[str, float] | None = None,
         sensors: Sensors = "both",
+        patch_size: int | None = None,
     ):
         super().__init__(task if isinstance(task, FineTuningTask) else FineTuningTask.of_pairs(info, task), targets)
-        self.inputs, self.sensors = PairInputs(processor, info, pixel_masks=True), sensors
+        self.inputs, self.sensors = PairInputs(processor, info, True, patch_size=patch_size), sensors
 
     def __call__(self, batch: dict[str, Any] | Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
         """Model inputs of a batch; pixel masks only where pixels lack data."""
         batch = super().__call__(batch)
         inputs = self.inputs(batch, sensors=self.sensors)
-        labels = self.task.dense_labels(inputs.pop("label_map")) if self.task.dense else batch["labels"]
+        dense = self.task.dense
+        labels = self.task.dense_labels(inputs.pop("label_map"), image_size(inputs)) if dense else batch["labels"]
         return {key: value for key, value in inputs.items() if key not in _MASKS or not value.all()} | {
             "labels": labels
         }

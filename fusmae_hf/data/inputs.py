@@ -1,14 +1,60 @@
 """From a batch of raw pairs to the inputs of a model, on the device where the batch lies."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
+from torch.nn import functional
+from transformers.utils import logging
 
 from fusmae_hf.data.augmentation import PairAugmentation
 from fusmae_hf.data.native_resolution import expand_bands
 from fusmae_hf.data.pairs import PairsInfo
 from fusmae_hf.modeling.image_processing_fusmae import FusMAEImageProcessor
 from fusmae_hf.vocabulary import OF_SCENES, SENSOR_CHOICES, SENSORS, Sensors
+
+logger = logging.get_logger(__name__)
+
+_IMAGES = {"pixel_values": "pixel_mask", "pixel_values_sar": "pixel_mask_sar"}
+
+
+def image_size(inputs: Mapping[str, Any]) -> tuple[int, int]:
+    """(height, width) in pixels of the images among the inputs of a model."""
+    height, width = next(inputs[name] for name in _IMAGES if inputs.get(name) is not None).shape[-2:]
+    return height, width
+
+
+def fitting_size(size: tuple[int, int], patch_size: int) -> tuple[int, int]:
+    """The largest (height, width) within `size` that patches fill, or one patch where they are larger."""
+    height, width = (max(side // patch_size, 1) * patch_size for side in size)
+    return height, width
+
+
+def pad_to_patches(inputs: dict[str, Any], patch_size: int) -> dict[str, Any]:
+    """Images padded at the bottom and on the right until patches fill them; says once what it did.
+
+    Args:
+        inputs: of a model. Others than images and pixel masks are passed on.
+        patch_size: of the model, in pixels.
+
+    Returns:
+        The same, in which the pixel masks mark padding as without data. What fits already is left alone.
+    """
+    height, width = image_size(inputs)
+    down, right = -height % patch_size, -width % patch_size
+    if not down and not right:
+        return inputs
+    logger.warning_once(
+        f"Images of {height}x{width} px are padded to {height + down}x{width + right} px, since the patches of the "
+        f"model are {patch_size} px. Padding counts as without data, and is cut off results."
+    )
+    padded = dict(inputs)
+    for name, mask in _IMAGES.items():
+        if (images := inputs.get(name)) is not None:
+            valid = inputs.get(mask)
+            valid = images.new_ones((len(images), height, width), dtype=torch.bool) if valid is None else valid
+            padded[name], padded[mask] = (functional.pad(values, (0, right, 0, down)) for values in (images, valid))
+    return padded
 
 
 class PairInputs:
@@ -20,6 +66,8 @@ class PairInputs:
         pixel_masks: whether pixels without data are marked, which shards tell beforehand. None looks at the values,
             which would stall a GPU.
         augmentation: random views, for batches that carry their parameters.
+        patch_size: of the model, in pixels: images that patches do not fill are padded, see `pad_to_patches`. None:
+            they stay as they are.
     """
 
     def __init__(
@@ -28,8 +76,10 @@ class PairInputs:
         info: PairsInfo,
         pixel_masks: bool | None = None,
         augmentation: PairAugmentation | None = None,
+        patch_size: int | None = None,
     ):
         self.processor, self.info, self.pixel_masks, self.augmentation = processor, info, pixel_masks, augmentation
+        self.patch_size = patch_size
 
     def __call__(
         self, batch: dict[str, Any], *, training: bool = False, sensors: Sensors = "both"
@@ -43,8 +93,9 @@ class PairInputs:
             sensors: the others are left out, as if nobody had ever seen them.
 
         Returns:
-            `pixel_values`, `pixel_values_sar` and, with `pixel_masks`, the masks, of the sensors chosen; where pairs
-            may lack one, `optical_available` and `sar_available`; `label_map`, turned as the images are.
+            `pixel_values`, `pixel_values_sar` and, with `pixel_masks` or padding, the masks, of the sensors chosen;
+            where pairs may lack one, `optical_available` and `sar_available`; `label_map`, turned as the images are
+            but never padded.
 
         Raises:
             ValueError: `sensors` is unknown, or the processor refuses the pairs.
@@ -72,7 +123,7 @@ class PairInputs:
             inputs["label_map"] = batch["label_map"]
         if self.augmentation and training:
             inputs = self.augmentation.apply(inputs, batch["augmentation"])
-        return inputs
+        return inputs if self.patch_size is None else pad_to_patches(inputs, self.patch_size)
 
     def _processed(
         self, images: dict[str, Any], said: dict[str, Any], pixel_masks: bool | None
@@ -80,7 +131,8 @@ class PairInputs:
         """What the processor gives for images whose scenes say something else than the dataset."""
         declared = {name: getattr(self.info, name) for name in OF_SCENES} | said
         bands = {"sar_bands": self.info.sar_bands, "optical_bands": self.info.optical_bands}
-        return dict(self.processor(**images, **bands, **declared, return_pixel_mask=pixel_masks))
+        masks = pixel_masks or (True if self.processor.do_pad else pixel_masks)
+        return dict(self.processor(**images, **bands, **declared, return_pixel_mask=masks))
 
     def _by_units(
         self, images: dict[str, torch.Tensor], said: dict[str, Any], units: list[tuple[str, ...]]

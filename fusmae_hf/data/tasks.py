@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch.nn import functional
 from transformers import PreTrainedModel
 
 from fusmae_hf.data.pairs import PairsInfo
@@ -157,17 +158,23 @@ class FineTuningTask:
             row[of_scene] = 1
         return held
 
-    def dense_labels(self, label_map: torch.Tensor) -> torch.Tensor:
+    def dense_labels(self, label_map: torch.Tensor, size: tuple[int, int] | None = None) -> torch.Tensor:
         """Label maps `(batch, height, width)` as the model wants them, on any device.
+
+        Args:
+            label_map: as it lies in the shards.
+            size: (height, width) of the images where they were padded; no label counts there.
 
         Returns:
             Classes: int64 with `ignore_index` where there is none. Quantities: float32 with NaN.
         """
-        if self.is_regression:
-            values = label_map.float()
-            return values if self.no_data is None else torch.where(values == self.no_data, float("nan"), values)
-        classes = label_map.long()
-        return classes if self.no_data is None else torch.where(classes == self.no_data, self.ignore_index, classes)
+        labels = label_map.float() if self.is_regression else label_map.long()
+        nothing = float("nan") if self.is_regression else self.ignore_index
+        if self.no_data is not None:
+            labels = torch.where(labels == self.no_data, nothing, labels)
+        if size is None:
+            return labels
+        return functional.pad(labels, (0, size[1] - labels.shape[2], 0, size[0] - labels.shape[1]), value=nothing)
 
 
 def _possible(info: PairsInfo) -> dict[str, FineTuningTask]:

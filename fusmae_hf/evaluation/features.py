@@ -86,6 +86,7 @@ def extract_features(
     progress: bool = True,
 ) -> Features:
     """Features of every pair of a split. Nothing is masked, and a sensor that is left out is never made into tokens.
+    Images that patches do not fill are padded; padding counts as without data.
 
     Args:
         model: [`FusMAEModel`], or a model with one inside, such as [`FusMAEForPreTraining`]; it is moved to `device`
@@ -145,7 +146,7 @@ def _compute(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Features `(rows, size)` float32 and the rows that they are of."""
     has_no_data = any(pairs.dataset_info.no_data_pixels(pairs.split).values())
-    prepare = PairInputs(processor, pairs.info, has_no_data)
+    prepare = PairInputs(processor, pairs.info, has_no_data, patch_size=encoder.config.patch_size)
     packed = copy.copy(pairs)
     packed.packed = True  # coarse bands are brought onto one grid on the device
     loader = DataLoader(

@@ -94,7 +94,19 @@ def cross_attention_maps(
     }
 
 
-def plot_cross_attention(maps: dict[str, np.ndarray], pair: Pair, info: PairsInfo, row: int, column: int) -> "Figure":
+def _draw_patches(axis: "Axes", values: np.ndarray, pair: Pair, patch_size: int | None, **options: Any) -> Any:
+    """Values `(rows, columns, ...)` of patches over the ground of the pair, whose edges cut those that were padded."""
+    height, width = pair.optical.shape[1:]
+    side = patch_size or height // len(values)
+    extent = (-0.5, values.shape[1] * side - 0.5, values.shape[0] * side - 0.5, -0.5)
+    drawn = axis.imshow(values, extent=extent, **options)
+    axis.set(xlim=(-0.5, width - 0.5), ylim=(height - 0.5, -0.5))
+    return drawn
+
+
+def plot_cross_attention(
+    maps: dict[str, np.ndarray], pair: Pair, info: PairsInfo, row: int, column: int, patch_size: int | None = None
+) -> "Figure":
     """Attention from the SAR patch to the optical image, and below it from the optical patch to the SAR image.
 
     Args:
@@ -102,6 +114,7 @@ def plot_cross_attention(maps: dict[str, np.ndarray], pair: Pair, info: PairsInf
         pair: what the model saw.
         info: band names and units of its dataset.
         row, column: the patch, framed on the left.
+        patch_size: of the model, in pixels; needed where the pair was padded to whole patches.
 
     Returns:
         A figure; weights are in multiples of those of a patch that looks everywhere alike.
@@ -112,16 +125,15 @@ def plot_cross_attention(maps: dict[str, np.ndarray], pair: Pair, info: PairsInf
     axes = figure.subplots(2, 3)
     for (queried, name), of_row in zip((("optical", "SAR"), ("sar", "optical")), axes, strict=True):
         weights = maps[queried] * maps[queried].size
-        side = pair.optical.shape[1] // len(weights)
+        side = patch_size or pair.optical.shape[1] // len(weights)
         for axis, sensor in zip(of_row, ("sar" if queried == "optical" else "optical", queried), strict=False):
             _draw_sensor(axis, sensor, pair, info)
         corner = (column * side - 0.5, row * side - 0.5)
         of_row[0].add_patch(Rectangle(corner, side, side, fill=False, color="yellow", linewidth=1.8))
         of_row[0].set_title(f"{name} patch, row {row}, column {column}", fontsize=9)
-        height, width = pair.optical.shape[1:]
         seen = bool(np.isfinite(weights).any())
-        extent = (-0.5, width - 0.5, height - 0.5, -0.5)
-        drawn = of_row[2].imshow(weights, cmap="viridis", vmin=0, vmax=None if seen else 1, extent=extent)
+        colours = {"cmap": "viridis", "vmin": 0, "vmax": None if seen else 1}
+        drawn = _draw_patches(of_row[2], weights, pair, patch_size, **colours)
         if not seen:
             of_row[2].text(0.5, 0.5, "hidden entirely", ha="center", transform=of_row[2].transAxes, fontsize=9)
         figure.colorbar(drawn, ax=of_row[2], shrink=0.8, label="times the mean")
@@ -173,20 +185,23 @@ def _principal_components(tokens: np.ndarray) -> tuple[np.ndarray, float]:
     return scores, float((sizes[:3] ** 2).sum() / max((sizes**2).sum(), 1e-30))
 
 
-def plot_embedding(colours: dict[str, tuple[np.ndarray, float]], pair: Pair, info: PairsInfo) -> "Figure":
+def plot_embedding(
+    colours: dict[str, tuple[np.ndarray, float]], pair: Pair, info: PairsInfo, patch_size: int | None = None
+) -> "Figure":
     """Each sensor of a pair with the colours of its patch tokens beside it.
 
     Args:
         colours: what `embedding_colours` returns for this pair.
         pair: what the model saw.
         info: band names and units of its dataset.
+        patch_size: of the model, in pixels; needed where the pair was padded to whole patches.
     """
     figure = new_figure(7.4, 3.5 * len(colours) + 0.4)
     for of_row, (sensor, (picture, share)) in zip(
         figure.subplots(len(colours), 2, squeeze=False), colours.items(), strict=True
     ):
         _draw_sensor(of_row[0], sensor, pair, info)
-        of_row[1].imshow(picture, interpolation="nearest")
+        _draw_patches(of_row[1], picture, pair, patch_size, interpolation="nearest")
         name = "optical" if sensor == "optical" else "SAR"
         of_row[1].set_title(f"{name} tokens\n3 components: {share:.0%} of the variance", fontsize=9)
         for axis in of_row:
@@ -196,7 +211,10 @@ def plot_embedding(colours: dict[str, tuple[np.ndarray, float]], pair: Pair, inf
 
 
 def reconstruct_images(
-    model: "FusMAEForPreTraining", inputs: dict[str, torch.Tensor], processor: "FusMAEImageProcessor"
+    model: "FusMAEForPreTraining",
+    inputs: dict[str, torch.Tensor],
+    processor: "FusMAEImageProcessor",
+    size: tuple[int, int] | None = None,
 ) -> dict[str, dict[str, np.ndarray]]:
     """What a model sees of a batch and what it makes of it, in physical units; see `FusMAEForPreTraining.reconstruct`.
 
@@ -204,6 +222,7 @@ def reconstruct_images(
         model: pretraining model.
         inputs: its inputs, with `noise` and `noise_sar`.
         processor: whose normalisation to undo.
+        size: (height, width) to cut the pictures to, where the images were padded.
 
     Returns:
         By sensor (`"optical"` in digital numbers, `"sar"` in dB): `original`, `reconstruction` with visible patches
@@ -219,7 +238,11 @@ def reconstruct_images(
             images = {"original": inputs[f"pixel_values{suffix}"], "reconstruction": outputs[f"pixel_values{suffix}"]}
             pictures[sensor] = {name: processor.denormalize(x, sensor).cpu().numpy() for name, x in images.items()}
             pictures[sensor]["visible"] = ~outputs[f"reconstructed{suffix}"].cpu().numpy()
-    return pictures
+    height, width = size or (None, None)
+    return {
+        sensor: {name: values[..., :height, :width] for name, values in images.items()}
+        for sensor, images in pictures.items()
+    }
 
 
 def plot_reconstructions(

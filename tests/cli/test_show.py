@@ -33,6 +33,18 @@ def test_a_run_folder_is_drawn(what, run_folder, tmp_path, capsys):
     assert ("losses of" if what == "loss" else "pair 0 of simulated") in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("side", [7, 16, 50])
+@pytest.mark.parametrize("what", ["reconstruction", "attention", "embedding"])
+def test_a_checkpoint_whose_patches_do_not_fill_a_pair_draws_it(what, side, tmp_path):
+    config = FusMAEConfig.from_preset("tiny", num_hidden_layers=1, patch_size=side, image_size=2 * side)
+    FusMAEForPreTraining(config).save_pretrained(tmp_path / "model")
+    FusMAEImageProcessor().save_pretrained(tmp_path / "model")
+    output = tmp_path / "picture.png"
+    command = ["show", "simulated", "--what", what, "--checkpoint", str(tmp_path / "model"), "--output", str(output)]
+    assert main(command) == 0  # of pairs of 120 px
+    assert Image.open(output).width > 400
+
+
 def test_a_pair_of_shards_is_drawn_by_its_number(tmp_path, capsys):
     shards, output = write_shards(tmp_path / "shards"), tmp_path / "sar.png"
     command = ["show", str(shards), "--what", "sar", "--output", str(output)]

@@ -296,3 +296,30 @@ def test_simulated_pairs_have_features_and_labels(tmp_path):
     found = extract(model, pairs, FusMAEImageProcessor())
     assert found.values.shape == (len(pairs), 16)
     assert found.labels.shape == (len(pairs), len(pairs.info.class_names))
+
+
+# --- sizes ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("patch_size", [3, 5, 12])
+@pytest.mark.parametrize(
+    ("sensors", "pooling"), [("both", "mean"), ("sar", "mean"), ("optical", "class"), ("both", "sensors")]
+)
+def test_images_that_patches_do_not_fill_are_padded_without_data(pairs, processor, patch_size, sensors, pooling):
+    model = make_model(patch_size=patch_size, image_size=5 * patch_size)
+    got = extract(model, pairs, processor, sensors=sensors, pooling=pooling)
+    padding = FusMAEImageProcessor(optical_bands=INFO.optical_bands, do_pad=True, size_divisor=patch_size)
+    expected = extract(model, pairs, padding, sensors=sensors, pooling=pooling)
+    np.testing.assert_allclose(got.values, expected.values, rtol=1e-4, atol=1e-5)
+    if pooling == "mean":
+        by_hand = encode(model, pairs, padding, sensors).pooler_output
+        np.testing.assert_allclose(got.values, by_hand, rtol=1e-4, atol=1e-5)
+
+
+def test_statistics_of_bands_do_not_depend_on_the_patches(pairs, processor):
+    fields = {"optical_bands": INFO.optical_bands, "image_size": 16}
+    one, other = (BandStatistics(FusMAEConfig(patch_size=size, **fields)) for size in (8, 16))
+    assert other.config.patch_size > 8
+    np.testing.assert_allclose(
+        extract(one, pairs, processor).values, extract(other, pairs, processor).values, rtol=1e-4, atol=1e-5
+    )

@@ -7,6 +7,8 @@ from fusmae_hf.data.inputs import PairInputs
 from fusmae_hf.plots.model import (
     cross_attention_maps,
     embedding_colours,
+    plot_cross_attention,
+    plot_embedding,
     plot_errors,
     reconstruct_images,
 )
@@ -111,3 +113,22 @@ def test_hidden_patches_are_shown_without_the_brightness_that_only_the_truth_kno
         np.testing.assert_allclose(
             pictures[sensor]["reconstruction"][0][:, hidden], wanted[0][:, hidden], rtol=1e-3, atol=1e-2
         )
+
+
+def test_pictures_of_padded_pairs_are_cut_to_the_pair():
+    model = FusMAEForPreTraining(FusMAEConfig.from_preset("tiny", num_hidden_layers=1, patch_size=7, image_size=14))
+    batch = {"sar": torch.from_numpy(PAIR.sar)[None], "optical": torch.from_numpy(PAIR.optical)[None]}
+    inputs = PairInputs(FusMAEImageProcessor(), INFO, patch_size=7)(batch)
+    size, patches = PAIR.optical.shape[1:], inputs["pixel_values"].shape[-1] // 7
+    noise = {name: torch.rand(1, patches**2) for name in ("noise", "noise_sar")}
+    for images in reconstruct_images(model, inputs | noise, FusMAEImageProcessor(), size).values():
+        assert {values.shape[-2:] for values in images.values()} == {size}
+    figures = [
+        plot_cross_attention(cross_attention_maps(model, inputs, 0, 0), PAIR, INFO, 0, 0, 7),
+        plot_embedding(embedding_colours(model, inputs), PAIR, INFO, 7),
+    ]
+    for figure in figures:
+        drawn = [axis for axis in figure.axes if axis.images and axis.images[0].get_array().shape[0] == patches]
+        assert len(drawn) == 2
+        assert {axis.images[0].get_extent()[1] for axis in drawn} == {7 * patches - 0.5}
+        assert {axis.get_xlim() for axis in drawn} == {(-0.5, size[1] - 0.5)}

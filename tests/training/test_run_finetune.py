@@ -11,9 +11,10 @@ import torch
 import yaml
 from huggingface_hub import ModelCard
 from PIL import Image
+from safetensors.torch import load_file
 from transformers import AutoImageProcessor, AutoModelForImageClassification, AutoModelForSemanticSegmentation
 
-from fusmae_hf import FusMAEForImageClassification
+from fusmae_hf import FusMAEConfig, FusMAEForImageClassification, FusMAEForPreTraining, FusMAEImageProcessor
 from fusmae_hf.data.tasks import FineTuningTask
 from fusmae_hf.evaluation.scores import average_precision
 from fusmae_hf.plots.scores import plot_confusion, plot_scores_by_class
@@ -27,10 +28,11 @@ from fusmae_hf.training.finetuning.labels import (
     quantity_scale,
     read_columns,
 )
+from fusmae_hf.training.finetuning.metrics import SMALLER_IS_BETTER, choosable
 from fusmae_hf.training.run_finetune import main
 from fusmae_hf.vocabulary import TASKS
 
-from .conftest import QUICK
+from .conftest import QUICK, SMALL
 from .labelled_pairs import CLASSES, INFO, INFOS, write_labelled
 
 CLASSES_OF_ARGUMENTS = (PairArguments, FineTuningModelArguments, TaskArguments, FineTuningArguments)
@@ -312,3 +314,96 @@ def test_the_embedded_default_is_simulated(tmp_path, monkeypatch):
     task = ["--task", TASKS[1], "--num_pictures", "0", "--output_dir", str(tmp_path / "run")]
     main([*QUICK, *model, *task])
     assert (tmp_path / "run" / "metrics.json").is_file()
+
+
+# --- checkpoints that do not suit at once ----------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="session")
+def coarse_checkpoint(tmp_path_factory):
+    """A bfloat16 checkpoint whose patches of 5 px do not fill the 16 px of the labelled pairs."""
+    folder = tmp_path_factory.mktemp("coarse")
+    bands = {"optical_bands": INFO.optical_bands, "sar_bands": INFO.sar_bands}
+    config = FusMAEConfig(**SMALL | bands | {"patch_size": 5, "image_size": 20})
+    FusMAEForPreTraining(config).to(torch.bfloat16).save_pretrained(folder)
+    FusMAEImageProcessor(**bands).save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_a_checkpoint_of_other_patches_learns_on_windows_and_is_measured_on_whole_images(
+    finetune, coarse_checkpoint, task, capsys
+):
+    options = ["--save_maps", "1"] if task == "semantic_segmentation" else []
+    folder = finetune(task, *options, model=coarse_checkpoint)
+    printed = capsys.readouterr().out
+    assert printed.count("windows of 15x15 px of the images of 16x16 px") == 1
+    counted = metrics_of(folder)["both"]
+    if task == "semantic_segmentation":
+        assert counted["num_pixels"] == 6 * 15 * 16  # every labelled one
+        assert {Image.open(path).size for path in (folder / "maps").glob("*.png")} == {(16, 16)}
+    if task == "regression":
+        assert counted["num_values"] == 6 * 15 * 16
+
+
+@pytest.mark.parametrize("options", [(), ("--lora_rank", 2), ("--freeze", "encoder")], ids=["whole", "lora", "frozen"])
+def test_weights_of_half_precision_learn_in_single_precision(finetune, coarse_checkpoint, options):
+    folder = finetune("single_label_classification", *options, model=coarse_checkpoint)
+    assert {values.dtype for values in load_file(folder / "model.safetensors").values()} == {torch.float32}
+    record = json.loads((folder / "run.json").read_text())
+    assert (record["precision"], record["weights_dtype"]) == ("fp32", "float32")
+    assert "fp32, weights in float32" in (folder / "README.md").read_text()
+
+
+@pytest.mark.parametrize("options", [(), ("--bf16", "1")], ids=["bf16 alone", "autocast"])
+def test_weights_learn_in_half_precision_where_that_is_asked_for(finetune, checkpoint, options):
+    folder = finetune("single_label_classification", "--weights_dtype", "bfloat16", *options)
+    assert {values.dtype for values in load_file(folder / "model.safetensors").values()} == {torch.bfloat16}
+    record = json.loads((folder / "run.json").read_text())
+    assert (record["precision"], record["weights_dtype"]) == ("bf16", "bfloat16")
+
+
+# --- the metric of the best checkpoint -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("task", "metric", "known"),
+    [
+        ("single_label_classification", "mean_iou", "accuracy, accuracy_mean_per_class, loss"),
+        ("multi_label_classification", "accuracy", "average_precision_micro, average_precision_macro, f1_micro"),
+        ("semantic_segmentation", "no_such_metric", "mean_iou, pixel_accuracy, loss"),
+        ("regression", "eval_bias", "rmse, mae, r2, loss"),
+    ],
+)
+def test_a_metric_that_the_task_has_not_is_refused_before_training(finetune, task, metric, known, tmp_path):
+    with pytest.raises(SystemExit, match=f"`metric_for_best_model` is .*{known}"):
+        finetune(task, "--metric_for_best_model", metric)
+    assert not list((tmp_path / "run").glob("checkpoint-*"))
+
+
+@pytest.mark.parametrize(
+    ("given", "options", "greater"),
+    [
+        (None, {}, False),
+        ("mae", {}, False),
+        ("r2", {}, True),
+        ("eval_loss", {}, False),
+        ("r2", {"greater_is_better": False}, False),
+    ],
+)
+def test_the_direction_of_a_metric_is_known(tmp_path, given, options, greater):
+    arguments = FineTuningArguments(str(tmp_path), metric_for_best_model=given, use_cpu=True, **options)
+    arguments.choose_best_by(choosable(FineTuningTask("regression", ("t/ha",), dense=True)), SMALLER_IS_BETTER)
+    assert arguments.metric_for_best_model == (given or "rmse").removeprefix("eval_")
+    assert arguments.greater_is_better is greater
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_an_evaluation_gives_every_metric_to_choose_by(tmp_path, make_tuner, labelled, task):
+    tuner = make_tuner(tmp_path, task, eval_dataset=load_pairs(labelled(task), "validation"))
+    assert {f"eval_{name}" for name in choosable(tuner.task)} <= set(tuner.evaluate())
+
+
+def test_inputs_in_metrics_are_refused_before_training(finetune):
+    with pytest.raises(SystemExit, match="`include_for_metrics` inputs"):
+        finetune("single_label_classification", "--include_for_metrics", "inputs")

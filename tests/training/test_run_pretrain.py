@@ -8,10 +8,11 @@ import pytest
 import torch
 import yaml
 from huggingface_hub import ModelCard, parse_eval_result_entries
+from safetensors.torch import load_file
 from transformers import AutoImageProcessor, AutoModel
 
 import fusmae_hf
-from fusmae_hf import FusMAEConfig, FusMAEImageProcessor
+from fusmae_hf import FusMAEConfig, FusMAEForPreTraining, FusMAEImageProcessor
 from fusmae_hf.cli.main import main as run_fusmae
 from fusmae_hf.hub.cards import results_table
 from fusmae_hf.plots.scores import plot_losses
@@ -123,8 +124,14 @@ def test_nothing_held_out_is_said_and_trains_all_the_same(tmp_path, config, shar
         (["--data", "no-such-folder"], "no folder no-such-folder"),
         (["--data", "{empty}"], "holds neither shards"),
         (["--data", "{shards}", "--config", '{"mask_ration": 0.5}'], "no field `mask_ration`"),
-        (["--data", "{shards}", "--config", '{"patch_size": 5}'], "not a multiple of `patch_size`"),
+        (["--data", "{shards}", "--config", '{"patch_size": 5, "image_size": 16}'], "not a multiple of `patch_size`"),
         (["--data", "{shards}", "--config", "mask_ratio=0.5"], "must be JSON"),
+        (
+            ["--data", "{shards}", "--metric_for_best_model", "accuracy"],
+            "choose one of validation_loss, validation_opt",
+        ),
+        (["--num_reconstructions", "-1"], "must not be negative"),
+        (["--weights_dtype", "float16"], "must be one of"),
         (["--data", "{shards}", "--preset", "huge"], "Unknown preset 'huge'"),
         (["--data", "{shards}", "--statistics", "imagenet"], "Unknown statistics 'imagenet'"),
         (["--data", "{shards}", "--per_device_train_batch_size", "64"], "fewer than one batch of 64"),
@@ -255,3 +262,56 @@ def test_a_table_has_no_columns_of_what_was_not_measured():
         "| some | 3 | optical | 0.5000 |",
         "| some | 3 | sar | 0.2500 |",
     ]
+
+
+# --- going on from a checkpoint, pictures, logs ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("chosen", ["float32", "bfloat16"])
+def test_a_checkpoint_of_half_precision_and_other_patches_goes_on(tmp_path, config, shards, dtype, chosen, capsys):
+    model = FusMAEForPreTraining(FusMAEConfig(**SMALL | {"patch_size": 5, "image_size": 20}))
+    model.to(dtype).save_pretrained(tmp_path / "model")
+    FusMAEImageProcessor().save_pretrained(tmp_path / "model")
+    output, options = tmp_path / "run", [] if chosen == "float32" else ["--weights_dtype", chosen]
+    main(
+        ["--model", str(tmp_path / "model"), "--data", str(shards), "--output_dir", str(output), "--max_steps", "2",
+         "--per_device_train_batch_size", "8", "--report_to", "none", *options]
+    )  # fmt: skip
+    assert "windows of 15x15 px of the images of 16x16 px" in capsys.readouterr().out
+    kinds = {str(values.dtype).removeprefix("torch.") for values in load_file(output / "model.safetensors").values()}
+    record = json.loads((output / "run.json").read_text())
+    assert kinds == {chosen} == {record["weights_dtype"]}
+    precision = {"float32": "fp32", "bfloat16": "bf16"}[chosen]
+    assert f"{precision}, weights in {chosen}" in (output / "README.md").read_text()
+    assert record["metrics"]["eval_validation_loss"] > 0
+
+
+def test_a_fresh_model_is_of_the_size_of_the_windows_that_its_patches_fill(tmp_path, shards):
+    fields = json.dumps({name: value for name, value in (SMALL | {"patch_size": 5}).items() if name != "image_size"})
+    main(["--config", fields, "--data", str(shards), "--output_dir", str(tmp_path), "--max_steps", "1", "--report_to",
+          "none", "--per_device_train_batch_size", "8", "--preset", "tiny"])  # fmt: skip
+    assert list(FusMAEConfig.from_pretrained(tmp_path).image_size) == [15, 15]
+
+
+@pytest.mark.parametrize("number", [0, 1])
+def test_pictures_are_drawn_of_as_many_pairs_as_asked_for(tmp_path, config, shards, number):
+    main([str(config), "--data", str(shards), "--output_dir", str(tmp_path), "--num_reconstructions", str(number)])
+    assert (tmp_path / "reconstructions.png").is_file() == bool(number)
+    assert (tmp_path / "run.json").is_file()
+
+
+@pytest.mark.parametrize("tracker", ["none", "tensorboard"])
+def test_logs_are_pointed_to_where_there_are_some(tmp_path, config, shards, tracker, capsys):
+    main([str(config), "--data", str(shards), "--output_dir", str(tmp_path / "run"), "--report_to", tracker])
+    printed = capsys.readouterr().out
+    assert ("runs/" in printed) == ("--logdir" in printed) == (tmp_path / "run" / "runs").is_dir()
+    assert (tmp_path / "run" / "runs").is_dir() == (tracker == "tensorboard")
+
+
+def test_the_best_checkpoint_is_chosen_by_a_held_out_loss(tmp_path, config, shards):
+    options = ["--load_best_model_at_end", "1", "--report_to", "none", "--output_dir", str(tmp_path / "run")]
+    main([str(config), "--data", str(shards), *options])
+    state = json.loads(next((tmp_path / "run").glob("checkpoint-*/trainer_state.json")).read_text())
+    losses = [entry["eval_validation_loss"] for entry in state["log_history"] if "eval_validation_loss" in entry]
+    assert state["best_metric"] in losses

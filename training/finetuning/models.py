@@ -12,8 +12,8 @@ from fusmae_hf.data.tasks import FineTuningTask
 from fusmae_hf.hub.checkpoint_loading import looked_up
 from fusmae_hf.training.arguments import CheckpointArguments, SourceArguments
 from fusmae_hf.training.finetuning.arguments import FineTuningModelArguments
-from fusmae_hf.training.loop.records import fresh_processor
-from fusmae_hf.training.sources import pixel_size_of, take_pixel_size
+from fusmae_hf.training.loop.records import fresh_config, fresh_processor
+from fusmae_hf.training.sources import take_pixel_size
 
 HEAD_FIELDS = {"segmentation_hidden_size", "segmentation_indices", "classifier_norm"}
 """Fields of the configuration that a pretraining checkpoint has no weights for."""
@@ -74,9 +74,7 @@ def _fresh_or_loaded(
         )
     attention: Any = {"attn_implementation": arguments.attn_implementation} if arguments.attn_implementation else {}
     if arguments.model is None:
-        sizes = {"optical_bands": info.optical_bands, "sar_bands": info.sar_bands, "image_size": image_size}
-        sizes |= pixel_size_of(info)
-        config = FusMAEConfig.from_preset(arguments.preset, **{**sizes, **fields, **arguments.config_fields})
+        config = fresh_config(arguments, info, image_size, fields)
         return model_class._from_config(config, **attention), fresh_processor(data, info, config)
     if foreign := sorted(set(arguments.config_fields) - HEAD_FIELDS):
         raise ValueError(

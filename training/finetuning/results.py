@@ -109,7 +109,11 @@ def predicted_maps(trainer: FineTuningTrainer, pairs: PairDataset, rows: Sequenc
         labels = inputs["labels"][0]
         predicted = torch.nn.functional.interpolate(logits, labels.shape, mode="bilinear")[0].argmax(dim=0)
         pair = pairs[row]
-        maps = {"reference": labels.cpu().numpy(), "predicted": predicted.cpu().numpy()}
+        height, width = pair["label_map"].shape  # padding is cut off
+        maps = {
+            name: values[:height, :width].cpu().numpy()
+            for name, values in (("reference", labels), ("predicted", predicted))
+        }
         shown.append({"id": pair["id"], "optical": pair["optical"].numpy(), "sar": pair["sar"].numpy()} | maps)
     return shown
 

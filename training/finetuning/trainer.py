@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 from fusmae_hf import FusMAEImageProcessor
 from fusmae_hf.data.augmentation import PairAugmentation
 from fusmae_hf.data.finetuning_collation import LabelCollator
+from fusmae_hf.data.inputs import image_size
 from fusmae_hf.data.tasks import FineTuningTask
 from fusmae_hf.modeling.labels_fusmae import check_labels
 from fusmae_hf.shards.dataset import PairDataset
@@ -156,7 +157,8 @@ class FineTuningTrainer(PairTrainer):
     def prepare_pairs(self, batch: dict[str, Any]) -> dict[str, torch.Tensor]:
         """The model's inputs for a batch of raw pairs, with their labels."""
         inputs = super().prepare_pairs(batch)
-        labels = self.task.dense_labels(inputs.pop("label_map")) if self.task.dense else batch["labels"]
+        dense = self.task.dense
+        labels = self.task.dense_labels(inputs.pop("label_map"), image_size(inputs)) if dense else batch["labels"]
         if self.task.is_regression:
             mean, deviation = self.scale
             labels = (labels - mean) / deviation

@@ -5,7 +5,7 @@ import os
 import platform
 import shlex
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -16,12 +16,13 @@ from huggingface_hub.errors import StrictDataclassError
 from transformers import PreTrainedModel
 
 from fusmae_hf import FusMAEConfig, FusMAEImageProcessor, __version__
+from fusmae_hf.data.inputs import fitting_size
 from fusmae_hf.data.pairs import PairsInfo
 from fusmae_hf.errors import PairError
 from fusmae_hf.files.atomic import flush_to_disk, incomplete_path
 from fusmae_hf.shards.dataset import PairDataset
-from fusmae_hf.training.arguments import SourceArguments
-from fusmae_hf.training.sources import content_of
+from fusmae_hf.training.arguments import ModelArguments, SourceArguments
+from fusmae_hf.training.sources import content_of, pixel_size_of
 
 if TYPE_CHECKING:
     from fusmae_hf.training.loop.trainer import PairTrainer
@@ -44,6 +45,18 @@ _SHORT = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
 
 _TRIED_WITH = 4096
 """Bytes: a full disk takes an empty file."""
+
+
+def fresh_config(
+    arguments: ModelArguments, info: PairsInfo, size: tuple[int, int], fields: Mapping[str, Any] | None = None
+) -> FusMAEConfig:
+    """The configuration of a fresh model for the bands and the pixel size of the data, and for images of `size` (height, width) or the
+    windows of them that its patches fill; `fields` besides."""
+    patch_size = arguments.config_fields.get("patch_size", FusMAEConfig().patch_size)
+    seen = fitting_size(size, patch_size) if isinstance(patch_size, int) and patch_size > 0 else size
+    of_data = {"optical_bands": info.optical_bands, "sar_bands": info.sar_bands, "image_size": seen}
+    of_data |= pixel_size_of(info)
+    return FusMAEConfig.from_preset(arguments.preset, **of_data | dict(fields or {}) | arguments.config_fields)
 
 
 def fresh_processor(data: SourceArguments, info: PairsInfo, config: FusMAEConfig) -> FusMAEImageProcessor:

@@ -88,7 +88,8 @@ class PairTrainer(Trainer):
         self.pairs, self.info = train_dataset, train_dataset.info
         self.processor, self.augmentation, self.sensors, self.collator = processor, augmentation, sensors, collator
         # Known since the shards were written, so that no step has to look for missing pixels.
-        self.inputs = PairInputs(processor, self.info, any(map(has_no_data, datasets)), augmentation)
+        no_data = any(map(has_no_data, datasets))
+        self.inputs = PairInputs(processor, self.info, no_data, augmentation, model.config.patch_size)
         self._replaced: torch.Tensor | int = 0
         self._kept_loader = functools.cache(self.get_test_dataloader)
         # transformers' own callback for this argument waits three seconds, goes through with a due evaluation, returns
