@@ -319,6 +319,9 @@ def test_the_embedded_default_is_simulated(tmp_path, monkeypatch):
 # --- checkpoints that do not suit at once ----------------------------------------------------------------------------
 
 
+SINGLE = "single_label_classification"
+
+
 @pytest.fixture(scope="session")
 def coarse_checkpoint(tmp_path_factory):
     """A bfloat16 checkpoint whose patches of 5 px do not fill the 16 px of the labelled pairs."""
@@ -335,7 +338,7 @@ def test_a_checkpoint_of_other_patches_learns_on_windows_and_is_measured_on_whol
     finetune, coarse_checkpoint, task, capsys
 ):
     options = ["--save_maps", "1"] if task == "semantic_segmentation" else []
-    folder = finetune(task, *options, model=coarse_checkpoint)
+    folder = finetune(task, "--task", task, *options, model=coarse_checkpoint)
     printed = capsys.readouterr().out
     assert printed.count("windows of 15x15 px of the images of 16x16 px") == 1
     counted = metrics_of(folder)["both"]
@@ -348,7 +351,7 @@ def test_a_checkpoint_of_other_patches_learns_on_windows_and_is_measured_on_whol
 
 @pytest.mark.parametrize("options", [(), ("--lora_rank", 2), ("--freeze", "encoder")], ids=["whole", "lora", "frozen"])
 def test_weights_of_half_precision_learn_in_single_precision(finetune, coarse_checkpoint, options):
-    folder = finetune("single_label_classification", *options, model=coarse_checkpoint)
+    folder = finetune(SINGLE, "--task", SINGLE, *options, model=coarse_checkpoint)
     assert {values.dtype for values in load_file(folder / "model.safetensors").values()} == {torch.float32}
     record = json.loads((folder / "run.json").read_text())
     assert (record["precision"], record["weights_dtype"]) == ("fp32", "float32")
@@ -357,7 +360,7 @@ def test_weights_of_half_precision_learn_in_single_precision(finetune, coarse_ch
 
 @pytest.mark.parametrize("options", [(), ("--bf16", "1")], ids=["bf16 alone", "autocast"])
 def test_weights_learn_in_half_precision_where_that_is_asked_for(finetune, checkpoint, options):
-    folder = finetune("single_label_classification", "--weights_dtype", "bfloat16", *options)
+    folder = finetune(SINGLE, "--task", SINGLE, "--weights_dtype", "bfloat16", *options)
     assert {values.dtype for values in load_file(folder / "model.safetensors").values()} == {torch.bfloat16}
     record = json.loads((folder / "run.json").read_text())
     assert (record["precision"], record["weights_dtype"]) == ("bf16", "bfloat16")
@@ -377,7 +380,7 @@ def test_weights_learn_in_half_precision_where_that_is_asked_for(finetune, check
 )
 def test_a_metric_that_the_task_has_not_is_refused_before_training(finetune, task, metric, known, tmp_path):
     with pytest.raises(SystemExit, match=f"`metric_for_best_model` is .*{known}"):
-        finetune(task, "--metric_for_best_model", metric)
+        finetune(task, "--task", task, "--metric_for_best_model", metric)
     assert not list((tmp_path / "run").glob("checkpoint-*"))
 
 
@@ -406,4 +409,4 @@ def test_an_evaluation_gives_every_metric_to_choose_by(tmp_path, make_tuner, lab
 
 def test_inputs_in_metrics_are_refused_before_training(finetune):
     with pytest.raises(SystemExit, match="`include_for_metrics` inputs"):
-        finetune("single_label_classification", "--include_for_metrics", "inputs")
+        finetune(SINGLE, "--task", SINGLE, "--include_for_metrics", "inputs")
