@@ -149,7 +149,7 @@ class RunArguments(TrainingArguments):
     weights_dtype: str = option(
         "float32",
         "Precision of the weights that learn, in whatever precision a checkpoint stores them: float32 or bfloat16, "
-        "whose steps of 0.4 % lose small updates. What is computed with them is for `bf16` and `fp16` to say.",
+        "whose steps of 1 in 256 lose small updates. What is computed with them is for `bf16` and `fp16` to say.",
     )
     remove_unused_columns: bool = option(False, "Leave False: batches are made whole.")
     logging_nan_inf_filter: bool = option(False, "Leave False: NaN must be seen.")
