@@ -50,8 +50,8 @@ _TRIED_WITH = 4096
 def fresh_config(
     arguments: ModelArguments, info: PairsInfo, size: tuple[int, int], fields: Mapping[str, Any] | None = None
 ) -> FusMAEConfig:
-    """The configuration of a fresh model for the bands and the pixel size of the data, and for images of `size` (height, width) or the
-    windows of them that its patches fill; `fields` besides."""
+    """The configuration of a fresh model for the bands and the pixel size of the data, and for images of `size`
+    (height, width) or the windows of them that its patches fill; `fields` besides."""
     patch_size = arguments.config_fields.get("patch_size", FusMAEConfig().patch_size)
     seen = fitting_size(size, patch_size) if isinstance(patch_size, int) and patch_size > 0 else size
     of_data = {"optical_bands": info.optical_bands, "sar_bands": info.sar_bands, "image_size": seen}
