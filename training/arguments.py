@@ -212,6 +212,12 @@ class RunArguments(TrainingArguments):
         if not self.direction_is_given:
             self.greater_is_better = not name.endswith("loss") and name not in smaller
 
+    def set_precision(self, model: PreTrainedModel) -> None:
+        """Bring the weights of a model that learns to `weights_dtype`: a checkpoint may be stored in another."""
+        dtype = getattr(torch, self.weights_dtype)
+        if any(weight.requires_grad and weight.dtype != dtype for weight in model.parameters()):
+            model.to(dtype)
+
     @property
     def global_batch_size(self) -> int:
         """Pairs in one optimiser step, over all processes and accumulated batches."""

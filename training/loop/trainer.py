@@ -59,10 +59,7 @@ class PairTrainer(Trainer):
         eval_dataset: pairs held out, one dataset or several by name.
         augmentation: random views of the training pairs; none by default.
         sensors: which sensors the model is shown; `trainer.sensors` may be changed between evaluations.
-        kwargs: as for transformers' Trainer.
-
-    Raises:
-        ValueError: `args` asks for inputs in metrics, which batches of raw pairs do not have.
+        kwargs: as for transformers' Trainer; inputs in metrics raise a ValueError, batches being raw.
     """
 
     args: RunArguments
@@ -88,8 +85,8 @@ class PairTrainer(Trainer):
         self.pairs, self.info = train_dataset, train_dataset.info
         self.processor, self.augmentation, self.sensors, self.collator = processor, augmentation, sensors, collator
         # Known since the shards were written, so that no step has to look for missing pixels.
-        no_data = any(map(has_no_data, datasets))
-        self.inputs = PairInputs(processor, self.info, no_data, augmentation, model.config.patch_size)
+        has_any, size = any(map(has_no_data, datasets)), model.config.patch_size
+        self.inputs = PairInputs(processor, self.info, has_any, augmentation, size)
         self._replaced: torch.Tensor | int = 0
         self._kept_loader = functools.cache(self.get_test_dataloader)
         # transformers' own callback for this argument waits three seconds, goes through with a due evaluation, returns
@@ -97,9 +94,7 @@ class PairTrainer(Trainer):
         arguments = kwargs["args"]
         if "inputs" in arguments.include_for_metrics:
             raise ValueError("`include_for_metrics` inputs: metrics here see predictions and labels. Leave it out.")
-        dtype = getattr(torch, arguments.weights_dtype)
-        if any(p.requires_grad and p.dtype != dtype for p in model.parameters()):  # a checkpoint is stored in another
-            model.to(dtype)
+        arguments.set_precision(model)
         self._watches_signals, arguments.enable_jit_checkpoint = arguments.enable_jit_checkpoint, False
         super().__init__(
             model=model,
