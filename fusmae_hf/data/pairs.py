@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from fusmae_hf.files.plain_text import is_plain_text
-from fusmae_hf.modeling.no_data_fusmae import offset_problem
+from fusmae_hf.modeling.sensors_fusmae import offset_problem
 from fusmae_hf.vocabulary import OF_SCENES, OPTICAL_UNITS, SAR_UNITS
 
 
