@@ -11,7 +11,7 @@ from transformers.processing_utils import ImagesKwargs
 from transformers.utils import TensorType
 
 from .arrays_fusmae import nearest_names, offsets_of_batches, one_of, resized, spread, to_batches
-from .no_data_fusmae import Declaration, has_data, offset_problem
+from .no_data_fusmae import Declaration, has_data
 from .plausibility_fusmae import Plausibility
 from .sensors_fusmae import (
     OPTICAL_BANDS,
@@ -21,6 +21,7 @@ from .sensors_fusmae import (
     SAR_UNITS,
     band_positions,
     did_you_mean,
+    offset_problem,
     sentinel_bands,
     statistics_for,
 )

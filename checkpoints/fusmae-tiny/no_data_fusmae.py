@@ -185,18 +185,6 @@ class OddValues(NamedTuple):
     outside: Outside = NOTHING_OUTSIDE
 
 
-def offset_problem(offset: float, units: str) -> str:
-    """What is wrong with a declared optical offset; empty where nothing is. Raw values may have any."""
-    if units == "raw" or offset == 0 or offset >= 1:
-        return ""
-    return (
-        f"the optical offset is {offset:g}, but must say what was added to every value, in digital numbers: 0, or "
-        f"{BASELINE_0400_OFFSET} for processing baseline 04.00 and later. Metadata write it with the other sign "
-        f"(-1000), or as reflectance (-0.1); state what was added: "
-        f"{abs(offset) * (1 if abs(offset) >= 1 else REFLECTANCE_SCALE):g}."
-    )
-
-
 def extremes(pixels: np.ndarray) -> tuple[float, float]:
     """Smallest and largest value, NaN apart; (inf, -inf) where there is none."""
     if not pixels.size:

@@ -175,3 +175,15 @@ def sentinel_bands(names: Sequence[str], units: str) -> list[str]:
 def _plain(name: str) -> str:
     """A band name in small letters, without leading zeros: `B1` and `b01` are one."""
     return re.sub(r"^b(and)?[ _-]?0*(?=\d)", "b", name.casefold())
+
+
+def offset_problem(offset: float, units: str) -> str:
+    """What is wrong with a declared optical offset; empty where nothing is. Raw values may have any."""
+    if units == "raw" or offset == 0 or offset >= 1:
+        return ""
+    return (
+        f"the optical offset is {offset:g}, but must say what was added to every value, in digital numbers: 0, or "
+        f"{BASELINE_0400_OFFSET} for processing baseline 04.00 and later. Metadata write it with the other sign "
+        f"(-1000), or as reflectance (-0.1); state what was added: "
+        f"{abs(offset) * (1 if abs(offset) >= 1 else REFLECTANCE_SCALE):g}."
+    )
