@@ -10,6 +10,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 
@@ -82,7 +83,8 @@ def read_geotiff(
     if file is None:
         return _read_with_rasterio(path, count, size, dtype)
     keys, transform = file.geo_keys(), file.transform()
-    has_sidecar = os.path.exists(f"{path}.aux.xml")  # GDAL lets it overrule the file
+    # GDAL lets them overrule the file.
+    has_sidecar = os.path.exists(f"{path}.aux.xml") or os.path.exists(f"{path}.msk")
     crs = None if has_sidecar or transform is None else _known_crs.get(keys)
     if crs is None:
         patch = _read_with_rasterio(path, count, size, dtype)
@@ -137,6 +139,7 @@ def _read_with_rasterio(
             # Of all drivers this alone: others follow what a file says to other files and hosts.
             with rasterio.open(path, driver="GTiff") as file:
                 _require_expected(path, (file.count, (file.height, file.width), file.dtypes[0]), count, size, dtype)
+                _require_as_stored(path, file)
                 crs = file.crs.to_string() if file.crs else None
                 return Patch(file.read(), crs, tuple(file.transform)[:6] if crs else None)
     except (rasterio.errors.RasterioError, ValueError, MemoryError) as error:  # text or sizes that make no sense
@@ -145,6 +148,21 @@ def _read_with_rasterio(
         raise PairError(
             f"{path}: cannot be read as GeoTIFF ({error}). The file is damaged or incomplete: unpack it again."
         ) from error
+
+
+def _require_as_stored(path: str | Path, file: Any) -> None:
+    """Refuse a file whose values are not those of its pixels, by its own word; no archive has such files."""
+    scales, offsets = sorted({*file.scales}), sorted({*file.offsets})
+    declared = f"scale {scales} and offset {offsets}" if (scales, offsets) != ([1], [0]) else ""
+    flags = [{flag.name for flag in of_band} for of_band in file.mask_flag_enums]
+    if any("per_dataset" in of_band and "nodata" not in of_band for of_band in flags):
+        without = int((file.dataset_mask() == 0).sum())
+        declared = declared or (f"{without:,} pixels without data by a mask" if without else "")
+    if declared:
+        raise PairError(
+            f"{path}: declares {declared}, which the files of the official archive do not. Replace it, or read such "
+            "files with `fusmae prepare geotiffs`, which heeds them."
+        )
 
 
 def _require_expected(
