@@ -194,7 +194,8 @@ class PairReader(Protocol):
 
     Readers can be pickled: `prepare` sends them to its worker processes. One that decodes the same part of a file for
     several pairs may have `reading_groups`, a number for each pair that it shares with those to read next to it, and
-    `rows_read_together`, how many may wait in memory so that they are.
+    `rows_read_together`, how many may wait in memory so that they are. One whose files say which pixels hold no data
+    may have `declares_no_data`, the sensors of which they do.
 
     Attributes:
         info: what holds for all pairs.

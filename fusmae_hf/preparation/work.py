@@ -18,6 +18,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 
+from fusmae_hf.data.findings import merge_seen
 from fusmae_hf.data.pairs import Pair, PairReader
 from fusmae_hf.data.plausibility import PairSample
 from fusmae_hf.errors import PairError
@@ -149,6 +150,10 @@ def write_file(reader: PairReader, file: PlannedFile, options: WritingOptions, p
                 progress(1, 1)
             else:
                 progress(1, 0)
+    if options.max_no_data == 1:  # nobody chose how much may be missing
+        declared = getattr(reader, "declares_no_data", ())
+        undeclared = {topic: seen for topic, seen in shard.mostly_missing.items() if topic.split()[0] not in declared}
+        merge_seen(values.seen, undeclared)
     record = shard.record and dataclasses.replace(shard.record, plausibility=values.record())
     finished = FinishedFile(file.name, record, tuple(left_out), options.part)
     write_record(options.folder, finished, options.fingerprint)

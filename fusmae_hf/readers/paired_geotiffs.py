@@ -237,6 +237,7 @@ class PairedGeoTIFFs(ListedPairs):
                 continue
             if {"sar", "optical"} <= rasters.keys():
                 break
+        self.declares_no_data = {kind for kind, raster in rasters.items() if raster.may_lack_data}
         for sensor in SENSORS:
             stated = self._stated[sensor]
             if not stated.names:

@@ -19,10 +19,12 @@ import pyarrow.parquet as pq
 
 from fusmae_hf.data.band_sums import BandSums
 from fusmae_hf.data.checks import pair_to_store
+from fusmae_hf.data.findings import Seen, merge_seen
 from fusmae_hf.data.native_resolution import NativeBands, native_bands
 from fusmae_hf.data.pairs import Pair, PairsInfo
 from fusmae_hf.errors import PairError
 from fusmae_hf.files.atomic import explain_failed_write, flush_to_disk, incomplete_path, write_atomically
+from fusmae_hf.files.plain_text import plain_text
 from fusmae_hf.shards.dataset_info import LEFT_OUT_NAME, DatasetInfo, LeftOut, count_reasons
 from fusmae_hf.shards.format import (
     FILE_NAME,
@@ -34,6 +36,9 @@ from fusmae_hf.shards.format import (
     shard_schema,
 )
 from fusmae_hf.vocabulary import IMAGES, OF_SCENES, SENSORS
+
+MOSTLY = 0.5
+"""Share of missing pixels from which on a pair is told of, unless something says that they are missing."""
 
 
 class ShardWriter:
@@ -52,6 +57,7 @@ class ShardWriter:
 
     Attributes:
         record: describes the file once it is there; None before, and where no pair was added.
+        mostly_missing: the pairs of which more than half of the pixels of a sensor hold no data, by sensor.
 
     Raises:
         ValueError: `row_group_rows` is below one, or the name is not that of a shard.
@@ -78,6 +84,7 @@ class ShardWriter:
         self._checksums: list[int] = []
         self._group_rows: list[int] = []
         self._require_both = require_both
+        self.mostly_missing: dict[str, Seen] = {}
         self._no_data, self._absent = dict.fromkeys(SENSORS, 0), dict.fromkeys(SENSORS, 0)
         # Where none are published; summing takes a fifth of the time of writing.
         self._sums = BandSums() if self._split == "train" and info.statistics is None else None
@@ -124,6 +131,12 @@ class ShardWriter:
                     f"{pair.id}: {share:.1%} of the {sensor} pixels hold no data, but at most {self._max_no_data:.1%} "
                     "may."
                 )
+            if share > MOSTLY:
+                message = (
+                    f"more than half of the {sensor} pixels hold no data; `--max-no-data {MOSTLY}` leaves it out."
+                )
+                seen = Seen(1, no_data[sensor], plain_text(pair.id), message)
+                merge_seen(self.mostly_missing, {f"{sensor} missing": seen})
         arrays = stored_arrays(pair, self._info)
         stored = [self._pixels[name].append(arrays.get(name)) for name in IMAGES]
         of_scene = self._info.of_scene(pair)

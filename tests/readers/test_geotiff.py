@@ -187,8 +187,24 @@ def test_masks_overviews_and_metadata_change_nothing(plain):
     with rasterio.open(plain, "r+") as file:
         file.update_tags(COMMENT="made by a test", TIFFTAG_SOFTWARE="test")
         file.build_overviews([2])
-        file.write_mask(np.zeros((60, 40), bool))
+        file.write_mask(np.ones((60, 40), bool))
     assert_equals_rasterio(plain)
+
+
+@pytest.mark.parametrize("inside", [True, False])
+@pytest.mark.parametrize(
+    ("declare", "said"),
+    [
+        (lambda file: file.write_mask(np.tri(60, 40, dtype=bool)), r"declares 780 pixels without data by a mask"),
+        (lambda file: setattr(file, "scales", (0.01,)), r"declares scale \[0.01\] and offset \[0.0\]"),
+        (lambda file: setattr(file, "offsets", (-1000,)), r"declares scale \[1.0\] and offset \[-1000.0\]"),
+    ],
+)
+def test_what_would_change_the_values_of_an_archive_is_refused_by_name(plain, declare, said, inside):
+    with rasterio.Env(GDAL_TIFF_INTERNAL_MASK=inside), rasterio.open(plain, "r+") as file:
+        declare(file)
+    with pytest.raises(PairError, match=said):
+        read_geotiff(plain)
 
 
 def test_a_file_with_holes_is_read_as_rasterio_reads_it(tmp_path):

@@ -242,3 +242,33 @@ def test_one_damaged_scene_does_not_stop_preparation(tmp_path):
         file.truncate(600)
     report = prepare(reader, tmp_path / "out", progress=False)
     assert (report.num_pairs, len(report.left_out)) == (200, 100)
+
+
+# Pairs of which much is missing
+
+
+@pytest.mark.parametrize(
+    ("share", "declared", "options", "told"),
+    [
+        (0.6, False, {}, True),
+        (0.4, False, {}, False),
+        (0.6, True, {}, False),
+        (0.6, False, {"max_no_data": 0.7}, False),
+    ],
+)
+@pytest.mark.parametrize("sensor", ["sar", "optical"])
+def test_pairs_that_mostly_lack_a_sensor_are_told_unless_that_is_declared(
+    sensor, share, declared, options, told, tmp_path
+):
+    rows = round(share * 24)
+    sar, optical = backscatter(), reflectance().astype(np.float32)
+    (sar if sensor == "sar" else optical)[:, :rows] = np.nan
+    write_pair(tmp_path)
+    write_raster(tmp_path / "s1/a.tif", sar, **({"nodata": np.nan} if declared else {}))
+    write_raster(tmp_path / "s2/a.tif", optical, **({"nodata": np.nan} if declared else {}))
+    report = prepare(open_pairs(tmp_path, **RAW, max_no_data=1.0), tmp_path / "out", progress=False, **options)
+    line = (
+        f"warning: {sensor} missing: 1 pair, {rows * 24} pixels; the first, a: more than half of the {sensor} pixels"
+    )
+    assert (line in str(report)) == told
+    assert ("--max-no-data 0.5" in str(report)) == told
