@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from fusmae_hf.data.inputs import PairInputs
+from fusmae_hf.data.inputs import PairInputs, image_size
 from fusmae_hf.data.pairs import Pair, PairsInfo
 from fusmae_hf.evaluation.baselines import interpolate_visible
 from fusmae_hf.files.plain_text import inline
@@ -87,8 +87,13 @@ def complete(
     """
     if not 0 <= mask_ratio < 1:
         raise ValueError(f"Given: mask ratio {mask_ratio}. Expected: a number from 0 to below 1. Lower it.")
+    height, width = pair.optical.shape[1:]
+    if max(height, width) > LARGEST_SIDE:
+        raise ValueError(
+            f"Given: images of {height} x {width} px. Expected: at most {LARGEST_SIDE} px a side. Crop them."
+        )
     inputs, notes = _inputs(processor, pair, info, model.config.patch_size)
-    rows, columns = _grid(inputs, model.config.patch_size)
+    rows, columns = (side // model.config.patch_size for side in image_size(inputs))
     row, column = patch
     if not (0 <= row < rows and 0 <= column < columns):
         raise ValueError(
@@ -114,7 +119,6 @@ def complete(
         for images in (FusMAEReconstruction(**given), outputs, FusMAEReconstruction(**interpolated))
     )
     pictures, rmse, attention = {}, {}, {}
-    height, width = pair.optical.shape[1:]  # padding is cut off
     for sensor, suffix in SENSORS.items():
         filled = outputs[f"reconstructed{suffix}"].numpy()
         valid = inputs[f"pixel_mask{suffix}"].numpy() if f"pixel_mask{suffix}" in inputs else np.ones_like(filled)
@@ -143,16 +147,6 @@ def _inputs(
         # A copy, since a processor looks at its first batches alone, and warns once.
         inputs = PairInputs(copy.deepcopy(processor), info, patch_size=patch_size)(batch)
     return inputs, [str(warning.message) for warning in caught if warning.category is UserWarning]
-
-
-def _grid(inputs: dict[str, torch.Tensor], patch_size: int) -> tuple[int, int]:
-    """Rows and columns of patches."""
-    height, width = inputs["pixel_values"].shape[2:]
-    if max(height, width) > LARGEST_SIDE:
-        raise ValueError(
-            f"Given: images of {height} x {width} px. Expected: at most {LARGEST_SIDE} px a side. Crop them."
-        )
-    return height // patch_size, width // patch_size
 
 
 def _masks(number: int, ratio: float, hide: str | None, seed: int) -> dict[str, torch.Tensor]:

@@ -165,11 +165,19 @@ def test_what_cannot_be_asked_for_is_refused(loaded, fields, message):
         complete(*loaded, PAIR, INFO, **{"mask_ratio": 0.5} | fields)
 
 
-@pytest.mark.parametrize(("side", "message"), [(44, "such as 40 x 40 px"), (264, "at most 256 px a side")])
-def test_images_of_other_sizes_are_refused(loaded, side, message):
-    pair = SimulatedPairs(1, options=SimulationOptions(image_size=side)).read(0)
-    with pytest.raises(ValueError, match=message):
+def test_large_images_are_refused(loaded):
+    pair = SimulatedPairs(1, options=SimulationOptions(image_size=264)).read(0)
+    with pytest.raises(ValueError, match="at most 256 px a side"):
         complete(*loaded, pair, INFO, 0.5)
+
+
+def test_images_that_patches_do_not_fill_are_padded_and_cut_again(loaded):
+    pair = SimulatedPairs(1, options=SimulationOptions(image_size=44)).read(0)
+    completion = complete(*loaded, pair, INFO, 0.5)
+    for images in completion.pictures.values():
+        assert {values.shape[-2:] for values in images.values()} == {(44, 44)}
+    assert not [note for note in completion.notes if "hold no data" in note]
+    assert draw(completion, loaded[1], pair, INFO)[2] is not None
 
 
 def test_what_the_processor_doubts_is_said_every_time(loaded):
