@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
+from transformers.trainer_pt_utils import LabelSmoother
 
 from fusmae_hf import FusMAEImageProcessor
 from fusmae_hf.data.augmentation import PairAugmentation
@@ -12,7 +13,7 @@ from fusmae_hf.shards.loading import load_pairs
 from fusmae_hf.training.finetuning.labels import PairSubset
 from fusmae_hf.training.finetuning.models import add_lora, freeze_encoder, output_layer, rescale_output
 from fusmae_hf.training.finetuning.results import evaluate_sensors
-from fusmae_hf.training.finetuning.trainer import parameter_groups
+from fusmae_hf.training.finetuning.trainer import parameter_groups, smoothed_loss
 from fusmae_hf.vocabulary import TASKS
 
 from .labelled_pairs import write_labelled
@@ -261,3 +262,33 @@ def test_pairs_that_stand_in_for_damaged_ones_do_not_count(tmp_path, make_tuner,
     expected = whole.metrics.details(damaged["predictions"][kept], damaged["labels"][kept])
     measured = {key: value for key, value in damaged["metrics"].items() if key != "loss"}
     assert measured == pytest.approx(expected) if name == "regression" else measured == expected
+
+
+# --- labels that do not count ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "ignored", "smoothing"),
+    [
+        ("single_label_classification", -100, 0.0),
+        ("single_label_classification", -100, 0.1),
+        ("multi_label_classification", -100, 0.0),
+        ("semantic_segmentation", 255, 0.0),
+        ("regression", float("nan"), 0.0),
+    ],
+)
+def test_a_batch_in_which_no_label_counts_trains_with_the_loss_zero(tmp_path, make_tuner, name, ignored, smoothing):
+    tuner = make_tuner(tmp_path, name, label_smoothing_factor=smoothing)
+    batch = tuner.collator(tuner.pairs.__getitems__([0, 1]))
+    prepared = tuner.prepare_pairs(batch)
+    tuner.prepare_pairs = lambda _: prepared | {"labels": torch.full_like(prepared["labels"], ignored)}
+    loss = tuner.compute_loss(tuner.model.train(), batch)
+    loss.backward()
+    assert loss == 0
+    assert all(p.grad is None or not p.grad.any() for p in tuner.model.parameters())
+
+
+def test_the_smoothed_loss_is_that_of_transformers():
+    logits, labels = {"logits": torch.randn(6, 3)}, torch.tensor([0, 1, -100, 2, 2, -100])
+    expected = LabelSmoother(epsilon=0.2)(logits, labels)
+    torch.testing.assert_close(smoothed_loss(0.2, logits, labels), expected)

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from fusmae_hf import FusMAEConfig
+from fusmae_hf import FusMAEConfig, FusMAEImageProcessor, FusMAEModel
 from fusmae_hf.data.tasks import FineTuningTask
 from fusmae_hf.evaluation import probes
 from fusmae_hf.evaluation.baselines import BandStatistics
@@ -74,6 +74,15 @@ def test_every_probe_of_every_view_is_measured_and_written(probe, labelled, caps
     record = json.loads((folder / "run.json").read_text())
     assert (record["pairs"], record["measured"], record["split"], record["trained_on"]) == (24, 6, "test", 24)
     assert (folder / "scores_by_class.png").stat().st_size > 1000
+
+
+def test_an_encoder_whose_patches_do_not_fill_the_images_is_measured(probe, checkpoint, tmp_path):
+    config = FusMAEConfig.from_pretrained(checkpoint)
+    config.patch_size, config.image_size = 5, 20
+    FusMAEModel(config).save_pretrained(tmp_path / "coarse")
+    FusMAEImageProcessor.from_pretrained(checkpoint).save_pretrained(tmp_path / "coarse")
+    folder = probe(TASKS[0], "--task", TASKS[0], model=tmp_path / "coarse")
+    assert len(probes_of(folder)) == 6
 
 
 def test_nothing_goes_through_the_encoder_twice(probe, tmp_path, monkeypatch):

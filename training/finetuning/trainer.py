@@ -1,5 +1,6 @@
 """The Trainer for fine-tuning: labels beside the pairs, learning rates by depth, metrics of the task."""
 
+import functools
 import re
 from collections.abc import Iterable, Mapping
 from typing import Any, cast
@@ -14,7 +15,7 @@ from fusmae_hf.data.augmentation import PairAugmentation
 from fusmae_hf.data.finetuning_collation import LabelCollator
 from fusmae_hf.data.inputs import image_size
 from fusmae_hf.data.tasks import FineTuningTask
-from fusmae_hf.modeling.labels_fusmae import check_labels
+from fusmae_hf.modeling.labels_fusmae import IGNORED, check_labels
 from fusmae_hf.shards.dataset import PairDataset
 from fusmae_hf.training.finetuning.labels import PairSubset
 from fusmae_hf.training.finetuning.metrics import TaskMetrics, predictions_of
@@ -130,6 +131,8 @@ class FineTuningTrainer(PairTrainer):
             compute_metrics=self.metrics,
             **kwargs,
         )
+        if self.label_smoother is not None:  # transformers' own divides by the number of labels that count
+            self.label_smoother = functools.partial(smoothed_loss, kwargs["args"].label_smoothing_factor)
         if self.is_fsdp_enabled:
             raise ValueError(
                 "Fine-tuning does not run on a sharded model (FSDP): maps and pictures are made by one process. "
@@ -203,6 +206,20 @@ class FineTuningTrainer(PairTrainer):
         if prediction_loss_only:
             return loss, None, None
         return loss, *predictions_of(self.task, outputs["logits"], inputs["labels"], self.scale, replaced)
+
+
+def smoothed_loss(factor: float, outputs: Any, labels: torch.Tensor, **kwargs: Any) -> torch.Tensor:
+    """Cross-entropy `()` with label smoothing (Szegedy et al., 2016, arXiv 1512.00567), zero where no label counts.
+
+    Args:
+        factor: share of the probability that all classes get alike.
+        outputs: with `logits` `(batch, classes)`.
+        labels: `(batch,)`, -100 where there is none.
+        kwargs: what the Trainer hands to a loss.
+    """
+    logits, counted = outputs["logits"].float(), (labels != IGNORED).sum().clamp(min=1)
+    options: Any = {"label_smoothing": factor, "ignore_index": IGNORED, "reduction": "sum"}
+    return nn.functional.cross_entropy(logits, labels, **options) / counted
 
 
 def _check_smoothing(factor: float, task: FineTuningTask, config: Any) -> None:
