@@ -36,6 +36,12 @@ def to_tensor(values: Any, sensor: str) -> torch.Tensor:
     return torch.from_numpy(np.require(values, values.dtype.newbyteorder("="), ["C", "W"]))
 
 
+def _refuse_empty(sensor: str, *tensors: torch.Tensor) -> None:
+    for tensor in tensors:
+        if 0 in tensor.shape:
+            raise ValueError(f"{sensor}: shape {tuple(tensor.shape)} holds no pixel. Leave an empty batch out.")
+
+
 def to_batches(values: Any, sensor: str) -> tuple[list[torch.Tensor], torch.Tensor | None]:
     """Tensors `(batch, bands, height, width)`, one where all patches have one shape, and which samples are there."""
     if not isinstance(values, list | tuple):
@@ -45,6 +51,7 @@ def to_batches(values: Any, sensor: str) -> tuple[list[torch.Tensor], torch.Tens
                 f"{sensor}: expected shape (bands, height, width) or (batch, bands, height, width), got "
                 f"{tuple(tensor.shape)}."
             )
+        _refuse_empty(sensor, tensor)
         return [tensor if tensor.ndim == 4 else tensor[None]], None
     available = torch.tensor([patch is not None for patch in values], dtype=torch.bool)
     if not available.any():
@@ -53,6 +60,7 @@ def to_batches(values: Any, sensor: str) -> tuple[list[torch.Tensor], torch.Tens
     wrong = [tuple(patch.shape) for patch in patches if patch.ndim != 3]
     if wrong:
         raise ValueError(f"{sensor}: each patch of a list must have shape (bands, height, width), got {wrong[0]}.")
+    _refuse_empty(sensor, *patches)
     if len({(patch.shape, patch.dtype) for patch in patches}) == 1:
         patches = [torch.stack(patches)]
     else:
