@@ -6,7 +6,7 @@ import sys
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import yaml
@@ -26,6 +26,9 @@ def option(default: Any, help: str) -> Any:
 class SourceArguments:
     """Where the pairs come from."""
 
+    measured: ClassVar[dict[str, tuple[int, float, float]]] = {}
+    """Statistics that the opened shards were measured with when they were written."""
+
     data: str | None = option(
         None,
         "Folder of shards, dataset repository on the Hub, or root of a BigEarthNet v1 or reBEN archive "
@@ -37,7 +40,7 @@ class SourceArguments:
     statistics: str | None = option(
         None,
         "Statistics to normalise with: the name of a dataset that has published ones, or a folder with a "
-        "processor (`fusmae stats --processor`); left out: those that the shards name.",
+        "processor (`fusmae stats --processor`); left out: those that the shards name or were measured with.",
     )
     on_bad_files: str = option(
         "error",

@@ -72,6 +72,7 @@ def open_splits(
     folder = _shards_of(arguments, shards)
     options: dict[str, Any] = {"streaming": arguments.streaming, "on_bad_files": arguments.on_bad_files}
     train = load_pairs(folder, "train", **options)
+    arguments.measured = train.dataset_info.statistics
     others = [split for split in train.dataset_info.splits if split != "train" and split in (wanted or [split])]
     return {"train": train} | {split: load_pairs(folder, split, **options) for split in others}
 

@@ -9,12 +9,12 @@ import numpy as np
 import torch
 
 from fusmae_hf.data.checks import pixels_without_data
-from fusmae_hf.data.moments import Moments
 from fusmae_hf.data.native_resolution import NativeBands, expand_bands
 from fusmae_hf.data.pairs import PairsInfo
 from fusmae_hf.modeling.no_data_fusmae import has_data
 from fusmae_hf.modeling.sensors_fusmae import REFLECTANCE_SCALE
 from fusmae_hf.shards.decoding import RowsInMemory, decode_pairs
+from fusmae_hf.shards.moments import Moments
 from fusmae_hf.vocabulary import IMAGES
 
 if TYPE_CHECKING:

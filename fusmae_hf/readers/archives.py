@@ -390,6 +390,7 @@ ARCHIVES = (
                 "help": "what remains at the right and lower edge: drop it (default), shift the last square back over "
                 "the one before, or pad it with no data",
             },
+            "keep_single": {"action": "store_true", "help": "with patterns, keep files of one sensor alone"},
             "name": {"metavar": "NAME", "help": "name of the dataset, kept in the shards"},
             "source": {"metavar": "TEXT", "help": "where the imagery comes from, kept in the shards"},
             "license": {"metavar": "TEXT", "help": "licence of the imagery, kept in the shards"},

@@ -1,8 +1,10 @@
 """Which files of a user's own folder make up pairs: by patterns of file names, or by a table."""
 
+import difflib
 import os
 import re
 import string
+import warnings
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from datetime import datetime
@@ -13,6 +15,7 @@ import pyarrow.compute as pc
 import pyarrow.csv as pv
 import pyarrow.parquet as pq
 
+from fusmae_hf.modeling.sensors_fusmae import BASELINE_0400_OFFSET
 from fusmae_hf.readers.declarations import BAND_FIELD, SKIPPED_BAND
 from fusmae_hf.readers.listed_pairs import require_folders
 from fusmae_hf.vocabulary import IMAGES, SENSORS, SPLITS
@@ -27,11 +30,21 @@ LISTING_SCHEMA = pa.schema(
         ("split", pa.string()),
         ("sar_time", pa.string()),
         ("optical_time", pa.string()),
+        ("optical_offset", pa.float64()),
+        ("sar_units", pa.string()),
+        ("optical_units", pa.string()),
+        ("processing_baseline", pa.string()),
     ]
 )
 """Columns of every listing: paths are complete; extra columns follow."""
 
 _REQUIRED = ("id", "sar", "optical")
+_UNNAMED = re.compile(r"|Unnamed: \d+|__index_level_\d+__")
+"""Names that pandas gives to an index."""
+
+BASELINE_WITH_OFFSET = 4.0
+"""Products of processing baseline 04.00 and later carry an offset."""
+
 _EXTRA_TYPES = {"string": pa.string(), "int64": pa.int64(), "double": pa.float64(), "bool": pa.bool_()}
 
 
@@ -57,7 +70,12 @@ class PairListing:
 
 
 def list_by_patterns(
-    root: Path, sar: str, optical: str, label_map: str | None, bands: Mapping[str, Sequence[str]]
+    root: Path,
+    sar: str,
+    optical: str,
+    label_map: str | None,
+    bands: Mapping[str, Sequence[str]],
+    keep_single: bool = False,
 ) -> PairListing:
     """Pair the files whose names agree in every field of their patterns.
 
@@ -70,6 +88,7 @@ def list_by_patterns(
         label_map: pattern of the label maps, with some or all of the fields; pairs without one are left out.
         bands: names of the bands of each sensor, for `{band}` in its pattern: one file a band. The path of such a pair
             keeps the `{band}`.
+        keep_single: keep files without a partner of the other sensor.
 
     Returns:
         Pairs named by the values of their fields in the order of `sar`, joined by `_`; `{split}` gives the split
@@ -107,6 +126,9 @@ def list_by_patterns(
         for kind, pattern in patterns.items():
             key = values if kind in SENSORS else tuple(of_field[field] for field in fields_of[kind])
             there = found[kind].get(key, {})
+            if keep_single and kind in SENSORS and not there:
+                row[kind] = None
+                continue
             for band in wanted[kind] if BAND_FIELD in pattern else [""]:
                 if band not in there:
                     file = pattern.format_map(of_field | {"band": band})
@@ -194,15 +216,19 @@ def list_by_manifest(path: Path, class_names: Collection[str]) -> PairListing:
 
     Args:
         path: CSV (comma-separated, UTF-8) or Parquet (`.parquet`) with the columns `id`, `sar` and `optical`, and
-            optionally `label_map`, `labels` (separated by `;`), `split`, `sar_time` and `optical_time` (ISO 8601).
-            Paths are relative to the folder of the table. Any further column is an extra column; those of a CSV file
-            get their type from their values (`012` is a number), dates and times become strings in ISO 8601.
+            optionally `label_map`, `labels` (separated by `;`), `split`, `sar_time` and `optical_time` (ISO 8601),
+            and what differs from scene to scene: `optical_offset`, `sar_units`, `optical_units`, and
+            `processing_baseline` (`04.00`, `N0509`), which tells the offset where `optical_offset` does not. A pair
+            without a path of one sensor has the other alone. Paths are relative to the folder of the table. Any
+            further column is an extra column; those of a CSV file get their type from their values (`012` is a
+            number), dates and times become strings in ISO 8601.
         class_names: what labels may be called.
 
     Raises:
         FileNotFoundError: the table is missing.
-        ValueError: the table cannot be read, lacks a column, or holds an id twice, an empty id or path, an unknown
-            split or label, a time that is not ISO 8601, or an extra column of another type.
+        ValueError: the table cannot be read, lacks a column, has one whose name is nearly that of a known one, or
+            holds an id twice, an empty id, a pair without any file, an unknown split or label, a time that is not
+            ISO 8601, a baseline that is none, or an extra column of another type.
     """
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such manifest. Give a CSV or Parquet file with the columns {_REQUIRED}.")
@@ -218,6 +244,10 @@ def list_by_manifest(path: Path, class_names: Collection[str]) -> PairListing:
         )
     if len(set(names)) < len(names):
         raise ValueError(f"{path}: several columns have the same name: {names}.")
+    if unnamed := [name for name in names if _UNNAMED.fullmatch(name) and name not in LISTING_SCHEMA.names]:
+        warnings.warn(f"{path}: the columns {unnamed} have no name of their own and are left out.", stacklevel=2)
+        names = [name for name in names if name not in unnamed]
+    _refuse_near_misses(path, names)
     columns: dict[str, pa.ChunkedArray] = {}
     extra_columns: dict[str, str] = {}
     for name in names:
@@ -226,14 +256,17 @@ def list_by_manifest(path: Path, class_names: Collection[str]) -> PairListing:
         if not known:
             extra_columns[name] = kind
     folder = path.parent
-    for name in _REQUIRED:
-        if columns[name].null_count or pc.any(pc.equal(columns[name], "")).as_py():
-            raise ValueError(f"{path}: the column {name!r} has empty cells.")
+    if not all(columns["id"].to_pylist()):
+        raise ValueError(f"{path}: the column 'id' has empty cells.")
+    for id, *files in zip(*(columns[name].to_pylist() for name in _REQUIRED), strict=True):
+        if not any(files):
+            raise ValueError(f"{path}: {id} has neither a SAR nor an optical file.")
     for name in {"sar", "optical", "label_map"} & columns.keys():
-        paths = [cell and os.path.join(folder, cell) for cell in columns[name].to_pylist()]
+        paths = [os.path.join(folder, cell) if cell else None for cell in columns[name].to_pylist()]
         columns[name] = pa.chunked_array([paths], pa.string())
     for name in {"sar_time", "optical_time"} & columns.keys():
         _require_times(path, name, columns[name])
+    _tell_offsets(path, columns)
     if "labels" in columns:
         columns["labels"] = _split_labels(path, columns["labels"], class_names)
     rows = len(table)
@@ -247,6 +280,49 @@ def list_by_manifest(path: Path, class_names: Collection[str]) -> PairListing:
         (name, reason) for name, reason in zip(complete["id"].to_pylist(), missing_files, strict=True) if reason
     ]
     return PairListing(complete.filter(keep), left_out, extra_columns)
+
+
+def _refuse_near_misses(path: Path, names: Sequence[str]) -> None:
+    """Raise a ValueError where a column that is needed for nothing has nearly the name of a known one that lacks."""
+    lacking = [name for name in LISTING_SCHEMA.names if name not in names]
+    for name in names:
+        if name in LISTING_SCHEMA.names:
+            continue
+        plain = re.sub(r"[\s-]+", "_", name.strip().lower())
+        for near in difflib.get_close_matches(plain, lacking, 3, 0.8):
+            last = (word.rpartition("_")[2] for word in (plain, near))
+            if difflib.SequenceMatcher(None, *last).ratio() >= 0.6:
+                raise ValueError(
+                    f"{path}: there is a column {name!r}. Did you mean {near!r}? Else give it another name."
+                )
+
+
+def _tell_offsets(path: Path, columns: dict[str, pa.ChunkedArray]) -> None:
+    """Put numbers in the column of offsets, and what the baselines imply where it says nothing."""
+    if not {"optical_offset", "processing_baseline"} & columns.keys():
+        return
+    nothing = [None] * len(columns["id"])
+    said = columns["optical_offset"].to_pylist() if "optical_offset" in columns else nothing
+    baselines = columns["processing_baseline"].to_pylist() if "processing_baseline" in columns else nothing
+    offsets: list[float | None] = []
+    for offset, baseline in zip(said, baselines, strict=True):
+        try:
+            implied = None if not baseline else _offset_of_baseline(baseline)
+            offsets.append(float(offset) if offset else implied)
+        except ValueError as error:
+            raise ValueError(
+                f"{path}: optical_offset holds {offset!r}, processing_baseline {baseline!r}: {error}."
+            ) from error
+    columns["optical_offset"] = pa.chunked_array([offsets], pa.float64())
+
+
+def _offset_of_baseline(baseline: str) -> float:
+    """What a Sentinel-2 product of a processing baseline, such as `04.00` or `N0509`, carries."""
+    match = re.fullmatch(r"N?(\d{2})\.?(\d{2})|(\d)(?:\.(\d{1,2}))?", baseline.strip())
+    if not match:
+        raise ValueError("a baseline is two digits, a point and two digits, such as 04.00")
+    major = int(match[1] or match[3])
+    return float(BASELINE_0400_OFFSET) if major >= BASELINE_WITH_OFFSET else 0.0
 
 
 def _read_csv(path: Path) -> pa.Table:

@@ -23,11 +23,12 @@ from fusmae_hf.readers.rasters import (
     read_label_map,
     read_optical,
     read_sar,
+    require_data,
     require_one_place,
     require_resampling,
 )
 from fusmae_hf.readers.windows import Edges, Windows
-from fusmae_hf.vocabulary import IMAGES, SENSORS
+from fusmae_hf.vocabulary import IMAGES, OF_SCENES, SENSORS
 
 _Resampling = Literal["bilinear", "nearest"]
 
@@ -98,6 +99,7 @@ class PairedGeoTIFFs(ListedPairs):
             overlaps the one before; or `"pad"`, it reaches beyond the edge, where there is no data.
         max_no_data: `read` refuses windows, or whole files, in which a larger share of the pixels has no data in
             either sensor.
+        keep_single: keep files that fit a pattern without a partner of the other sensor.
         name: short name of the dataset.
         source: where the imagery comes from.
         license: licence of the imagery.
@@ -136,6 +138,7 @@ class PairedGeoTIFFs(ListedPairs):
         stride: int | None = None,
         edges: Edges = "drop",
         max_no_data: float = 0.0,
+        keep_single: bool = False,
         name: str = "paired_geotiffs",
         source: str = "own GeoTIFFs",
         license: str = "not stated",
@@ -174,6 +177,7 @@ class PairedGeoTIFFs(ListedPairs):
         self._map_classes = range(len(map_class_names))
         self._implied_offset: float | None = None
         self._warp, self._target, self._resolution = on_different_grids == "warp", target, resolution
+        self._order = sorted(SENSORS, key=lambda sensor: sensor != target)
         self._resampling, self._max_no_data, self._max_pixel_ratio = resampling, max_no_data, max_pixel_ratio
         self._windows = None if patch_size is None else Windows(patch_size, stride or patch_size, edges)
 
@@ -181,7 +185,7 @@ class PairedGeoTIFFs(ListedPairs):
             listing = list_by_manifest(self.root / manifest, class_names)
         elif manifest is None and sar and optical:
             bands = {sensor: self._stated[sensor].file_names for sensor in SENSORS}
-            listing = list_by_patterns(self.root, sar, optical, label_map, bands)
+            listing = list_by_patterns(self.root, sar, optical, label_map, bands, keep_single)
         else:
             raise ValueError(
                 "Give either the patterns sar= and optical=, such as 's1/{id}.tif' and 's2/{id}.tif', or manifest=, a "
@@ -193,6 +197,10 @@ class PairedGeoTIFFs(ListedPairs):
                 raise ValueError(f"The extra columns {taken} are given to windows by patch_size: rename yours.")
             extra_columns = extra_columns | {"scene": "string", "row": "int64", "col": "int64"}
         self._table, self._left_out = listing.table, listing.left_out
+        per_scene = tuple(name for name in OF_SCENES if self._table[name].null_count < len(self._table))
+        if "optical_offset" in per_scene and optical_offset is None:
+            optical_offset = 0.0
+            self._stated["optical"] = replace(self._stated["optical"], offset=0.0)
         self._kept = KeptFiles()
         found = self._listen()
         has_maps = listing.table["label_map"].null_count < len(listing.table)
@@ -210,8 +218,11 @@ class PairedGeoTIFFs(ListedPairs):
             map_class_names=tuple(map_class_names),
             map_units=map_units,
             extra_columns=extra_columns,
+            per_scene=per_scene,
             **found,
         )
+        for scene in self._table.select(OF_SCENES).group_by(list(OF_SCENES)).aggregate([]).to_pylist():
+            self.info.of_scene(scene)  # refuses what cannot be
         self._list_windows()
         self._require_pairs("Paired GeoTIFFs", "", "files that fit the patterns or the manifest")
 
@@ -269,18 +280,18 @@ class PairedGeoTIFFs(ListedPairs):
         self.summary = f"Found {len(scenes):,} pairs of files in {self.root}."
         if self._windows is None:
             return
-        self.ids = []
+        self.ids, patch = [], self._windows.size
         for number, scene in enumerate(scenes):
             grid = None
             try:
                 with ExitStack() as files:
-                    grid = self._target_grid(self._open(files, number, self._target))
+                    kind = next(kind for kind in self._order if self._table[kind][number].is_valid)
+                    grid = self._target_grid(self._open(files, number, kind))
             except PairError as error:
                 self._left_out.append((scene, str(error)))
             names = [f"{scene}_{row:05d}_{column:05d}" for row, column in self._windows.add_scene(grid)]
             if grid and not names:
-                size = self._windows.size
-                self._left_out.append((scene, f"{grid.height}x{grid.width} px are less than a window of {size} px"))
+                self._left_out.append((scene, f"{grid.height}x{grid.width} px are less than a window of {patch} px"))
             self.ids += names
         self.summary = f"{self.summary.removesuffix('.')}, {self._windows}."
 
@@ -292,10 +303,7 @@ class PairedGeoTIFFs(ListedPairs):
     @property
     def rows_read_together(self) -> int:
         """Number of pairs that may wait in memory to be written in another order than they were read in."""
-        bands, side = (
-            len(self.info.sar_bands) + len(self.info.optical_bands),
-            self._windows.size if self._windows else 1,
-        )
+        bands, side = len(self.info.sar_bands + self.info.optical_bands), getattr(self._windows, "size", 1)
         return max(32, min(1024, _BYTES_READ_TOGETHER // (4 * bands * side**2)))
 
     def _scene(self, index: int) -> int:
@@ -311,25 +319,24 @@ class PairedGeoTIFFs(ListedPairs):
         number = self._scene(index)
         row = self._table.slice(number, 1).to_pylist()[0]
         with self._opened(number) as rasters:
-            whole = self._target_grid(rasters[self._target])
+            target = next(rasters[kind] for kind in self._order if kind in rasters)
+            whole = self._target_grid(target)
             window = (0, 0, whole.height, whole.width)
             extra = {name: row[name] for name in self.info.extra_columns if name in row}
             if self._windows:
                 window = self._windows.window(range(len(self.ids))[index])
                 extra |= {"scene": row["id"], "row": window[0], "col": window[1]}
-            self._require_grids(rasters, whole)
-            sar = read_sar(
-                rasters["sar"],
-                whole,
-                window,
-                units=self.info.sar_units,
-                resampling=self._resampling if self._warp else None,
-            )
-            optical = read_optical(rasters["optical"], whole, window, resampling=self._resampling)
+            self._require_grids(rasters, whole, target)
+            sar = optical = None
+            if "sar" in rasters:
+                units, resampling = row["sar_units"] or self.info.sar_units, self._resampling if self._warp else None
+                sar = read_sar(rasters["sar"], whole, window, units=units, resampling=resampling)
+            if "optical" in rasters:
+                optical = read_optical(rasters["optical"], whole, window, resampling=self._resampling)
             label_map = (
                 read_label_map(rasters["label_map"], whole, window, self.info) if "label_map" in rasters else None
             )
-        self._require_data(row, sar, optical)
+        require_data((row["sar"], row["optical"]), sar, optical, self._max_no_data)
         grid = whole.window(*window)
         return Pair(
             id=self.ids[index],
@@ -342,6 +349,7 @@ class PairedGeoTIFFs(ListedPairs):
             transform=grid.transform if grid.crs else None,
             sar_time=row["sar_time"],
             optical_time=row["optical_time"],
+            **{name: row[name] for name in (*OF_SCENES, "processing_baseline")},
             extra=extra,
         )
 
@@ -372,7 +380,12 @@ class PairedGeoTIFFs(ListedPairs):
 
     def _open(self, files: ExitStack, number: int, kind: str) -> Raster:
         """Open the SAR, optical or label map file of a listed pair, until `files` is closed."""
-        raster = open_raster(files, Path(self._table[kind][number].as_py()), self._stated[kind])
+        stated = self._stated[kind]
+        if kind in SENSORS and (units := self._table[f"{kind}_units"][number].as_py()):
+            stated = replace(stated, units=units)
+        if kind == "optical" and (offset := self._table["optical_offset"][number].as_py()) is not None:
+            stated = replace(stated, offset=offset)
+        raster = open_raster(files, Path(self._table[kind][number].as_py()), stated)
         if kind == "label_map" and self._stated[kind].no_data is None and raster.no_data in self._map_classes:
             raise PairError(
                 f"{raster.path}: its tag says that {raster.no_data:g} is no data, but map_class_names has a class "
@@ -395,24 +408,15 @@ class PairedGeoTIFFs(ListedPairs):
         except ValueError as error:
             raise PairError(f"{raster.path}: {error}.") from error
 
-    def _require_grids(self, rasters: dict[str, Raster], whole: Grid) -> None:
+    def _require_grids(self, rasters: dict[str, Raster], whole: Grid, target: Raster) -> None:
         """Refuse files that are not on the grid of the pair, unless they can be resampled onto it."""
         for kind, raster in rasters.items():
             if raster.grid.same_as(whole):
                 continue
             if not self._warp:
                 raise PairError(
-                    f"{raster.path} is not on the grid of {rasters[self._target].path}: {raster.grid}, but {whole}. "
+                    f"{raster.path} is not on the grid of {target.path}: {raster.grid}, but {whole}. "
                     "Bring them onto one grid, or pass on_different_grids='warp' to have "
                     f"{'it' if kind == 'label_map' else 'one of them'} resampled."
                 )
             require_resampling(raster, whole)
-
-    def _require_data(self, row: dict, sar: np.ndarray, optical: np.ndarray) -> None:
-        """Refuse a pair in which more than `max_no_data` of the pixels have no data in either sensor."""
-        missing = ~np.isfinite(sar).all(axis=0) | (optical == 0).all(axis=0)
-        if missing.mean() > self._max_no_data:
-            raise PairError(
-                f"{row['sar']} and {row['optical']}: {missing.mean():.1%} of {missing.size:,} pixels have no data in "
-                f"SAR or optical, more than max_no_data={self._max_no_data:g}."
-            )

@@ -1,5 +1,7 @@
 """The rasters of a pair read onto one grid, window by window, with what lacks data put in one form."""
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from fusmae_hf.data.pairs import PairsInfo
@@ -175,3 +177,20 @@ def _as_float(values: np.ndarray) -> np.ndarray:
     if values.dtype.kind == "f":
         return values
     return values.astype(np.float32 if values.dtype.itemsize <= 2 else np.float64)
+
+
+def require_data(
+    paths: Sequence[str | None], sar: np.ndarray | None, optical: np.ndarray | None, max_no_data: float
+) -> None:
+    """Raise a PairError where more than a share of the pixels have no data in either sensor of a pair.
+
+    A sensor that is empty throughout is absent, and the other one decides.
+    """
+    lacks = [] if sar is None else [~np.isfinite(sar).all(axis=0)]
+    lacks += [] if optical is None else [(optical == 0).all(axis=0)]
+    missing = np.logical_or.reduce([each for each in lacks if not each.all()] or lacks)
+    if missing.mean() > max_no_data:
+        raise PairError(
+            f"{' and '.join(filter(None, paths))}: {missing.mean():.1%} of {missing.size:,} pixels have no data in "
+            f"SAR or optical, more than max_no_data={max_no_data:g}."
+        )

@@ -15,11 +15,11 @@ from typing import Any, NamedTuple
 import fsspec
 
 from fusmae_hf.data.findings import recorded_findings
-from fusmae_hf.data.moments import Moments
 from fusmae_hf.data.pairs import PairsInfo
 from fusmae_hf.files.plain_text import plain_text
 from fusmae_hf.files.strict_json import is_count, parse_json
 from fusmae_hf.shards.format import FILE_NAME, FORMAT_VERSION, READABLE_VERSIONS, ShardRecord
+from fusmae_hf.shards.moments import Moments
 
 LEFT_OUT_NAME = "left_out.csv"
 

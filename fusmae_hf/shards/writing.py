@@ -17,7 +17,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from fusmae_hf.data.band_sums import BandSums
 from fusmae_hf.data.checks import pair_to_store
 from fusmae_hf.data.findings import Seen, merge_seen
 from fusmae_hf.data.native_resolution import NativeBands, native_bands
@@ -25,6 +24,7 @@ from fusmae_hf.data.pairs import Pair, PairsInfo
 from fusmae_hf.errors import PairError
 from fusmae_hf.files.atomic import explain_failed_write, flush_to_disk, incomplete_path, write_atomically
 from fusmae_hf.files.plain_text import plain_text
+from fusmae_hf.shards.band_sums import BandSums
 from fusmae_hf.shards.dataset_info import LEFT_OUT_NAME, DatasetInfo, LeftOut, count_reasons
 from fusmae_hf.shards.format import (
     FILE_NAME,

@@ -66,6 +66,8 @@ def fresh_processor(data: SourceArguments, info: PairsInfo, config: FusMAEConfig
         ValueError: neither the user nor the shards name statistics.
     """
     statistics = data.statistics or info.statistics
+    if statistics is None and data.measured:
+        return _measured_processor(data.measured, info, config)
     if statistics is None:
         raise ValueError(
             f"The shards of {info.name} name no band statistics. Measure them with `fusmae stats <shards> --processor "
@@ -83,6 +85,25 @@ def fresh_processor(data: SourceArguments, info: PairsInfo, config: FusMAEConfig
         optical_units=info.optical_units,
         optical_offset=info.optical_offset,
     )
+
+
+def _measured_processor(
+    measured: dict[str, tuple[int, float, float]], info: PairsInfo, config: FusMAEConfig
+) -> FusMAEImageProcessor:
+    """A processor with the statistics that were measured when the shards were written."""
+    fields: dict[str, Any] = {}
+    for sensor in ("sar", "optical"):
+        bands = getattr(config, f"{sensor}_bands")
+        found = {band: measured.get(f"{sensor}/{band}", (0, 0.0, 0.0)) for band in bands}
+        if flat := [band for band, (_, _, std) in found.items() if not std > 0]:
+            raise ValueError(
+                f"The training pairs of {info.name} have no data, or one value alone, in the {sensor} bands {flat}, "
+                "so that nothing can be normalised by them: name statistics with `--statistics`."
+            )
+        fields[f"{sensor}_mean"] = {band: mean for band, (_, mean, _) in found.items()}
+        fields[f"{sensor}_std"] = {band: std for band, (_, _, std) in found.items()}
+        fields[f"{sensor}_bands"], fields[f"{sensor}_units"] = bands, getattr(info, f"{sensor}_units")
+    return FusMAEImageProcessor(statistics=None, optical_offset=info.optical_offset, **fields)
 
 
 def require_writable(folder: str | os.PathLike[str]) -> None:

@@ -4,11 +4,11 @@ from typing import Any
 
 import numpy as np
 
-from fusmae_hf.data.moments import Moments
 from fusmae_hf.data.native_resolution import NativeBands
 from fusmae_hf.data.pairs import Pair, PairsInfo
 from fusmae_hf.modeling.no_data_fusmae import has_data
 from fusmae_hf.modeling.sensors_fusmae import REFLECTANCE_SCALE
+from fusmae_hf.shards.moments import Moments
 from fusmae_hf.vocabulary import SENSORS
 
 _EXACT = 2**21
