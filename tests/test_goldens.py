@@ -7,6 +7,7 @@ import hashlib
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -15,6 +16,7 @@ from fusmae_hf.cli.main import main
 
 GOLDENS = Path(__file__).with_name("goldens.json")
 CHECKPOINT = Path(__file__).resolve().parents[1] / "checkpoints" / "fusmae-tiny"
+CONSTRAINTS = (Path(__file__).resolve().parents[1] / "constraints.txt").read_text()
 
 
 def shards_of_simulated_pairs(folder: Path) -> dict[str, str]:
@@ -74,6 +76,7 @@ def figures_of_the_checkpoint() -> dict[str, float]:
     return figures
 
 
+@pytest.mark.skipif(f"numpy=={np.__version__}\n" not in CONSTRAINTS, reason="another numpy rounds otherwise")
 def test_the_shards_of_simulated_pairs_hold_the_same_bytes(tmp_path):
     assert shards_of_simulated_pairs(tmp_path / "shards") == json.loads(GOLDENS.read_text())["shards"]
 

@@ -148,7 +148,7 @@ print(type(auto.__loader__).__name__, type(auto.__spec__.loader).__name__)
 
 MISSING = """
 import os, signal, sys
-import torch, transformers.trainer, datasets, psutil  # what they need of the system is theirs
+import torch.distributed.run, transformers.trainer, datasets, psutil  # what they need of the system is theirs
 sys.modules["resource"] = None
 for name in ("preadv", "posix_fadvise", "fork"):
     delattr(os, name)
