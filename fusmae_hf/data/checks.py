@@ -10,7 +10,7 @@ from fusmae_hf.data.native_resolution import PIXEL_DTYPES, NativeBands
 from fusmae_hf.data.pairs import Pair, PairsInfo
 from fusmae_hf.data.places import problem_of_place
 from fusmae_hf.errors import PairError
-from fusmae_hf.modeling.no_data_fusmae import has_data
+from fusmae_hf.modeling.no_data_fusmae import extremes, has_data
 from fusmae_hf.vocabulary import SENSORS
 
 _PIXEL_KINDS = {(np.dtype(name).kind, np.dtype(name).itemsize) for name in PIXEL_DTYPES}
@@ -35,6 +35,10 @@ def pixels_without_data(pixels: np.ndarray | NativeBands, sensor: str, units: st
             return 0
     if isinstance(pixels, NativeBands):
         pixels = pixels.expand()
+    elif pixels.dtype.kind == "f":
+        lowest, _, finite = extremes(pixels)
+        if finite and lowest > (-math.inf if sensor == "sar" and units != "linear" else 0):
+            return 0
     there = has_data(pixels, sensor, units, nodata=0 if sensor == "optical" else None)
     return there.size - int(np.count_nonzero(there))
 

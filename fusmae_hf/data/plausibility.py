@@ -102,6 +102,7 @@ class PairSample:
         self._kept: dict[str, list[np.ndarray]] = {"sar": [], "optical": []}
         self._outside = dict.fromkeys(self._kept, NOTHING_OUTSIDE)
         self._scenes: dict[tuple[Any, ...], PairSample] = {}
+        self._declarations: dict[tuple[str, np.dtype], Declaration] = {}
         self.seen: dict[str, Seen] = {}
         self.darkness: Counter[str] = Counter()
 
@@ -127,10 +128,13 @@ class PairSample:
         declared = None if pixels is None else self._declared(sensor, pixels.dtype)
         if declared is None or declared.units == "raw":
             return []
-        lowest, highest = _extremes(pixels)
+        # One array of all bands, since numpy takes as long to begin as to look at a band.
+        flat = np.concatenate([band.ravel() for band in pixels.bands]) if isinstance(pixels, NativeBands) else pixels
+        lowest, highest, finite = extremes(flat)
         found, outside = [], NOTHING_OUTSIDE
         if are_quiet(lowest, highest, declared.units) and not (declared.units == "db" and highest >= 0):
-            values = _with_data(_sampled(pixels), sensor)
+            values = _sampled(pixels)
+            values = values.reshape(len(values), -1) if finite and sensor == "sar" else _with_data(values, sensor)
         else:
             whole = pixels.expand() if isinstance(pixels, NativeBands) else pixels
             found, where, outside = odd_values(whole, declared)
@@ -142,7 +146,7 @@ class PairSample:
             self.darkness[where_darkest] += 1
         if self._pixels_a_pair:
             self._kept[sensor].append(values[:, :: max(1, -(-values.shape[1] // self._pixels_a_pair))])
-        if not outside.number and is_ordinary(values, declared):
+        if not outside.number and is_ordinary(values, highest, declared):
             return found
         enough = values.shape[1] >= FEWEST_PIXELS
         for finding in judge(_tensor(values), declared, outside):
@@ -168,16 +172,11 @@ class PairSample:
         return {"findings": seen, "darkness": {name: self.darkness[name] for name in DARKNESS if self.darkness[name]}}
 
     def _declared(self, sensor: str, dtype: np.dtype) -> Declaration:
-        bands, units = getattr(self._info, f"{sensor}_bands"), getattr(self._info, f"{sensor}_units")
-        return Declaration(sensor, units, bands, bands, self._info.optical_offset, getattr(torch, dtype.name))
-
-
-def _extremes(pixels: np.ndarray | NativeBands) -> tuple[float, float]:
-    """Smallest and largest value of all bands, NaN apart."""
-    if isinstance(pixels, np.ndarray):
-        return extremes(pixels)
-    lows, highs = zip(*map(extremes, pixels.bands), strict=True)
-    return min(lows), max(highs)
+        if (declared := self._declarations.get((sensor, dtype))) is None:
+            bands, units = getattr(self._info, f"{sensor}_bands"), getattr(self._info, f"{sensor}_units")
+            declared = Declaration(sensor, units, bands, bands, self._info.optical_offset, getattr(torch, dtype.name))
+            self._declarations[sensor, dtype] = declared
+        return declared
 
 
 def _sampled(pixels: np.ndarray | NativeBands) -> np.ndarray:
@@ -191,7 +190,7 @@ def _sampled(pixels: np.ndarray | NativeBands) -> np.ndarray:
     if any(coarsest % factor for factor in pixels.factors):
         return pixels.sampled(step)
     bands = zip(pixels.bands, pixels.factors, strict=True)
-    return np.stack([band[:: step // factor, :: step // factor] for band, factor in bands])
+    return np.array([band[:: step // factor, :: step // factor] for band, factor in bands])
 
 
 def _with_data(pixels: np.ndarray, sensor: str) -> np.ndarray:
