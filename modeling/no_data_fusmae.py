@@ -302,7 +302,7 @@ def _wrapped_finding(pixels: np.ndarray, where: np.ndarray, declared: Declaratio
 
 def _marks_finding(pixels: np.ndarray, where: np.ndarray, declared: Declaration) -> Finding:
     values, counts = np.unique(pixels[where], return_counts=True)
-    marks = [f"{float(value):.9g}" for value in values[np.argsort(-counts)][:3]]
+    marks = [str(value).removesuffix(".0") for value in values[np.argsort(-counts)][:3]]
     count, bands = int(where.any(axis=0).sum()), _bands(where, declared)
     seen = (
         f"{declared.title}, but {count:,} pixels hold {' or '.join(marks)}{_in_bands(bands, declared)}, which marks "

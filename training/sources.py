@@ -2,6 +2,7 @@
 
 import copy
 import hashlib
+import os
 import warnings
 from collections.abc import Collection, Sequence
 from pathlib import Path
@@ -73,6 +74,8 @@ def open_splits(
     options: dict[str, Any] = {"streaming": arguments.streaming, "on_bad_files": arguments.on_bad_files}
     train = load_pairs(folder, "train", **options)
     arguments.measured = train.dataset_info.statistics
+    if os.environ.get("RANK", "0") == "0":
+        train.dataset_info.warn_of_odd_values()
     others = [split for split in train.dataset_info.splits if split != "train" and split in (wanted or [split])]
     return {"train": train} | {split: load_pairs(folder, split, **options) for split in others}
 

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -78,6 +79,7 @@ def _patch(text: str) -> tuple[int, int]:
 
 
 def _show(arguments: argparse.Namespace) -> int:
+    from fusmae_hf.data.plausibility import PairSample
     from fusmae_hf.plots.pairs import TRUE_COLOUR
     from fusmae_hf.plots.scores import plot_losses
 
@@ -100,6 +102,8 @@ def _show(arguments: argparse.Namespace) -> int:
         if what in ("reconstruction", "attention", "embedding") and not checkpoint:
             raise ValueError(f"--what {what} needs a model: name one with --checkpoint, such as outputs/pretrain.")
         pair, info = _read_pair(data, arguments.split, arguments.index)
+        for finding in PairSample(info).add(pair):
+            warnings.warn(f"{pair.id}: {finding.for_commands()}", stacklevel=1)
         what = what or ("rgb" if {*TRUE_COLOUR} <= {*info.optical_bands} else "false-colour")
         figure = _draw(what, pair, info, checkpoint, arguments)
         shown = f"{what} of {pair.id}, pair {arguments.index} of {data}"

@@ -12,8 +12,10 @@ import numpy as np
 import pyarrow.compute as pc
 from tqdm.auto import tqdm
 
+from fusmae_hf.data.findings import recorded_findings
 from fusmae_hf.data.native_resolution import expand_bands
 from fusmae_hf.data.pairs import Pair, PairsInfo
+from fusmae_hf.data.plausibility import PairSample
 from fusmae_hf.files.plain_text import plain_text
 from fusmae_hf.modeling.sensors_fusmae import OPTICAL_WAVELENGTH, STATISTICS
 from fusmae_hf.plots.pairs import FALSE_COLOUR, TRUE_COLOUR, composite, composite_title, draw_sar, new_figure
@@ -54,6 +56,7 @@ class Inspection:
         labels: number of pairs of each class by split; of the whole folder, of a URL over the pairs looked at. Empty
             where there are no labels.
         labels_complete: True where `labels` counts all pairs.
+        odd: what does not look as declared: in all pairs where `prepare` recorded it, else in those looked at.
     """
 
     folder: str
@@ -64,6 +67,7 @@ class Inspection:
     pairs: tuple[Pair, ...]
     labels: dict[str, Counter[str]]
     labels_complete: bool
+    odd: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         parts = [self._facts(), self._splits(), self._statistics(), *([self._classes()] if self.labels else [])]
@@ -94,6 +98,8 @@ class Inspection:
             )
         for reason, count in islice(self.dataset.left_out_reasons.items(), MOST_REASONS):
             yield f"{count:>17,}  {reason}"
+        for found in self.odd:
+            yield textwrap.fill(f"warning: {found}", 110, subsequent_indent=" " * 10, break_long_words=False)
 
     def _splits(self) -> Iterator[str]:
         lacking = any(any(self.dataset.absent(split).values()) for split in self.dataset.splits)
@@ -163,7 +169,8 @@ def inspect_shards(folder: str, *, max_pairs: int = 256, num_pictured: int = 6, 
     rows = spread_rows(list(opened.values()), max_pairs)
     total = sum(number for _, _, number in rows)
     pictured_at = set(np.linspace(0, total - 1, num_pictured).round().astype(int).tolist())
-    bands, pictured, count = SensorBands(dataset.info), list[Pair](), 0
+    bands, pictured, count, values = SensorBands(dataset.info), list[Pair](), 0, PairSample(dataset.info, 0)
+    recorded = all(shard.plausibility for split in dataset.splits for shard in dataset.shards(split))
     labels: dict[str, Counter[str]] = {split: Counter() for split in dataset.splits}
     with tqdm(total=total, unit=" pairs", desc="reading", disable=None if progress else True) as bar:
         for of_group in rows:
@@ -171,6 +178,8 @@ def inspect_shards(folder: str, *, max_pairs: int = 256, num_pictured: int = 6, 
             for batch in read_batches(of_group):
                 bands.add(batch)
                 size = len(batch["id"])
+                for at in () if recorded else range(size):
+                    values.add(_pair(batch, at, split, dataset.info))
                 for at in sorted(pictured_at.intersection(range(count, count + size))):
                     pictured.append(_pair(batch, at - count, split, dataset.info))
                 for names in batch.get("labels", ()):
@@ -189,6 +198,7 @@ def inspect_shards(folder: str, *, max_pairs: int = 256, num_pictured: int = 6, 
         tuple(pictured),
         labels if any(labels.values()) else {},
         complete,
+        tuple(dataset.odd_values() if recorded else recorded_findings([values.record()])),
     )
 
 
@@ -348,7 +358,8 @@ def _pair(batch: dict, index: int, split: str, info: PairsInfo) -> Pair:
         optical = expand_bands(optical[None], info.optical_factors, *batch["optical_shape"][1:])[0]
     labels = batch["labels"][index] if "labels" in batch else None
     sar, optical = (None if pixels is None else pixels.numpy() for pixels in (sar, optical))
-    return Pair(batch["id"][index], sar, optical, labels=labels, split=split)
+    label_map = batch["label_map"][index].numpy() if "label_map" in batch else None
+    return Pair(batch["id"][index], sar, optical, labels, label_map, split)
 
 
 def _aligned(rows: Sequence[Sequence[str]]) -> Iterator[str]:

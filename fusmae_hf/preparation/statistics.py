@@ -104,7 +104,8 @@ def band_statistics(
         progress: show a progress bar where the output is a terminal.
 
     Returns:
-        The figures, in the scale in which the image processor stores them: see `BandSummary`.
+        The figures, in the scale in which the image processor stores them: see `BandSummary`. Values that `prepare`
+        recorded as odd are in them, with a warning.
 
     Raises:
         FileNotFoundError: there is no such folder, or no shards in it.
@@ -115,6 +116,7 @@ def band_statistics(
             raise ValueError(f"{name}={value} must be at least 1.")
     pairs = load_pairs(folder, split, streaming=True)
     assert isinstance(pairs, StreamedPairDataset)
+    pairs.dataset_info.warn_of_odd_values(split)
     info, rows = pairs.info, spread_rows([pairs], max_pairs)
     bands = _take_in(rows, info, num_proc, progress)
     return DatasetStatistics(

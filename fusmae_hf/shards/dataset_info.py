@@ -8,6 +8,7 @@ import dataclasses
 import os
 import re
 import reprlib
+import warnings
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -116,6 +117,11 @@ class DatasetInfo:
             for band, (number, mean, deviations) in shard.statistics.items():
                 found[band] = found.get(band, Moments()).merge(Moments(number, mean, deviations))
         return {band: (moments.number, moments.mean, moments.std) for band, moments in found.items()}
+
+    def warn_of_odd_values(self, split: str | None = None) -> None:
+        """Say what `odd_values` holds, as warnings."""
+        for found in self.odd_values(split):
+            warnings.warn(f"{self.info.name}: {found}", stacklevel=2)
 
     def shards(self, split: str) -> tuple[ShardRecord, ...]:
         """Shards of a split, in row order.
