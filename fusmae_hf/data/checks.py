@@ -7,8 +7,7 @@ from dataclasses import replace
 import numpy as np
 
 from fusmae_hf.data.native_resolution import PIXEL_DTYPES, NativeBands
-from fusmae_hf.data.pairs import Pair, PairsInfo
-from fusmae_hf.data.places import problem_of_place
+from fusmae_hf.data.pairs import Pair, PairsInfo, problem_of_place
 from fusmae_hf.errors import PairError
 from fusmae_hf.modeling.no_data_fusmae import extremes, has_data
 from fusmae_hf.vocabulary import SENSORS

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from fusmae_hf.data.places import problem_of_place
+from fusmae_hf.data.pairs import problem_of_place
 
 Window = tuple[int, int, int, int]
 """Row, column, height and width in pixels."""
