@@ -185,14 +185,19 @@ class OddValues(NamedTuple):
     outside: Outside = NOTHING_OUTSIDE
 
 
-def extremes(pixels: np.ndarray) -> tuple[float, float]:
-    """Smallest and largest value, NaN apart; (inf, -inf) where there is none."""
+def extremes(pixels: np.ndarray) -> tuple[float, float, bool]:
+    """Smallest (0 of unsigned integers, whatever they hold) and largest value, NaN apart, and whether all are finite.
+
+    (inf, -inf) where there is no number.
+    """
     if not pixels.size:
-        return math.inf, -math.inf
-    low, high = float(pixels.min()), float(pixels.max())
+        return math.inf, -math.inf, True
+    low, high = 0.0 if pixels.dtype.kind == "u" else float(pixels.min()), float(pixels.max())
+    if math.isfinite(low) and math.isfinite(high):
+        return low, high, True
     if math.isnan(low):
         low, high = float(np.fmin.reduce(pixels, axis=None)), float(np.fmax.reduce(pixels, axis=None))
-    return (math.inf, -math.inf) if math.isnan(low) else (low, high)
+    return (math.inf, -math.inf, False) if math.isnan(low) else (low, high, False)
 
 
 def are_quiet(lowest: float, highest: float, units: str) -> bool:
@@ -212,7 +217,7 @@ def odd_values(pixels: np.ndarray, declared: Declaration) -> OddValues:
     units = declared.units
     if units == "raw":
         return OddValues([])
-    lowest, highest = extremes(pixels)
+    lowest, highest, _ = extremes(pixels)
     quiet = are_quiet(lowest, highest, units)
     if quiet and not (units == "db" and lowest <= 0 <= highest):
         return OddValues([])
@@ -297,7 +302,7 @@ def _wrapped_finding(pixels: np.ndarray, where: np.ndarray, declared: Declaratio
 
 def _marks_finding(pixels: np.ndarray, where: np.ndarray, declared: Declaration) -> Finding:
     values, counts = np.unique(pixels[where], return_counts=True)
-    marks = [f"{float(value):.9g}" for value in values[np.argsort(-counts)][:3]]
+    marks = [str(value).removesuffix(".0") for value in values[np.argsort(-counts)][:3]]
     count, bands = int(where.any(axis=0).sum()), _bands(where, declared)
     seen = (
         f"{declared.title}, but {count:,} pixels hold {' or '.join(marks)}{_in_bands(bands, declared)}, which marks "
@@ -329,7 +334,7 @@ def _zero_finding(zeros: np.ndarray, declared: Declaration) -> Finding:
 
 def map_findings(values: np.ndarray, units: str | None) -> list[Finding]:
     """What is no measurement in a map `(height, width)` of a quantity in some units. NaN means no data."""
-    if not units or values.dtype.kind != "f" or are_quiet(*extremes(values), "quantity"):
+    if not units or values.dtype.kind != "f" or are_quiet(*extremes(values)[:2], "quantity"):
         return []
     dtype = getattr(torch, values.dtype.name)
     found = odd_values(values[None], Declaration("map", "quantity", (units,), (units,), 0.0, dtype)).findings

@@ -81,26 +81,26 @@ class Plausibility:
         return new
 
 
-def is_ordinary(values: np.ndarray, declared: Declaration) -> bool:
+def is_ordinary(values: np.ndarray, highest: float, declared: Declaration) -> bool:
     """Whether nothing that `judge` finds can contradict the units or the order of the bands; quicker than judging.
 
     Args:
         values: `(bands, pixels)` of a pair, none of them out of range.
+        highest: of all values of the pair.
         declared: what is said of them.
     """
     if not values.size:
         return True
     if declared.sensor == "optical":
-        return bool(values.max() >= 5) if declared.units == "dn" else not declared.integer
+        return highest >= 5 if declared.units == "dn" else not declared.integer
     if declared.units == "linear":
         if values.min() <= 0:
             return False
         values = 10 * np.log10(values)
-    means = values.mean(axis=1, dtype=np.float64)
-    swapped = {"VV", "VH"} <= set(declared.bands) and means[declared.bands.index("VH")] > means[
-        declared.bands.index("VV")
-    ]
-    return bool(means.min() > -45 and means.max() < -3.5 and not swapped)
+    means = np.add.reduce(values, axis=1).tolist()
+    bands, number = declared.bands, values.shape[1]
+    swapped = "VV" in bands and "VH" in bands and means[bands.index("VH")] > means[bands.index("VV")]
+    return not swapped and min(means) > -45 * number and max(means) < -3.5 * number
 
 
 def judge(values: torch.Tensor, declared: Declaration, outside: Outside = NOTHING_OUTSIDE) -> list[Finding]:
@@ -382,10 +382,15 @@ DARKNESS = ("dark", "between", "offset", "bright")
 below 950; up to 1,600, as with one; above that, as under clouds."""
 
 
+OF_DARKNESS = 200
+"""About so many pixels of a pair tell how dark the darkest percent is."""
+
+
 def darkness(values: np.ndarray, units: str) -> str | None:
     """Where the darkest percent of the pixels lies, `(bands, pixels)`, in the darkest band: one of `DARKNESS`."""
     if units == "raw" or values.shape[1] < FEWEST_PIXELS // 4:
         return None
+    values = values[:, :: max(1, values.shape[1] // OF_DARKNESS)]
     at = values.shape[1] // 100
     darkest = float(np.partition(values, at, axis=1)[:, at].min())
     if units == "reflectance":
