@@ -85,8 +85,7 @@ class PairedGeoTIFFs(ListedPairs):
         optical_no_data: value of optical pixels without data; that of each file's tag by default.
         class_names: names of the scene classes in the order of their indices, needed for `labels`.
         map_class_names: names of the classes 0, 1, ... of the label maps; other values are an error then.
-        map_no_data: value of label maps that marks pixels without a class, or without a quantity, which become NaN; by
-            default that of the files' tag.
+        map_no_data: value of label maps without a class, or a quantity (which becomes NaN); by default their tag.
         map_units: units of label maps that hold a quantity (float) instead of classes.
         on_different_grids: `"error"` or `"warp"`.
         target: whose grid pairs are given on when their grids differ: `"optical"` or `"sar"`.
@@ -362,8 +361,7 @@ class PairedGeoTIFFs(ListedPairs):
             with ExitStack() as files:
                 kinds = [kind for kind in IMAGES if self._table[kind][number].is_valid]
                 kept.rasters = {kind: self._open(files, number, kind) for kind in kinds}
-                if set(SENSORS) <= kept.rasters.keys():
-                    require_one_place(kept.rasters["sar"], kept.rasters["optical"], self._max_pixel_ratio)
+                require_one_place(kept.rasters, self._max_pixel_ratio)
                 kept.key, kept.files = key, files.pop_all()
         try:
             yield kept.rasters

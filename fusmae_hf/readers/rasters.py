@@ -1,6 +1,6 @@
 """The rasters of a pair read onto one grid, window by window, with what lacks data put in one form."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -23,17 +23,18 @@ def require_resampling(raster: Raster, target: Grid) -> None:
         raise PairError(f"{raster.path}: does not overlap its partner: {raster.grid}; wanted: {target}.")
 
 
-def require_one_place(sar: Raster, optical: Raster, most_times: float) -> None:
-    """Refuse files that cannot show one place.
+def require_one_place(rasters: Mapping[str, Raster], most_times: float) -> None:
+    """Refuse files of a pair, by kind, that cannot show one place.
 
     Raises:
-        PairError: coordinates cannot be of the CRS that is stated; the finest pixels differ by more than `most_times`;
-            or the extents barely meet. Names both files and grids.
+        PairError: coordinates cannot be of the CRS that is stated; the finest pixels of the sensors differ more than
+            `most_times`; or their extents barely meet. Names the files and grids.
     """
-    for raster in (sar, optical):
+    for raster in rasters.values():
         if problem := raster.grid.problem():
             raise PairError(f"{raster.path}: {problem}")
-    if sar.grid.crs is None or optical.grid.crs is None or sar.grid.same_as(optical.grid):
+    sar, optical = (rasters.get(sensor) for sensor in ("sar", "optical"))
+    if sar is None or optical is None or None in (sar.grid.crs, optical.grid.crs) or sar.grid.same_as(optical.grid):
         return
     if problem := problem_between(sar.grid, optical.grid, most_times):
         raise PairError(f"{sar.path} and {optical.path} {problem}: {sar.grid}; {optical.grid}.")
