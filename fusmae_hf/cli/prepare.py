@@ -21,6 +21,14 @@ def part_of(text: str) -> tuple[int, int]:
     return int(match[1]), int(match[2])
 
 
+def ids_in(text: str) -> list[str]:
+    """Type of `--select`: a file of ids, one a line."""
+    try:
+        return [line.strip() for line in Path(text).read_text(encoding="utf-8").splitlines() if line.strip()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise argparse.ArgumentTypeError(f"the list of ids {text!r} cannot be read: {error}") from error
+
+
 WRITING: dict[str, dict[str, Any]] = {
     "limit": {"type": int, "metavar": "N", "help": "write at most N pairs, drawn over the whole dataset"},
     "max_no_data": {
@@ -39,6 +47,12 @@ WRITING: dict[str, dict[str, Any]] = {
         "metavar": "SHARE",
         "help": "share of the pairs without a split for validation",
     },
+    "split_by": {
+        "default": "place",
+        "metavar": "scene|place|block:SIZE",
+        "help": "what --hold-out keeps together: pairs on the same ground (default), scenes, or squares of ground",
+    },
+    "select": {"type": ids_in, "metavar": "FILE", "help": "write only the pairs whose ids FILE lists, one a line"},
     "seed": {
         "type": int,
         "default": 0,

@@ -1,7 +1,7 @@
 """What a batch of pairs still needs before the model: masking noise, and what its random views are to be."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -41,7 +41,8 @@ class PairCollator:
             `(batch, tokens)`, a number for each patch of the image or, where patches do not fill it, of the padded
             one; and `augmentation`.
         """
-        batch = dict(batch) if isinstance(batch, dict) else _stack_items(batch)
+        columns = batch if isinstance(batch, dict) else getattr(batch, "columns", None)
+        batch = dict(columns) if columns is not None else _stack_items(cast(Sequence[dict[str, Any]], batch))
         if self.masking:
             for sensor, noise in _NOISE.items():
                 batch[noise] = self._noise(sensor, batch)

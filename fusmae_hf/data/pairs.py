@@ -4,7 +4,7 @@ import re
 import reprlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
@@ -189,8 +189,25 @@ def _are_names(names: Any) -> bool:
     return isinstance(names, tuple) and all(is_plain_text(name, 500) for name in names)
 
 
+class Place(NamedTuple):
+    """Where a pair lies.
+
+    Attributes:
+        scene: of which it is a part.
+        crs: coordinate reference system, or None without a georeference.
+        box: left, bottom, right, top of its footprint, in the CRS or in pixels of the scene.
+    """
+
+    scene: str
+    crs: str | None
+    box: tuple[float, float, float, float]
+
+
 class PairReader(Protocol):
     """What every dataset reader offers. Opening one lists the pairs; pixels are read by `read` alone.
+
+    A reader whose `places(indices)` gives the `Place` of each pair, or None, has those on the same ground held out
+    together.
 
     Readers can be pickled: `prepare` sends them to its worker processes. One that decodes the same part of a file for
     several pairs may have `reading_groups`, a number for each pair that it shares with those to read next to it, and

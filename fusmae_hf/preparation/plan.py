@@ -9,12 +9,13 @@ import dataclasses
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import numpy as np
 
 from fusmae_hf.data.pairs import PairReader, PairsInfo
+from fusmae_hf.preparation.hold_out import HeldOut, draw_held_out
 from fusmae_hf.shards.dataset_info import LeftOut, pairs_info_from_json
 from fusmae_hf.shards.format import FORMAT_VERSION, ShardRecord
 from fusmae_hf.vocabulary import SPLITS
@@ -102,12 +103,15 @@ class PreparationPlan:
     Attributes:
         summary: what is kept of it on the disk.
         files: the files with their pairs.
-        left_out: pairs that are left out before any is read, as the reader says and for ids that occur twice.
+        left_out: pairs that are left out before any is read, as the reader says, for ids that occur twice, and where
+            they lie in both splits.
+        held_out: how much was held out, in words.
     """
 
     summary: PlanSummary
     files: tuple[PlannedFile, ...]
     left_out: tuple[LeftOut, ...]
+    held_out: str = ""
 
 
 def plan_preparation(
@@ -115,6 +119,8 @@ def plan_preparation(
     *,
     limit: int | None,
     hold_out: float,
+    split_by: str = "place",
+    select: Collection[str] | None = None,
     seed: int,
     keep_order: bool,
     rows_per_shard: int,
@@ -145,8 +151,12 @@ def plan_preparation(
     if len(set(ids)) < len(ids):
         candidates, repeated = _without_repeated(ids)
         left_out += repeated
+    if select is not None:
+        candidates = _selected(ids, candidates, select)
     order = candidates if keep_order else np.random.default_rng(seed).permutation(candidates)
-    by_split = _by_split(reader, order[:limit], hold_out, seed)
+    by_split, held_out = _by_split(reader, order[:limit], hold_out, split_by, seed)
+    if held_out:
+        left_out += [LeftOut(ids[index], "astride the border of the validation split") for index in held_out.dropped]
     files: list[PlannedFile] = []
     digest = hashlib.sha256("\n".join(ids).encode(errors="surrogatepass"))
     for split, indices in by_split.items():
@@ -167,6 +177,8 @@ def plan_preparation(
         **{f"reader.{name}": value for name, value in sorted(reader_options.items())},
         "limit": limit,
         "hold_out": hold_out,
+        "split_by": split_by if hold_out else None,
+        "select": None if select is None else hashlib.sha256("\n".join(sorted(select)).encode()).hexdigest()[:16],
         "seed": seed,
         "keep_order": keep_order,
         "rows_per_shard": rows_per_shard,
@@ -181,7 +193,7 @@ def plan_preparation(
         digest=digest.hexdigest()[:32],
         files={file.name: len(file.indices) for file in files},
     )
-    return PreparationPlan(summary, tuple(files), tuple(left_out))
+    return PreparationPlan(summary, tuple(files), tuple(left_out), held_out.summary if held_out else "")
 
 
 def _read_together(reader: PairReader, indices: np.ndarray, rows_per_shard: int, seed: int) -> np.ndarray:
@@ -217,8 +229,22 @@ def _without_repeated(ids: list[str]) -> tuple[np.ndarray, list[LeftOut]]:
     return np.array(first), repeated
 
 
-def _by_split(reader: PairReader, order: np.ndarray, hold_out: float, seed: int) -> dict[str, np.ndarray]:
-    """Pairs of each split that has some, in the given order."""
+def _selected(ids: list[str], candidates: np.ndarray, select: Collection[str]) -> np.ndarray:
+    """Those of the candidates whose ids were chosen."""
+    wanted = set(select)
+    chosen = np.array([index for index in candidates.tolist() if ids[index] in wanted], dtype=np.int64)
+    if missing := wanted.difference(ids):
+        raise ValueError(
+            f"{len(missing):,} of the {len(wanted):,} selected ids are not in the dataset, such as "
+            f"{sorted(missing)[:3]}; its ids look like {ids[:3]}."
+        )
+    return chosen
+
+
+def _by_split(
+    reader: PairReader, order: np.ndarray, hold_out: float, split_by: str, seed: int
+) -> tuple[dict[str, np.ndarray], HeldOut | None]:
+    """Pairs of each split that has some, in the given order, and what was held out."""
     codes: dict[str | None, int] = {None: -1} | {split: code for code, split in enumerate(SPLITS)}
     given = [reader.split_of(index) for index in order.tolist()]
     if unknown := set(given).difference(codes):
@@ -229,9 +255,13 @@ def _by_split(reader: PairReader, order: np.ndarray, hold_out: float, seed: int)
     split = np.array([codes[name] for name in given], dtype=np.int64)
     unassigned = np.sort(order[split == -1])
     split[split == -1] = SPLITS.index("train")
+    drawn = None
     if hold_out and len(unassigned):
-        number = max(1, round(hold_out * len(unassigned)))
-        held_out = np.random.default_rng(seed).permutation(unassigned)[:number]
-        split[np.isin(order, held_out)] = SPLITS.index("validation")
+        tell = getattr(reader, "places", None)
+        places = [None] * len(unassigned) if tell is None else [*tell(unassigned.tolist())]
+        drawn = draw_held_out(places, hold_out, seed, split_by)
+        drawn = drawn._replace(held_out=unassigned[drawn.held_out], dropped=unassigned[drawn.dropped])
+        split[np.isin(order, drawn.held_out)] = SPLITS.index("validation")
+        split[np.isin(order, drawn.dropped)] = len(SPLITS)
     by_split = {name: order[split == code] for code, name in enumerate(SPLITS)}
-    return {name: indices for name, indices in by_split.items() if len(indices)}
+    return {name: indices for name, indices in by_split.items() if len(indices)}, drawn

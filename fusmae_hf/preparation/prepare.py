@@ -3,7 +3,7 @@
 import dataclasses
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any, Literal
@@ -55,6 +55,7 @@ class PreparationReport:
         files_kept: number of files that an earlier run had finished.
         missing: what other parts have to do, in words; empty where nothing is missing.
         seconds: how long it took.
+        held_out: how much was held out, in words.
     """
 
     folder: Path
@@ -65,6 +66,7 @@ class PreparationReport:
     files_kept: int
     missing: str
     seconds: float
+    held_out: str = ""
 
     def __str__(self) -> str:
         lines = [] if self.dataset is None else describe_dataset(self.dataset)
@@ -77,8 +79,7 @@ class PreparationReport:
             lines.append(
                 f"Nothing to do: {self.folder} is complete." if self.dataset else "Nothing to do in this part."
             )
-        if self.missing:
-            lines.append(self.missing)
+        lines += filter(None, (self.held_out, self.missing))
         return "\n".join(lines + self._left_out())
 
     def _left_out(self) -> list[str]:
@@ -104,6 +105,8 @@ def prepare(
     require_both: bool = False,
     on_error: Literal["skip", "stop"] = "skip",
     hold_out: float = 0.0,
+    split_by: str = "place",
+    select: Collection[str] | None = None,
     seed: int = 0,
     keep_order: bool = False,
     num_proc: int = 1,
@@ -137,8 +140,11 @@ def prepare(
         on_error: what to do with a pair that cannot be read or must not be stored: `"skip"` leaves it out and notes
             the reason in `left_out.csv`, `"stop"` raises.
         hold_out: share of the pairs without a split that goes to `validation`, drawn at random (the same way for the
-            same seed) and at least one; the others go to `train`. Neighbouring patches may fall on both sides: where a
-            dataset has official splits, those are the fair ones.
+            same seed) and at least one; the others go to `train`. Pairs whose footprints share area stay together,
+            as far as the reader tells footprints (`places`): see `draw_held_out`. Neighbours may fall on both sides:
+            where a dataset has official splits, those are the fair ones.
+        split_by: what is held out together: `"place"`, `"scene"` or `"block:SIZE"`.
+        select: ids of the pairs to write; all by default.
         seed: of the order, and of what `limit` and `hold_out` draw.
         keep_order: write pairs in the order of the reader.
         num_proc: number of worker processes; 1 (or 0) writes in this process. Starting them takes some seconds, since
@@ -175,6 +181,8 @@ def prepare(
         reader,
         limit=limit,
         hold_out=hold_out,
+        split_by=split_by,
+        select=select,
         seed=seed,
         keep_order=keep_order,
         rows_per_shard=rows_per_shard,
@@ -234,6 +242,7 @@ def prepare(
         files_written=len(written),
         files_kept=len(mine) - len(todo),
         missing=describe_missing(there, missing, finished.values()) if missing else "",
+        held_out=plan.held_out,
         seconds=max(time.monotonic() - started, 1e-3),
     )
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from fusmae_hf.data.pairs import problem_of_place
+from fusmae_hf.data.pairs import Place, problem_of_place
 
 Window = tuple[int, int, int, int]
 """Row, column, height and width in pixels."""
@@ -46,6 +46,15 @@ class Grid:
         a, b, _, d, e, _ = self.transform
         x, y = self.to_map(column, row)
         return Grid(self.crs, (a, b, x, d, e, y), height, width)
+
+    def place(self, window: Window | None, scene: str) -> Place:
+        """Where a window of it, or the whole, lies; without a CRS in pixels of the scene."""
+        row, column, height, width = window or (0, 0, self.height, self.width)
+        if not self.crs:
+            return Place(scene, None, (column, row, column + width, row + height))
+        corners = [self.to_map(x, y) for x in (column, column + width) for y in (row, row + height)]
+        (left, right), (bottom, top) = ((min(ends), max(ends)) for ends in zip(*corners, strict=True))
+        return Place(scene, self.crs.to_string(), (left, bottom, right, top))
 
     def at_resolution(self, resolution: float) -> "Grid":
         """Grid of other pixels from the same upper left corner on, as many as fit.

@@ -1,5 +1,6 @@
 """Reader of your own pairs: a SAR and an optical GeoTIFF of the same place, whole or cut into patches."""
 
+import functools
 import math
 import os
 from collections.abc import Iterator, Sequence
@@ -10,7 +11,7 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 
-from fusmae_hf.data.pairs import Pair, PairsInfo
+from fusmae_hf.data.pairs import Pair, PairsInfo, Place
 from fusmae_hf.errors import PairError
 from fusmae_hf.modeling.sensors_fusmae import OPTICAL_UNITS, SAR_UNITS
 from fusmae_hf.readers.declarations import SKIPPED_BAND, Stated
@@ -24,8 +25,8 @@ from fusmae_hf.readers.rasters import (
     read_optical,
     read_sar,
     require_data,
+    require_grids,
     require_one_place,
-    require_resampling,
 )
 from fusmae_hf.readers.windows import Edges, Windows
 from fusmae_hf.vocabulary import IMAGES, OF_SCENES, SENSORS
@@ -198,15 +199,12 @@ class PairedGeoTIFFs(ListedPairs):
         self._table, self._left_out = listing.table, listing.left_out
         per_scene = tuple(name for name in OF_SCENES if self._table[name].null_count < len(self._table))
         if "optical_offset" in per_scene and optical_offset is None:
-            optical_offset = 0.0
             self._stated["optical"] = replace(self._stated["optical"], offset=0.0)
         self._kept = KeptFiles()
         found = self._listen()
         has_maps = listing.table["label_map"].null_count < len(listing.table)
         if padded and has_maps and not map_units and found["map_no_data"] is None:
-            raise ValueError(
-                "edges='pad' needs map_no_data (`--map-no-data`), the value beyond the edge of label maps."
-            )
+            raise ValueError("edges='pad' needs map_no_data (`--map-no-data`), the value beyond the edge of maps.")
         self.info = PairsInfo(
             name=name,
             source=source,
@@ -281,13 +279,10 @@ class PairedGeoTIFFs(ListedPairs):
             return
         self.ids, patch = [], self._windows.size
         for number, scene in enumerate(scenes):
-            grid = None
-            try:
-                with ExitStack() as files:
-                    kind = next(kind for kind in self._order if self._table[kind][number].is_valid)
-                    grid = self._target_grid(self._open(files, number, kind))
-            except PairError as error:
-                self._left_out.append((scene, str(error)))
+            grid = self._grid_of(number)
+            if isinstance(grid, PairError):
+                self._left_out.append((scene, str(grid)))
+                grid = None
             names = [f"{scene}_{row:05d}_{column:05d}" for row, column in self._windows.add_scene(grid)]
             if grid and not names:
                 self._left_out.append((scene, f"{grid.height}x{grid.width} px are less than a window of {patch} px"))
@@ -304,6 +299,22 @@ class PairedGeoTIFFs(ListedPairs):
         """Number of pairs that may wait in memory to be written in another order than they were read in."""
         bands, side = len(self.info.sar_bands + self.info.optical_bands), getattr(self._windows, "size", 1)
         return max(32, min(1024, _BYTES_READ_TOGETHER // (4 * bands * side**2)))
+
+    def _grid_of(self, number: int) -> Grid | PairError:
+        """Grid of a scene, from the header of one file, or why there is none."""
+        try:
+            with ExitStack() as files:
+                kind = next(kind for kind in self._order if self._table[kind][number].is_valid)
+                return self._target_grid(self._open(files, number, kind))
+        except PairError as error:
+            return error
+
+    def places(self, indices: Sequence[int]) -> Iterator[Place | None]:
+        """Where pairs lie, in the order given; None where no file tells."""
+        of_scene = functools.lru_cache(4096)(self._grid_of)
+        for number, index in zip(map(self._scene, indices), indices, strict=True):
+            grid, window = of_scene(number), self._windows and self._windows.window(index)
+            yield None if isinstance(grid, PairError) else grid.place(window, self._table["id"][number].as_py())
 
     def _scene(self, index: int) -> int:
         """Row of the listing to which a pair belongs."""
@@ -325,7 +336,7 @@ class PairedGeoTIFFs(ListedPairs):
             if self._windows:
                 window = self._windows.window(range(len(self.ids))[index])
                 extra |= {"scene": row["id"], "row": window[0], "col": window[1]}
-            self._require_grids(rasters, whole, target)
+            require_grids(rasters, whole, target, self._warp)
             sar = optical = None
             if "sar" in rasters:
                 units, resampling = row["sar_units"] or self.info.sar_units, self._resampling if self._warp else None
@@ -405,16 +416,3 @@ class PairedGeoTIFFs(ListedPairs):
             return raster.grid.at_resolution(self._resolution)
         except ValueError as error:
             raise PairError(f"{raster.path}: {error}.") from error
-
-    def _require_grids(self, rasters: dict[str, Raster], whole: Grid, target: Raster) -> None:
-        """Refuse files that are not on the grid of the pair, unless they can be resampled onto it."""
-        for kind, raster in rasters.items():
-            if raster.grid.same_as(whole):
-                continue
-            if not self._warp:
-                raise PairError(
-                    f"{raster.path} is not on the grid of {target.path}: {raster.grid}, but {whole}. "
-                    "Bring them onto one grid, or pass on_different_grids='warp' to have "
-                    f"{'it' if kind == 'label_map' else 'one of them'} resampled."
-                )
-            require_resampling(raster, whole)

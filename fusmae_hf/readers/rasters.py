@@ -195,3 +195,17 @@ def require_data(
             f"{' and '.join(filter(None, paths))}: {missing.mean():.1%} of {missing.size:,} pixels have no data in "
             f"SAR or optical, more than max_no_data={max_no_data:g}."
         )
+
+
+def require_grids(rasters: dict[str, Raster], whole: Grid, target: Raster, warp: bool) -> None:
+    """Refuse files that are not on the grid of the pair, unless they can be resampled onto it."""
+    for kind, raster in rasters.items():
+        if raster.grid.same_as(whole):
+            continue
+        if not warp:
+            raise PairError(
+                f"{raster.path} is not on the grid of {target.path}: {raster.grid}, but {whole}. Bring them onto one "
+                "grid, or pass on_different_grids='warp' to have "
+                f"{'it' if kind == 'label_map' else 'one of them'} resampled."
+            )
+        require_resampling(raster, whole)

@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 from torch.utils.data import Dataset
+from torch.utils.data._utils.collate import default_collate_fn_map
 
 from fusmae_hf.data.pairs import PairsInfo
 from fusmae_hf.shards.dataset_info import DatasetInfo
@@ -36,13 +37,59 @@ OPENED_TOGETHER = 16
 T = TypeVar("T")
 
 
+class Labels(list[str]):
+    """Class names of one pair. torch's own collation makes a list of them, however many each pair has."""
+
+
+default_collate_fn_map[Labels] = lambda batch, **_: batch
+
+
+class PairBatch(Sequence[dict[str, Any]]):
+    """A batch as a sequence of its pairs, as torch's `DataLoader` expects, whose columns are there whole, too.
+
+    `batch[3]` is the fourth pair, `batch["optical"]` the optical images of all. A collator that takes the columns
+    copies nothing.
+
+    Attributes:
+        columns: tensors with a leading batch dimension, and lists.
+    """
+
+    def __init__(self, columns: dict[str, Any]):
+        self.columns = columns
+        self.keys, self.values, self.items, self.get = columns.keys, columns.values, columns.items, columns.get
+
+    def __len__(self) -> int:
+        return len(self.columns["row"])
+
+    def __getitem__(self, key: Any) -> Any:
+        if isinstance(key, str):
+            return self.columns[key]
+        if isinstance(key, slice):
+            return [self[number] for number in range(*key.indices(len(self)))]
+        item = {
+            name: values if name == "optical_shape" else values[range(len(self))[key]]
+            for name, values in self.columns.items()
+        }
+        if item.get("labels") is not None:
+            item["labels"] = Labels(item["labels"])
+        return item
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.columns
+
+    def __or__(self, more: dict[str, Any]) -> dict[str, Any]:
+        return self.columns | more
+
+
 class PairDataset(Dataset[dict[str, Any]], ABC):
     """Pairs of one split of a prepared folder. Open it with `load_pairs`.
 
     Items are dictionaries of `optical` and `sar` (tensors `(bands, height, width)` in the raw dtype and units), `id`,
-    `row` and `epoch`, and `labels` and `label_map` where the dataset has them. `__getitems__` gives the whole batch at
-    once: the same with a leading batch dimension, `id` and `labels` as lists. Unless `on_bad_files` is `"error"`, it
-    also has `replaced` (batch,) bool: a damaged row stood there, and the pair is another one.
+    `row`, `epoch` and `optical_offset`, and `labels` and `label_map` where the dataset has them. Where pairs lack a
+    sensor, its pixels are NaN or zero there and `sar_available` or `optical_available` is False. `__getitems__` gives
+    a whole batch at once: see `PairBatch`; its columns have a leading batch dimension, `id` and `labels` are lists.
+    Unless `on_bad_files` is `"error"`, it also has `replaced` (batch,) bool: a damaged row stood there, and the pair
+    is another one. Any loader, subset or sampler of torch takes the dataset as it is.
 
     Attributes:
         root: folder or URL.
@@ -76,10 +123,9 @@ class PairDataset(Dataset[dict[str, Any]], ABC):
         self.epoch = epoch
 
     def __getitem__(self, index: Index) -> dict[str, Any]:
-        batch = self.__getitems__([index])
-        return {key: values if key == "optical_shape" else values[0] for key, values in batch.items()}
+        return self.__getitems__([index])[0]
 
-    def __getitems__(self, indices: Sequence[Index]) -> dict[str, Any]:
+    def __getitems__(self, indices: Sequence[Index]) -> PairBatch:
         pairs = [index if isinstance(index, tuple) else (0, as_integer(index)) for index in indices]
         epochs, rows = np.array(pairs, dtype=np.int64).T
         if rows.min() < 0 or rows.max() >= len(self):
@@ -97,7 +143,7 @@ class PairDataset(Dataset[dict[str, Any]], ABC):
             replaced = np.zeros(len(rows), dtype=bool)
         if self.on_bad_files != "error":
             batch["replaced"] = torch.from_numpy(replaced)
-        return batch | {"row": torch.from_numpy(rows.copy()), "epoch": torch.from_numpy(epochs.copy())}
+        return PairBatch(batch | {"row": torch.from_numpy(rows.copy()), "epoch": torch.from_numpy(epochs.copy())})
 
     def _decode(self, located: Sequence[Located]) -> dict[str, Any]:
         rows = []

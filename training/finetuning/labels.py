@@ -12,7 +12,7 @@ from torch.utils.data import Dataset
 from fusmae_hf.data.native_resolution import PIXEL_DTYPES
 from fusmae_hf.data.tasks import FineTuningTask
 from fusmae_hf.evaluation.label_fractions import draw_label_fraction, kept_label_fraction
-from fusmae_hf.shards.dataset import PairDataset
+from fusmae_hf.shards.dataset import PairBatch, PairDataset
 from fusmae_hf.shards.decoding import DamagedShardError
 from fusmae_hf.shards.loading import LocalPairDataset
 from fusmae_hf.shards.order import EpochSampler, SequentialPairSampler
@@ -63,7 +63,7 @@ class PairSubset(Dataset[dict[str, Any]]):
         epoch, row = index if isinstance(index, tuple) else (0, index)
         return self.pairs[epoch, int(self.rows[row])]
 
-    def __getitems__(self, indices: Sequence[int | tuple[int, int]]) -> dict[str, Any]:
+    def __getitems__(self, indices: Sequence[int | tuple[int, int]]) -> PairBatch:
         pairs = [index if isinstance(index, tuple) else (0, index) for index in indices]
         return self.pairs.__getitems__([(epoch, int(self.rows[row])) for epoch, row in pairs])
 
