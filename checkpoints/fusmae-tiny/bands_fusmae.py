@@ -68,7 +68,6 @@ class BandSelectionMixin(_Model):
         (loaded[0] if isinstance(loaded, tuple) else loaded).select_bands(**wanted, new_bands=new_bands)
         return loaded
 
-    @torch.no_grad()
     def save_pretrained(self, save_directory: str | os.PathLike[str], *args: Any, **kwargs: Any) -> None:
         """Save as transformers does; weights, which safetensors keeps private, get the permissions of the rest."""
         super().save_pretrained(save_directory, *args, **kwargs)
@@ -76,6 +75,7 @@ class BandSelectionMixin(_Model):
         for weights in Path(save_directory).glob("*.safetensors") if config.is_file() else ():
             weights.chmod(config.stat().st_mode & 0o777)
 
+    @torch.no_grad()
     def select_bands(
         self,
         optical_bands: list[str] | None = None,
