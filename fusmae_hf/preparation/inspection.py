@@ -103,23 +103,19 @@ class Inspection:
 
     def _splits(self) -> Iterator[str]:
         lacking = any(any(self.dataset.absent(split).values()) for split in self.dataset.splits)
-        yield (
-            f"{'split':<12}{'pairs':>9}{'shards':>9}{'row groups':>12}{'MB':>11}{'no data: SAR':>15}{'optical':>10}"
-            + (f"{'without: SAR':>15}{'optical':>10}" if lacking else "")
-        )
+        lines = [
+            ["split", "pairs", "shards", "row groups", "MB", "no data: SAR", "optical", "without: SAR", "optical"]
+        ]
         height, width = self.pairs[0].size
         for split, shards in self.dataset.splits.items():
             groups, size = sum(len(shard.row_group_rows) for shard in shards), sum(shard.bytes for shard in shards)
             rows, without = self.dataset.rows(split), self.dataset.no_data_pixels(split)
             absent = self.dataset.absent(split)
             areas = {sensor: max(rows - absent[sensor], 1) * height * width for sensor in SENSORS}
-            shares = (format_share(min(without[sensor] / areas[sensor], 1)) for sensor in SENSORS)
-            yield (
-                f"{split:<12}{rows:>9,}{len(shards):>9,}{groups:>12,}{size / 1e6:>11,.1f}{{:>15}}{{:>10}}".format(
-                    *shares
-                )
-                + (f"{absent['sar']:>15,}{absent['optical']:>10,}" if lacking else "")
-            )
+            shares = [format_share(min(without[sensor] / areas[sensor], 1)) for sensor in SENSORS]
+            counts = [f"{number:,}" for number in (rows, len(shards), groups)]
+            lines.append([split, *counts, f"{size / 1e6:,.1f}", *shares, *(f"{absent[s]:,}" for s in SENSORS)])
+        yield from _aligned(lines if lacking else [line[:7] for line in lines])
 
     def _statistics(self) -> Iterator[str]:
         yield f"Bands over {self.num_pairs:,} of {_num_pairs(self.dataset):,} pairs"

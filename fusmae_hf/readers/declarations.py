@@ -7,6 +7,7 @@ import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -71,13 +72,14 @@ class Stated:
 
 def band_named(description: str | None, given: Sequence[str] = ()) -> str | None:
     """The band that a description such as `"B4"`, `"Sigma0_VV_db"` or `"B04 (665 nm)"` names, or None for none."""
-    if description in given:
-        return description
-    words = {_spelled(word) for word in re.split(r"[^A-Za-z0-9]+", description or "")}
+    if not description or description in given:
+        return description or None
+    words = {_spelled(word) for word in re.split(r"[^A-Za-z0-9]+", description)}
     found = words & (_KNOWN_BANDS | {*given})
     return found.pop() if len(found) == 1 else None
 
 
+@lru_cache(1024)
 def _spelled(name: str) -> str:
     """The usual spelling of a band: `B02` of `b2`; `Band1` counts the bands of a file and names none."""
     return name if name.lower().startswith("band") else sentinel_bands([name], "")[0]
@@ -90,7 +92,8 @@ def bands_to_read(path: Path, file: Any, stated: Stated, alpha: int | None) -> t
             raise PairError(f"{path}: has {file.count} bands, but a label map has one.")
         return [1], ("",)
     numbers = [number for number in range(1, file.count + 1) if number != alpha]
-    described = {number: band_named(file.descriptions[number - 1], stated.names) for number in numbers}
+    descriptions = file.descriptions
+    described = {number: band_named(descriptions[number - 1], stated.names) for number in numbers}
     if not stated.names:
         names = [described[number] for number in numbers]
         if None in names or len(set(names)) < len(names):
@@ -111,7 +114,7 @@ def bands_to_read(path: Path, file: Any, stated: Stated, alpha: int | None) -> t
     if len(stated.names) == file.count and alpha is not None:
         _require_band(path, file, stated, alpha)
         numbers = [*range(1, file.count + 1)]
-        described[alpha] = band_named(file.descriptions[alpha - 1], stated.names)
+        described[alpha] = band_named(descriptions[alpha - 1], stated.names)
     if len(numbers) != len(stated.names):
         raise PairError(
             f"{path}: has {len(numbers)} bands, but the names of {len(stated.names)} were given, in file order."
@@ -119,8 +122,9 @@ def bands_to_read(path: Path, file: Any, stated: Stated, alpha: int | None) -> t
     read = [(number, name) for number, name in zip(numbers, stated.names, strict=True) if name != SKIPPED_BAND]
     for number, name in read:
         said = described[number]
-        comparable = said in stated.names or (_spelled(name) in _KNOWN_BANDS and said in _KNOWN_BANDS)
-        if said and comparable and _spelled(said) != _spelled(name):
+        if said is None or _spelled(said) == _spelled(name):
+            continue
+        if said in stated.names or (_spelled(name) in _KNOWN_BANDS and said in _KNOWN_BANDS):
             raise PairError(
                 f"{path}: its band {number} is described as {file.descriptions[number - 1]!r}, but "
                 f"{stated.option}-bands calls it {name}. The file has {', '.join(map(str, file.descriptions))}: give "
@@ -147,7 +151,8 @@ def _require_band(path: Path, file: Any, stated: Stated, alpha: int) -> None:
 
 def no_data_values(path: Path, file: Any, bands: Sequence[int], stated: Stated) -> tuple[float | None, ...]:
     """Value without data of each band: the tag, or what is stated."""
-    tags = [file.nodatavals[number - 1] for number in bands]
+    of_file = file.nodatavals
+    tags = [of_file[number - 1] for number in bands]
     if stated.no_data is None:
         return tuple(tags)
     harmless = {0} if stated.kind == "optical" or stated.units == "linear" else set()  # no data whatever is declared
@@ -164,7 +169,7 @@ def declared_scaling(
     path: Path, file: Any, bands: Sequence[int], stated: Stated
 ) -> tuple[tuple[float, ...], tuple[float, ...], float | None]:
     """Scales and offsets to apply to each band, and the optical offset that the tags imply."""
-    measures = {(file.units[number - 1] or "").lower() for number in bands}
+    measures = {(unit or "").lower() for unit in file.units}
     if stated.kind == "sar" and stated.units == "linear" and measures & {"db", "decibel", "decibels"}:
         raise PairError(f"{path}: its unit is dB by its tag, but --sar-units is linear. Declare --sar-units db.")
     plain = (1.0,) * len(bands), (0.0,) * len(bands), None

@@ -136,12 +136,12 @@ class Raster:
         return values, missing
 
     def _scaled(self, values: np.ndarray, missing: np.ndarray | None) -> tuple[np.ndarray, np.ndarray | None]:
+        if all({*file.scales} == {1} and not any(file.offsets) for file in self.files):
+            return values, missing
         scales, offsets = (
             np.array([number for file in self.files for number in getattr(file, name)])[:, None, None]
             for name in ("scales", "offsets")
         )
-        if (scales == 1).all() and (offsets == 0).all():
-            return values, missing
         if self.kind == "optical":  # where nothing was measured all bands hold 0, which the offset would hide
             empty = np.broadcast_to((values == 0).all(axis=0), values.shape)
             missing = empty if missing is None else missing | empty
@@ -212,6 +212,8 @@ def open_raster(files: ExitStack, path: Path, stated: Stated) -> Raster:
 def _open_file(files: ExitStack, path: Path, stated: Stated) -> _File:
     """Open one file, and hold what it declares against what is stated."""
     rasterio = require_rasterio()
+    from rasterio.enums import ColorInterp, MaskFlags
+
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", rasterio.errors.NotGeoreferencedWarning)  # `crs` is then None
@@ -224,15 +226,14 @@ def _open_file(files: ExitStack, path: Path, stated: Stated) -> _File:
         raise PairError(
             f"{path}: {found} {_kind_of_file(path)} ({error}). Is it complete, and yours to read?"
         ) from error
-    numbers = list(range(1, file.count + 1))
-    alphas = [number for number in numbers if file.colorinterp[number - 1].name == "alpha"]
+    alphas = [number for number, colour in enumerate(file.colorinterp, 1) if colour is ColorInterp.alpha]
     alpha = alphas[-1] if alphas else None
     bands, names = bands_to_read(path, file, stated, alpha)
     if alpha in bands:
         alpha = None
     mask = alpha
     flags = file.mask_flag_enums[0]
-    if alpha is None and rasterio.enums.MaskFlags.per_dataset in flags and not alphas:
+    if alpha is None and MaskFlags.per_dataset in flags and not alphas:
         mask = 0
     scales, offsets, implied = declared_scaling(path, file, bands, stated)
     return _File(

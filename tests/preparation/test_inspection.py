@@ -1,5 +1,6 @@
 import re
 from collections import Counter
+from dataclasses import replace
 
 import fsspec
 import numpy as np
@@ -134,3 +135,17 @@ def test_inspect_draws_both_pictures(shards, tmp_path, capsys):
     for name in ("pairs.png", "histograms.png"):
         with Image.open(tmp_path / name) as image:
             assert image.width > 500
+
+
+def test_columns_stay_apart_and_aligned_for_wide_numbers(tmp_path):
+    found = inspect_shards(str(write_shards(tmp_path / "shards")))
+    bands = tuple(replace(band, minimum=-3.4e38, maximum=1234567890123.0, mean=-12345678.9) for band in found.bands)
+    shards = tuple(replace(shard, bytes=10**15) for shard in found.dataset.splits["train"])
+    wide = replace(found, bands=bands, dataset=replace(found.dataset, splits={"train": shards}))
+    parts = str(wide).split("\n\n")
+    splits, statistics = parts[1].splitlines(), parts[2].splitlines()[2:]
+    for table, columns in ((splits, 7), (statistics, None)):
+        cells = [re.split(r" {2,}", line.strip()) for line in table]
+        assert len({len(row) for row in cells}) == 1
+        assert columns in (None, len(cells[0]))
+        assert len({len(line) for line in table}) == 1
