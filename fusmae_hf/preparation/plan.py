@@ -196,7 +196,7 @@ def plan_preparation(
     return PreparationPlan(summary, tuple(files), tuple(left_out), held_out.summary if held_out else "")
 
 
-def _read_together(reader: PairReader, indices: np.ndarray, rows_per_shard: int, seed: int) -> np.ndarray:
+def _read_together(reader: Any, indices: np.ndarray, rows_per_shard: int, seed: int) -> np.ndarray:
     """Bring pairs together that are best read one after the other: see `in_order_of_reading` in work.py.
 
     Groups keep the random order in which their first pairs come. Within the blocks of a file that wait in memory to

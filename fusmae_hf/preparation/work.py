@@ -83,7 +83,7 @@ def read_pair(reader: PairReader, index: int) -> Pair:
 
 
 def in_order_of_reading(
-    reader: PairReader, indices: np.ndarray, keep_order: bool
+    reader: Any, indices: np.ndarray, keep_order: bool
 ) -> Iterator[tuple[int, Callable[[], Pair]]]:
     """Pairs in the order in which they are written, each with a function that gives it or raises what reading raised.
 

@@ -166,9 +166,7 @@ def _fields(pattern: str) -> list[str]:
     return list(dict.fromkeys(field for field in fields if field != "band"))
 
 
-def _match(
-    root: Path, pattern: str, fields: Sequence[str], bands: Collection[str]
-) -> dict[tuple[str, ...], Collection[str]]:
+def _match(root: Path, pattern: str, fields: Sequence[str], bands: Collection[str]) -> dict[tuple[str, ...], set[str]]:
     """What fits a pattern, by the values of its fields: for each the bands of which there is a file, `""` if there is
     one file for all. One directory scan a folder."""
     parts = pattern.split("/")

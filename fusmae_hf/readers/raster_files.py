@@ -203,7 +203,7 @@ def open_raster(files: ExitStack, path: Path, stated: Stated) -> Raster:
         tuple(name for file in opened for name in file.names),
         dtype,
         stated.padded or no_data != {None} or any(file.mask is not None for file in opened),
-        min(no_data) if len(no_data) == 1 and no_data != {None} else None,
+        next(iter(no_data)) if len(no_data) == 1 else None,
         opened[0].implied_offset,
         stated.kind,
     )
