@@ -22,6 +22,8 @@ from fusmae_hf.shards.format import FILE_NAME
 from fusmae_hf.shards.loading import load_pairs
 from fusmae_hf.simulation.pairs import SimulatedPairs, SimulationOptions
 from fusmae_hf.training.arguments import DataArguments, PairArguments, SourceArguments
+from fusmae_hf.training.finetuning.labels import PairSubset, read_columns
+from fusmae_hf.vocabulary import Sensors
 
 EMBEDDED_DEFAULT = SimulationOptions(cloud_probability=0.3, cloud_share=0.4)
 """More clouds than there are in BigEarthNet: a model that never saw anything bright cannot reconstruct it."""
@@ -147,6 +149,18 @@ def packed(datasets: Any, factors: Sequence[int]) -> Any:
     return datasets
 
 
+def having(pairs: Any, sensors: Sensors) -> Any:
+    """The pairs that have the one sensor that is shown; all of them where both are."""
+    if sensors == "both" or sensors not in pairs.lacking:
+        return pairs
+    shapes = read_columns(pairs, [f"{sensors}_shape"])[f"{sensors}_shape"]
+    rows = [row for row, shape in enumerate(shapes) if shape is not None]
+    print(f"{len(shapes) - len(rows):,} of {len(shapes):,} pairs of {pairs.split} lack {sensors}: left out.")
+    if isinstance(pairs, PairSubset):
+        return PairSubset(pairs.pairs, pairs.rows[rows])
+    return PairSubset(pairs, rows)
+
+
 def has_no_data(dataset: PairDataset) -> bool:
     """Whether pixels of the dataset lack data."""
     return any(dataset.dataset_info.no_data_pixels(dataset.split).values())
@@ -156,7 +170,7 @@ def check_same_sensors(datasets: Sequence[PairDataset]) -> None:
     """Raise a ValueError unless all datasets agree in bands, units and offset, which one processor then undoes."""
     first = datasets[0].info
     for dataset in datasets[1:]:
-        for name in ("sar_bands", "optical_bands", "sar_units", "optical_units", "optical_offset"):
+        for name in ("sar_bands", "optical_bands", "sar_units", "optical_units", "optical_offset", "per_scene"):
             if getattr(dataset.info, name) != getattr(first, name):
                 raise ValueError(
                     f"{datasets[0].root} and {dataset.root} differ in {name}: {getattr(first, name)} and "

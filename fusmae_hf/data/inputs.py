@@ -90,7 +90,8 @@ class PairInputs:
             batch: what a collator of pairs gives: `optical` and `sar` as they lie in the shards; `label_map`
                 `(batch, height, width)` and `augmentation` where there are any.
             training: whether each pair is one of its random views, if any are asked for.
-            sensors: the others are left out, as if nobody had ever seen them.
+            sensors: the others are left out, as if nobody had ever seen them. Pairs that lack the one that is left
+                give images without data, which whoever asks for it has to leave out.
 
         Returns:
             `pixel_values`, `pixel_values_sar` and, with `pixel_masks` or padding, the masks, of the sensors chosen;
@@ -116,7 +117,7 @@ class PairInputs:
             if self.pixel_masks is None:  # values are looked at, so that what is absent must not be there
                 images = {sensor: _present(pixels, available.get(sensor)) for sensor, pixels in images.items()}
             inputs = self._processed(images, said, self.pixel_masks)
-        for sensor, of_sensor in available.items():
+        for sensor, of_sensor in available.items() if sensors == "both" else ():
             if f"pixel_values{'_sar' if sensor == 'sar' else ''}" in inputs:
                 inputs[f"{sensor}_available"] = of_sensor
         if "label_map" in batch:

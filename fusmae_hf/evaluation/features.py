@@ -91,7 +91,8 @@ def extract_features(
     Args:
         model: [`FusMAEModel`], or a model with one inside, such as [`FusMAEForPreTraining`]; it is moved to `device`
             and its encoder is used as it is, in evaluation mode.
-        pairs: what `load_pairs` opened. Pairs that stand in for damaged ones (`on_bad_files`) are left out.
+        pairs: what `load_pairs` opened. Pairs that stand in for damaged ones (`on_bad_files`) are left out, and those
+            that lack the one sensor asked for; their number is printed.
         processor: the checkpoint's; it normalises on the device.
         sensors: what the encoder is given.
         pooling: `"mean"` of the patch tokens present (`pooler_output`), the `"class"` token, or `"sensors"`: the mean
@@ -128,6 +129,10 @@ def extract_features(
         if record is not None:
             _write_cache(record, key, *found)
     values, rows = found
+    if sensors in pairs.lacking:
+        print(
+            f"{len(pairs) - len(rows):,} of {len(pairs):,} pairs of the split {pairs.split} lack {sensors}: left out."
+        )
     return Features(
         values, [ids[row] for row in rows], None if labels is None else labels[rows], tuple(pairs.info.class_names)
     )
@@ -167,7 +172,8 @@ def _compute(
                 inputs = prepare(batch | raw, sensors=sensors)
                 inputs.pop("label_map", None)
                 pooled = _pool(encoder(**inputs), inputs, pooling, encoder.config.patch_size).float().cpu()
-                sound = ~batch["replaced"] if "replaced" in batch else slice(None)
+                sound = ~batch["replaced"] if "replaced" in batch else torch.ones(len(pooled), dtype=torch.bool)
+                sound &= batch.get(f"{sensors}_available", sound)
                 values.append(pooled[sound].numpy())
                 rows.append(batch["row"][sound].numpy())
                 bar.update(len(pooled))

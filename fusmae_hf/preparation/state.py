@@ -17,9 +17,9 @@ from fusmae_hf.files.atomic import explain_failed_write, incomplete_path, write_
 from fusmae_hf.files.strict_json import parse_json
 from fusmae_hf.preparation.plan import PlanSummary
 from fusmae_hf.shards.dataset_info import LEFT_OUT_NAME, DatasetInfo, LeftOut, read_dataset_info, read_left_out
-from fusmae_hf.shards.format import FILE_NAME, ShardRecord
+from fusmae_hf.shards.format import FILE_NAME, FORMAT_VERSION, ShardRecord
 from fusmae_hf.shards.writing import write_dataset_info, write_left_out
-from fusmae_hf.vocabulary import SPLITS
+from fusmae_hf.vocabulary import OF_SCENES, SPLITS
 
 STATE_FOLDER = "preparation"
 _PLAN = "plan.json"
@@ -245,6 +245,58 @@ def merge_parts(out: str | os.PathLike[str], parts: Sequence[str | os.PathLike[s
     if dataset is None:
         raise ValueError(f"Files in {out} disappeared while they were merged. Run the same command again.")
     return dataset
+
+
+def merge_sets(out: str | os.PathLike[str], sets: Sequence[str | os.PathLike[str]]) -> DatasetInfo:
+    """Bring whole sets of different preparations together that differ in nothing but `OF_SCENES`, if at all.
+
+    Files are linked where the file system can, otherwise copied, under new names. What differs is told by the rows
+    from then on.
+
+    Args:
+        out: the folder to make; new or empty.
+        sets: folders with `dataset_info.json`, in the order that the rows will have.
+
+    Returns:
+        Content of the `dataset_info.json` that was written last.
+
+    Raises:
+        FileExistsError: `out` holds something.
+        ValueError: the sets differ in more, one is of an older format, or a pair is in two.
+        OSError: a file cannot be written.
+    """
+    folders, out = [Path(folder) for folder in sets], Path(out)
+    datasets = [read_dataset_info(folder) for folder in folders]
+    first, left_out = datasets[0].info, list[LeftOut]()
+    differing = set(first.per_scene)
+    for folder, dataset in zip(folders, datasets, strict=True):
+        if dataset.format_version != FORMAT_VERSION:
+            raise ValueError(f"{folder} is of format {dataset.format_version}: prepare it again to merge it.")
+        names = {field.name for field in dataclasses.fields(first)} - {"per_scene"}
+        unlike = sorted(name for name in names if getattr(dataset.info, name) != getattr(first, name))
+        if foreign := [name for name in unlike if name not in OF_SCENES]:
+            raise ValueError(
+                f"{folder} and {folders[0]} differ in {foreign[0]}: {getattr(dataset.info, foreign[0])!r} and "
+                f"{getattr(first, foreign[0])!r}. Sets to merge may differ in {list(OF_SCENES)} alone; parts of one "
+                "preparation need the same arguments."
+            )
+        differing |= {*unlike, *dataset.info.per_scene}
+        left_out += read_left_out(folder)
+    if out.exists() and any(out.iterdir()):
+        raise FileExistsError(f"{out} is not empty. Give a new folder for the merged set.")
+    shards = []
+    for split in dict.fromkeys(split for dataset in datasets for split in dataset.splits):
+        files = [
+            (folder, shard)
+            for folder, dataset in zip(folders, datasets, strict=True)
+            for shard in dataset.splits.get(split, ())
+        ]
+        for number, (folder, shard) in enumerate(files):
+            name = f"data/{split}-{number:05d}-of-{len(files):05d}.parquet"
+            _link_or_copy(folder / shard.name, out / name)
+            shards.append(dataclasses.replace(shard, name=name))
+    info = dataclasses.replace(first, per_scene=tuple(name for name in OF_SCENES if name in differing))
+    return write_dataset_info(out, info, shards, [pair._replace(file="") for pair in left_out])
 
 
 def describe_missing(summary: PlanSummary, missing: Sequence[str], finished: Iterable[FinishedFile]) -> str:

@@ -205,3 +205,32 @@ def test_every_parameter_has_a_gradient_whatever_a_batch_lacks(tmp_path, sensor,
     loss.backward()
     assert torch.isfinite(loss)
     assert [name for name, p in model.named_parameters() if p.grad is None or not p.grad.isfinite().all()] == []
+
+
+def test_sets_that_differ_in_their_offset_alone_are_merged(tmp_path):
+    from tests.small_shards import run_command
+
+    plain, carrying = replace(INFO, statistics=None), replace(INFO, statistics=None, optical_offset=1000.0)
+    write_shards(tmp_path / "a", plain, train=[make_pair(number, plain) for number in range(4)])
+    write_shards(tmp_path / "b", carrying, train=[make_pair(number, carrying) for number in range(4, 8)])
+    run_command("merge", tmp_path / "out", tmp_path / "a", tmp_path / "b")
+    pairs = load_pairs(tmp_path / "out")
+    assert pairs.info.per_scene == ("optical_offset",)
+    assert [float(pairs[row]["optical_offset"]) for row in range(8)] == [0] * 4 + [1000] * 4
+    assert verify_shards(tmp_path / "out").errors == []
+    write_shards(tmp_path / "whole", plain, train=[make_pair(number, plain) for number in range(8)])
+    merged, whole = (read_dataset_info(tmp_path / name).statistics for name in ("out", "whole"))
+    for band, figures in whole.items():
+        assert merged[band] == pytest.approx(figures, rel=1e-9)
+
+
+def test_sets_that_differ_in_more_or_share_pairs_are_not_merged(tmp_path):
+    from fusmae_hf.preparation.state import merge_sets
+
+    pairs = [make_pair(number) for number in range(4)]
+    for name, info in (("a", INFO), ("b", INFO), ("c", replace(INFO, license="other"))):
+        write_shards(tmp_path / name, info, train=pairs)
+    with pytest.raises(ValueError, match="differ in license"):
+        merge_sets(tmp_path / "out", [tmp_path / "a", tmp_path / "c"])
+    with pytest.raises(ValueError, match="one split only"):
+        merge_sets(tmp_path / "out", [tmp_path / "a", tmp_path / "b"])

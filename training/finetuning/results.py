@@ -47,6 +47,8 @@ def evaluate_sensors(
     trainer.inputs.pixel_masks = trainer.inputs.pixel_masks or has_no_data(pairs)
     for name in sensors:
         trainer.sensors = name
+        if lacking := pairs.dataset_info.absent(pairs.split).get(name):
+            print(f"{lacking:,} of {len(pairs):,} pairs of {pairs.split} lack {name} and do not count there.")
         output = trainer.predict(packed(pairs, trainer.info.optical_factors))
         predictions, labels = np.asarray(output.predictions), np.asarray(output.label_ids)
         metrics = trainer.metrics.details(predictions, labels)

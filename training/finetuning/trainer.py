@@ -199,6 +199,9 @@ class FineTuningTrainer(PairTrainer):
     def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
         """Loss of a held-out batch, and what `predictions_of` keeps of it."""
         replaced = inputs.get("replaced")
+        if (available := inputs.get(f"{self.sensors}_available")) is not None:
+            # Images of pairs that lack the one sensor shown hold nothing, and do not count.
+            replaced = ~available if replaced is None else replaced | ~available
         inputs = self.model_inputs(inputs)
         with torch.no_grad(), self.compute_loss_context_manager():
             outputs = model(**inputs)

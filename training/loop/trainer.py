@@ -32,7 +32,7 @@ from fusmae_hf.training.loop.processes import (
 from fusmae_hf.training.loop.resuming import ORDER, Resumption, check_same_run
 from fusmae_hf.training.loop.signals import EvaluationInterrupted, Preemption, held_back, ignore_signals_of_others
 from fusmae_hf.training.loop.speed import SpeedCallback
-from fusmae_hf.training.sources import check_same_sensors, content_of, has_no_data, packed, what_is_read
+from fusmae_hf.training.sources import check_same_sensors, content_of, has_no_data, having, packed, what_is_read
 from fusmae_hf.vocabulary import Sensors
 
 # Arguments that decide how many steps there are, when processes meet, and what each learns. Were they not the same in
@@ -78,7 +78,8 @@ class PairTrainer(Trainer):
         **kwargs,
     ):
         factors = train_dataset.info.optical_factors
-        train_dataset, eval_dataset = packed(train_dataset, factors), packed(eval_dataset, factors)
+        train_dataset = packed(having(train_dataset, sensors), factors)
+        eval_dataset = packed(eval_dataset, factors)
         held_out = eval_dataset if isinstance(eval_dataset, dict) else {"": eval_dataset} if eval_dataset else {}
         datasets = [train_dataset, *held_out.values()]
         check_same_sensors(datasets)
