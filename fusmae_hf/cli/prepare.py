@@ -35,7 +35,7 @@ WRITING: dict[str, dict[str, Any]] = {
         "type": float,
         "default": 1.0,
         "metavar": "SHARE",
-        "help": "leave out pairs with a larger share of pixels without data in either sensor",
+        "help": "leave out pairs with a larger share of pixels without data in either sensor (default 1: none)",
     },
     "require_both": {
         "action": "store_true",

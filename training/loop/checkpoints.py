@@ -78,9 +78,9 @@ def begin(checkpoint: Path) -> Path:
     return aside
 
 
-def share_weights(folder: Path) -> None:
-    """Give weights and adapters in a folder the permissions of any new file."""
-    for weights in folder.glob("*.safetensors"):
+def share_weights(folder: Path, saved_here: bool) -> None:
+    """Give weights and adapters that this process saved in a folder the permissions of any new file."""
+    for weights in folder.glob("*.safetensors") if saved_here else ():
         follow_umask(weights)
 
 

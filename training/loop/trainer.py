@@ -388,8 +388,7 @@ class PairTrainer(Trainer):
         """Save the model as transformers' Trainer does, without pushing: `push_to_hub` does, once there is a card."""
         with as_before_sharding(self.model):
             super().save_model(output_dir, _internal_call=True)
-        if self.args.should_save:
-            checkpoints.share_weights(Path(output_dir or str(self.args.output_dir)))
+        checkpoints.share_weights(Path(output_dir or str(self.args.output_dir)), self.args.should_save)
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
         """Write nothing: programs write a card from their records, the Trainer's is a draft with gaps."""
