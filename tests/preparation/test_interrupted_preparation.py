@@ -205,7 +205,7 @@ def test_a_worker_that_is_killed_is_named_by_its_file_and_costs_only_that(tmp_pa
     assert sorted(hashes(tmp_path / "out")) == sorted(whole)
 
 
-def begin_without_reading(reader, plan, folder, there, on_error):
+def begin_without_reading(reader, plan, folder, *_):
     from fusmae_hf.preparation.state import write_summary
 
     write_summary(folder, plan.summary, plan.left_out)
