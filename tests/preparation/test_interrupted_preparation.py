@@ -29,6 +29,7 @@ PLANNED = SIZES | {
     "seed": 0,
     "keep_order": False,
     "max_no_data": 1,
+    "require_both": False,
     "reader_options": {},
 }
 
@@ -451,7 +452,7 @@ def test_a_reader_that_cannot_be_sent_to_workers_is_named(tmp_path):
 def test_progress_counts_every_pair_and_those_left_out(tmp_path, processes):
     reader, counted = Numbered(), []
     plan = plan_preparation(reader, **PLANNED)
-    options = WritingOptions(tmp_path, "", "1/1", 2, 1.0, False, "skip")
+    options = WritingOptions(tmp_path, "", "1/1", 2, 1.0, False, "skip", False)
     for num_proc in (1, 2):
         counted.clear()
         list(write_files(reader, plan.files, options, num_proc, lambda *counts: counted.append(counts)))
