@@ -34,6 +34,9 @@ class SourceArguments:
         "Folder of shards, dataset repository on the Hub, or root of a BigEarthNet v1 or reBEN archive "
         "(prepared first). Left out: simulated pairs, made at once.",
     )
+    like: str | None = option(
+        None, "Prepared folder from which `data` was made by others, by filtering with `datasets` for example."
+    )
     streaming: bool = option(
         False, "Read row groups when they are needed, from a folder or a URL, instead of keeping shards on the disk."
     )

@@ -74,6 +74,7 @@ def open_splits(
     """
     folder = _shards_of(arguments, shards)
     options: dict[str, Any] = {"streaming": arguments.streaming, "on_bad_files": arguments.on_bad_files}
+    options["like"] = arguments.like
     train = load_pairs(folder, "train", **options)
     arguments.measured = train.dataset_info.statistics
     if os.environ.get("RANK", "0") == "0":
@@ -113,7 +114,7 @@ def _shards_of(arguments: SourceArguments, shards: Path) -> str | Path:
         number = arguments.simulated_pairs
         return _prepared(SimulatedPairs(number, options=EMBEDDED_DEFAULT), shards / f"simulated-{number}")
     root = Path(arguments.data)
-    if not root.is_dir() or (root / FILE_NAME).is_file():
+    if arguments.like is not None or not root.is_dir() or (root / FILE_NAME).is_file():
         return arguments.data
     digest = hashlib.sha256(str(root.resolve()).encode()).hexdigest()[:8]
     if (root / "metadata.parquet").is_file():

@@ -105,7 +105,9 @@ class PairDataset(Dataset[dict[str, Any]], ABC):
     def __init__(self, root: str, dataset_info: DatasetInfo, split: str, on_bad_files: OnBadFiles = "error"):
         self.root, self.dataset_info, self.split, self.epoch, self.packed = root, dataset_info, split, 0, False
         self.on_bad_files, self.bad_files = on_bad_files, dict[str, str]()
-        self._files = [ShardFile(root, record) for record in dataset_info.shards(split)]
+        self._files = [
+            ShardFile(root, record, dataset_info.places.get(record.name)) for record in dataset_info.shards(split)
+        ]
         self._num_rows = dataset_info.rows(split)
         self._open_files = OpenFiles()
         self.lacking = tuple(sensor for sensor, pairs in dataset_info.absent(split).items() if pairs)

@@ -72,6 +72,7 @@ class DatasetInfo:
         preparation: how the folder was made, to make it again: the arguments, the fingerprint of what they led to,
             and the version of this package. Empty where shards were written by other means than `prepare`.
         format_version: version of the shard format.
+        places: where shards lie that others wrote anew (`describe_foreign`), by name; the file does not hold it.
     """
 
     info: PairsInfo
@@ -79,6 +80,7 @@ class DatasetInfo:
     left_out_reasons: dict[str, int] = dataclasses.field(default_factory=dict)
     preparation: dict[str, Any] = dataclasses.field(default_factory=dict)
     format_version: int = FORMAT_VERSION
+    places: dict[str, str] = dataclasses.field(default_factory=dict, compare=False)
 
     @property
     def num_left_out(self) -> int:
@@ -203,7 +205,8 @@ def read_dataset_info(folder_or_url: str | os.PathLike[str]) -> DatasetInfo:
     except FileNotFoundError as error:
         raise FileNotFoundError(
             f"There is no {path}. `fusmae prepare` writes it as its last step, so either this is not a folder of "
-            "shards or preparing it did not finish: run `fusmae prepare` (again)."
+            "shards or preparing it did not finish: run `fusmae prepare` (again). Shards that `datasets` wrote, of "
+            "filtered pairs for example, lack it: name the folder they come from with `--like FOLDER` (`like=`)."
         ) from error
     try:
         if len(content) > MOST_BYTES:

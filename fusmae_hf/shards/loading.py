@@ -33,6 +33,7 @@ from fusmae_hf.shards.decoding import (
     check_lengths,
     require_columns,
 )
+from fusmae_hf.shards.foreign import describe_foreign
 from fusmae_hf.shards.order import EpochSampler, LaneSampler, PairSampler, SequentialPairSampler
 from fusmae_hf.shards.reading import RowsInFile, ShardFile
 
@@ -45,6 +46,7 @@ def load_pairs(
     mix: int = 8,
     on_bad_files: OnBadFiles = "error",
     num_proc: int | None = None,
+    like: str | os.PathLike[str] | None = None,
 ) -> PairDataset:
     """Open one split of a prepared folder.
 
@@ -60,6 +62,7 @@ def load_pairs(
             with a warning and without, go on: files that cannot be opened are left out (`bad_files` of the dataset),
             a row found damaged later is replaced by the next sound one and marked in the batch as `replaced`.
         num_proc: processes that make the Arrow copy, where one is needed; one by default.
+        like: the prepared folder from which `path` was made by others, by filtering with `datasets` for example.
 
     Raises:
         FileNotFoundError: there is no such folder or repository, or no shards or no `dataset_info.json` in it.
@@ -69,7 +72,7 @@ def load_pairs(
     if on_bad_files not in (known := ("error", "warn", "skip")):
         raise ValueError(f"on_bad_files is {on_bad_files!r}, but must be one of {known}.")
     root = _root(os.fspath(path))
-    dataset_info = read_dataset_info(root)
+    dataset_info = read_dataset_info(root) if like is None else describe_foreign(root, like)
     if streaming:
         return StreamedPairDataset(root, dataset_info, split, mix, on_bad_files)
     return LocalPairDataset(root, dataset_info, split, on_bad_files, num_proc)

@@ -160,13 +160,15 @@ class ShardFile:
     Args:
         root: folder or URL.
         record: what `dataset_info.json` says of the file.
+        place: where it is, of a file that others wrote anew, which does not describe itself.
 
     Attributes:
         path: where it is; of a file that was downloaded, where its copy is.
     """
 
-    def __init__(self, root: str, record: ShardRecord):
-        self.root, self.record, self.path = root, record, f"{root}/{record.name}"
+    def __init__(self, root: str, record: ShardRecord, place: str | None = None):
+        self.root, self.record, self.path = root, record, place or f"{root}/{record.name}"
+        self._describes_itself = place is None
         self._footer: pq.FileMetaData | None = None
 
     def __getstate__(self) -> dict[str, Any]:
@@ -232,7 +234,7 @@ class ShardFile:
             raise self.unreadable(error) from error
         rows = tuple(footer.row_group(number).num_rows for number in range(footer.num_row_groups))
         expected = self.record
-        if rows != expected.row_group_rows or hashed != expected.content_hash:
+        if rows != expected.row_group_rows or (self._describes_itself and hashed != expected.content_hash):
             raise DamagedShardError(
                 f"{self.path} holds {sum(rows)} pairs in {len(rows)} row groups, hash {reprlib.repr(hashed)}, but "
                 f"dataset_info.json says {expected.rows} in {len(expected.row_group_rows)}, hash "
