@@ -24,7 +24,6 @@ from fusmae_hf.data.pairs import Pair, PairsInfo
 from fusmae_hf.errors import PairError
 from fusmae_hf.files.atomic import explain_failed_write, flush_to_disk, incomplete_path, write_atomically
 from fusmae_hf.files.plain_text import plain_text
-from fusmae_hf.shards.band_sums import BandSums
 from fusmae_hf.shards.dataset_info import LEFT_OUT_NAME, DatasetInfo, LeftOut, count_reasons
 from fusmae_hf.shards.format import (
     FILE_NAME,
@@ -35,6 +34,7 @@ from fusmae_hf.shards.format import (
     pair_checksum,
     shard_schema,
 )
+from fusmae_hf.shards.moments import BandSums
 from fusmae_hf.vocabulary import IMAGES, OF_SCENES, SENSORS
 
 MOSTLY = 0.5
