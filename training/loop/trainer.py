@@ -78,8 +78,7 @@ class PairTrainer(Trainer):
         **kwargs,
     ):
         factors = train_dataset.info.optical_factors
-        train_dataset = packed(having(train_dataset, sensors), factors)
-        eval_dataset = packed(eval_dataset, factors)
+        train_dataset, eval_dataset = packed(having(train_dataset, sensors), factors), packed(eval_dataset, factors)
         held_out = eval_dataset if isinstance(eval_dataset, dict) else {"": eval_dataset} if eval_dataset else {}
         datasets = [train_dataset, *held_out.values()]
         check_same_sensors(datasets)
