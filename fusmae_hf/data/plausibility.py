@@ -132,7 +132,8 @@ class PairSample:
         flat = np.concatenate([band.ravel() for band in pixels.bands]) if isinstance(pixels, NativeBands) else pixels
         lowest, highest, finite = extremes(flat)
         found, outside = [], NOTHING_OUTSIDE
-        if are_quiet(lowest, highest, declared.units) and not (declared.units == "db" and highest >= 0):
+        zeros = declared.units == "db" and highest >= 0 and np.count_nonzero(flat) < flat.size
+        if are_quiet(lowest, highest, declared.units) and not zeros:
             values = _sampled(pixels)
             values = values.reshape(len(values), -1) if finite and sensor == "sar" else _with_data(values, sensor)
         else:
