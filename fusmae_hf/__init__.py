@@ -84,7 +84,9 @@ register_with_transformers()
 def __getattr__(name: str) -> Any:
     if name in _LAZY:
         if _LAZY[name].startswith("fusmae_hf.modeling."):
-            importlib.import_module("fusmae_hf.requirements").require_transformers()
+            from fusmae_hf.requirements import require_transformers
+
+            require_transformers()
         return getattr(importlib.import_module(_LAZY[name]), name)
     raise AttributeError(f"module 'fusmae_hf' has no attribute {name!r}")
 

@@ -76,7 +76,7 @@ def open_splits(
     options: dict[str, Any] = {"streaming": arguments.streaming, "on_bad_files": arguments.on_bad_files}
     options["like"] = arguments.like
     train = load_pairs(folder, "train", **options)
-    arguments.measured = train.dataset_info.statistics
+    arguments.measured = train.dataset_info.statistics  # type: ignore[misc]
     if os.environ.get("RANK", "0") == "0":
         train.dataset_info.warn_of_odd_values()
     others = [split for split in train.dataset_info.splits if split != "train" and split in (wanted or [split])]
@@ -158,7 +158,7 @@ def having(pairs: Any, sensors: Sensors) -> Any:
     rows = [row for row, shape in enumerate(shapes) if shape is not None]
     print(f"{len(shapes) - len(rows):,} of {len(shapes):,} pairs of {pairs.split} lack {sensors}: left out.")
     if isinstance(pairs, PairSubset):
-        return PairSubset(pairs.pairs, pairs.rows[rows])
+        return PairSubset(pairs.pairs, [pairs.rows[row] for row in rows])
     return PairSubset(pairs, rows)
 
 

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterator
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
@@ -80,7 +81,8 @@ def pair_to_store(pair: Pair, info: PairsInfo, *, require_both: bool | None = Fa
     if require_both is False and len(no_data) == 2:
         empty = [sensor for sensor in SENSORS if _is_empty(getattr(pair, sensor), no_data[sensor], sensor)]
         if len(empty) == 1:
-            pair, no_data = replace(pair, **{empty[0]: None}), {}
+            lacking: dict[str, Any] = {empty[0]: None}
+            pair, no_data = replace(pair, **lacking), {}
             problems = [*problems_of_pair(pair, info, no_data)]
     for _, problem in problems:
         raise PairError(f"{pair.id}: {problem}")

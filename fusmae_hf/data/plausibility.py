@@ -131,7 +131,8 @@ class PairSample:
         # One array of all bands, since numpy takes as long to begin as to look at a band.
         flat = np.concatenate([band.ravel() for band in pixels.bands]) if isinstance(pixels, NativeBands) else pixels
         lowest, highest, finite = extremes(flat)
-        found, outside = [], NOTHING_OUTSIDE
+        found: list[Finding] = []
+        outside = NOTHING_OUTSIDE
         zeros = declared.units == "db" and highest >= 0 and np.count_nonzero(flat) < flat.size
         if are_quiet(lowest, highest, declared.units) and not zeros:
             values = _sampled(pixels)

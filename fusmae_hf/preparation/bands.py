@@ -293,7 +293,7 @@ class _SceneBands:
         for band, values, factor in zip(self.optical, split, factors, strict=True):
             band.count(values, factor**2, without_data)
 
-    def merge(self, other: "SensorBands") -> None:
+    def merge(self, other: "_SceneBands") -> None:
         """Take in what another has seen."""
         for ours, theirs in zip((*self.sar, *self.optical), (*other.sar, *other.optical), strict=True):
             ours.merge(theirs)

@@ -226,9 +226,8 @@ def prepare(
             disable=None if progress else True,
         ),
     )
-    records = (
-        file.shard and file.shard.plausibility for file in (finished_files(folder, there) if strict else {}).values()
-    )
+    written = (finished_files(folder, there) if strict else {}).values()
+    records = (file.shard.plausibility if file.shard else None for file in written)
     if odd := recorded_findings(records):
         raise ValueError(f"Values look odd, which --strict (strict=True) does not allow: {' '.join(odd)}")
     dataset, all_left_out = finish(folder, there, plan.left_out)

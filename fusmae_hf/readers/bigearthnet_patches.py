@@ -147,7 +147,7 @@ def read_patches(name: str, sar_folder: Path, optical_folder: Path) -> Pair:
     numbers, optical = _read_bands(optical_folder, OPTICAL_BANDS, OPTICAL_FACTORS, "uint16")
     require_same_footprint(sar_folder, sar, optical_folder, optical)
     bands = NativeBands(numbers, OPTICAL_FACTORS)
-    return Pair(name, np.stack(backscatter), bands, crs=optical.crs, transform=optical.transform)  # type: ignore[arg-type]
+    return Pair(name, np.stack(backscatter), bands, crs=optical.crs, transform=optical.transform)
 
 
 def _read_bands(

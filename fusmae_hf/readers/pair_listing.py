@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -125,7 +126,7 @@ def list_by_patterns(
         row, missing = {"id": name, "label_map": None}, list[str]()
         for kind, pattern in patterns.items():
             key = values if kind in SENSORS else tuple(of_field[field] for field in fields_of[kind])
-            there = found[kind].get(key, {})
+            there: Mapping[str, Any] = found[kind].get(key, {})
             if keep_single and kind in SENSORS and not there:
                 row[kind] = None
                 continue
@@ -288,8 +289,8 @@ def _refuse_near_misses(path: Path, names: Sequence[str]) -> None:
             continue
         plain = re.sub(r"[\s-]+", "_", name.strip().lower())
         for near in difflib.get_close_matches(plain, lacking, 3, 0.8):
-            last = (word.rpartition("_")[2] for word in (plain, near))
-            if difflib.SequenceMatcher(None, *last).ratio() >= 0.6:
+            given, known = (word.rpartition("_")[2] for word in (plain, near))
+            if difflib.SequenceMatcher(None, given, known).ratio() >= 0.6:
                 raise ValueError(
                     f"{path}: there is a column {name!r}. Did you mean {near!r}? Else give it another name."
                 )

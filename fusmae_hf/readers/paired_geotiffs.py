@@ -279,10 +279,10 @@ class PairedGeoTIFFs(ListedPairs):
             return
         self.ids, patch = [], self._windows.size
         for number, scene in enumerate(scenes):
-            grid = self._grid_of(number)
-            if isinstance(grid, PairError):
-                self._left_out.append((scene, str(grid)))
-                grid = None
+            found = self._grid_of(number)
+            grid = None if isinstance(found, PairError) else found
+            if isinstance(found, PairError):
+                self._left_out.append((scene, str(found)))
             names = [f"{scene}_{row:05d}_{column:05d}" for row, column in self._windows.add_scene(grid)]
             if grid and not names:
                 self._left_out.append((scene, f"{grid.height}x{grid.width} px are less than a window of {patch} px"))
@@ -313,7 +313,7 @@ class PairedGeoTIFFs(ListedPairs):
         """Where pairs lie, in the order given; None where no file tells."""
         of_scene = functools.lru_cache(4096)(self._grid_of)
         for number, index in zip(map(self._scene, indices), indices, strict=True):
-            grid, window = of_scene(number), self._windows and self._windows.window(index)
+            grid, window = of_scene(number), self._windows.window(index) if self._windows else None
             yield None if isinstance(grid, PairError) else grid.place(window, self._table["id"][number].as_py())
 
     def _scene(self, index: int) -> int:

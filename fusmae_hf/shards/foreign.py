@@ -37,9 +37,10 @@ def describe_foreign(root: str, like: str | os.PathLike[str]) -> DatasetInfo:
         raise FileNotFoundError(f"There are no Parquet files in {root}.")
     lacking = {sensor: sum(known.no_data_pixels(split)[sensor] for split in known.splits) for sensor in SENSORS}
     statistics = {band: (number, mean, std**2 * number) for band, (number, mean, std) in known.statistics.items()}
-    splits, places = {}, {}
+    splits: dict[str, tuple[ShardRecord, ...]] = {}
+    places: dict[str, str] = {}
     for split, of_split in paths.items():
-        records = []
+        records = list[ShardRecord]()
         for number, path in enumerate(of_split):
             name = f"data/{split}-{number:05d}-of-{len(of_split):05d}.parquet"
             places[name] = filesystem.unstrip_protocol(path) if "://" in root else path

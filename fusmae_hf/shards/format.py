@@ -213,9 +213,7 @@ class ShardRecord:
     def from_json(cls, content: dict[str, Any]) -> "ShardRecord":
         """The record in its JSON form; `TypeError`, `KeyError` or `ValueError` where that is damaged."""
         statistics = {band: tuple(moments) for band, moments in content.get("statistics", {}).items()}
-        return cls(
-            **{**content, "row_group_rows": tuple(content["row_group_rows"]), "statistics": statistics}  # type: ignore
-        )
+        return cls(**{**content, "row_group_rows": tuple(content["row_group_rows"]), "statistics": statistics})
 
 
 def _are_moments(moments: Any) -> bool:

@@ -132,7 +132,8 @@ class FineTuningTrainer(PairTrainer):
             **kwargs,
         )
         if self.label_smoother is not None:  # transformers' own divides by the number of labels that count
-            self.label_smoother = functools.partial(smoothed_loss, kwargs["args"].label_smoothing_factor)
+            smoother: Any = functools.partial(smoothed_loss, kwargs["args"].label_smoothing_factor)
+            self.label_smoother = smoother
         if self.is_fsdp_enabled:
             raise ValueError(
                 "Fine-tuning does not run on a sharded model (FSDP): maps and pictures are made by one process. "

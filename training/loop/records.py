@@ -54,7 +54,7 @@ def fresh_config(
     (height, width) or the windows of them that its patches fill; `fields` besides."""
     patch_size = arguments.config_fields.get("patch_size", FusMAEConfig().patch_size)
     seen = fitting_size(size, patch_size) if isinstance(patch_size, int) and patch_size > 0 else size
-    of_data = {"optical_bands": info.optical_bands, "sar_bands": info.sar_bands, "image_size": seen}
+    of_data: dict[str, Any] = {"optical_bands": info.optical_bands, "sar_bands": info.sar_bands, "image_size": seen}
     of_data |= pixel_size_of(info)
     return FusMAEConfig.from_preset(arguments.preset, **of_data | dict(fields or {}) | arguments.config_fields)
 

@@ -148,9 +148,8 @@ class PairTrainer(Trainer):
             pin_memory=arguments.dataloader_pin_memory,
             persistent_workers=arguments.dataloader_persistent_workers,
             prefetch_factor=arguments.dataloader_prefetch_factor,
-            # Older releases of transformers lack these two.
             multiprocessing_context=getattr(arguments, "dataloader_multiprocessing_context", None),
-            in_order=getattr(arguments, "dataloader_in_order", True),
+            in_order=getattr(arguments, "dataloader_in_order", True),  # older releases of transformers lack both
             worker_init_fn=ignore_signals_of_others if self._watches_signals else None,
         )
         return self.accelerator.prepare(loader)
