@@ -28,7 +28,6 @@ PUBLIC = set(fusmae_hf._LAZY.values())
 
 EXCEPTIONS = {
     "fusmae_hf.registration": "a hook that waits for transformers, apart from the list of public names",
-    "fusmae_hf.requirements": "what versions there are is one thing, how a command tells it another",
     "fusmae_hf.training.loop.upstream": "a list that its test holds against the installed transformers",
     "fusmae_hf.training.protocol.experiment": "it imports torch, which the parser of its command must not wait for",
     "fusmae_hf.simulation.sensors": "what sensors see of a scene, apart from where pairs lie: studies depend on both",

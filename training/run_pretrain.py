@@ -111,7 +111,7 @@ class FusMAETrainer(PairTrainer):
         """The model's inputs for a batch of raw pairs, with the masking noise."""
         inputs = super().prepare_pairs(batch)
         height, width = image_size(inputs)
-        patches = height * width // self.model.config.patch_size**2  # of a window there are fewer
+        patches = height * width // self.collator.patch_size**2  # of a window there are fewer
         return inputs | {name: batch[name][:, :patches] for name in ("noise", "noise_sar")}
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):

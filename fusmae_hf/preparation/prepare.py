@@ -226,8 +226,8 @@ def prepare(
             disable=None if progress else True,
         ),
     )
-    written = (finished_files(folder, there) if strict else {}).values()
-    records = (file.shard.plausibility if file.shard else None for file in written)
+    checked = finished_files(folder, there) if strict else {}
+    records = (file.shard.plausibility if file.shard else None for file in checked.values())
     if odd := recorded_findings(records):
         raise ValueError(f"Values look odd, which --strict (strict=True) does not allow: {' '.join(odd)}")
     dataset, all_left_out = finish(folder, there, plan.left_out)

@@ -126,7 +126,7 @@ def list_by_patterns(
         row, missing = {"id": name, "label_map": None}, list[str]()
         for kind, pattern in patterns.items():
             key = values if kind in SENSORS else tuple(of_field[field] for field in fields_of[kind])
-            there: Mapping[str, Any] = found[kind].get(key, {})
+            there: Any = found[kind].get(key, {})
             if keep_single and kind in SENSORS and not there:
                 row[kind] = None
                 continue
