@@ -29,9 +29,8 @@ def to_tensor(values: Any, sensor: str) -> torch.Tensor:
         found = f"an array of {values.dtype}" if isinstance(values, np.ndarray) else f"a {type(values).__name__}"
         raise ValueError(f"{sensor}: expected numpy arrays or torch tensors of numbers, got {found}.")
     if isinstance(values, np.ma.MaskedArray):
-        is_masked = np.ma.is_masked(values)
         kind = values.dtype if values.dtype.kind == "f" else np.float32 if values.dtype.itemsize <= 2 else np.float64
-        values = values.astype(kind).filled(np.nan) if is_masked else values.data
+        values = np.ma.filled(values.astype(kind), np.nan) if np.ma.is_masked(values) else values.data
     # torch knows neither foreign byte orders nor negative strides, and warns of arrays that must not be written to.
     return torch.from_numpy(np.require(values, values.dtype.newbyteorder("="), ["C", "W"]))
 

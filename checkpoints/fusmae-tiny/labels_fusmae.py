@@ -114,7 +114,7 @@ def scene_loss(labels: torch.Tensor, logits: torch.Tensor, config: FusMAEConfig,
     """
     kind = resolve_problem_type(config, labels)
     if config.problem_type is None:
-        config.problem_type = kind
+        config.problem_type = kind  # type: ignore[assignment]
     if kind == "regression":
         return squared_error(logits, labels)
     return weighted_loss(logits, labels, config, multi_label=kind == "multi_label_classification")

@@ -6,7 +6,7 @@ From top to bottom: outputs, embeddings, attention, layers, encoder, decoder, ma
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -462,10 +462,10 @@ class FusMAEPreTrainedModel(BandSelectionMixin, PreTrainedModel):
         """Let gradients reach adapters under reentrant checkpointing, those of the early fusion too: its inputs are
         projections of patches, which upstream does not take for embeddings."""
         super().enable_input_require_grads()
-        embeddings = self.base_model.embeddings
+        embeddings = cast(nn.Module, self.base_model.embeddings)
         self._require_grads_hooks.append(embeddings.register_forward_hook(lambda *call: call[-1].requires_grad_(True)))
 
-    def _receive(self, pixel_values: torch.Tensor | None, keywords: dict[str, Any]) -> dict[str, Any]:
+    def _receive(self, pixel_values: torch.Tensor | None, keywords: Any) -> Any:
         """The further keywords of a call of `forward`, of which unknown ones raise a TypeError. The Trainer asks for
         the main input after the call (`include_for_metrics`): it is that of SAR where there is no optical one."""
         if not is_tracing():

@@ -235,7 +235,7 @@ def odd_values(pixels: np.ndarray, declared: Declaration) -> OddValues:
     if units == "db" and (zeros := pixels == 0).any() and zeros.any(axis=0).mean() > ZERO_SHARE:
         found.append(_zero_finding(zeros, declared))
         where |= zeros
-    return OddValues(found, where.any(axis=0) if found else None, outside)
+    return OddValues(found, np.asarray(where.any(axis=0)) if found else None, outside)
 
 
 def _marked(pixels: np.ndarray, declared: Declaration) -> np.ndarray | None:
@@ -279,7 +279,7 @@ def _wrapped(pixels: np.ndarray, declared: Declaration) -> np.ndarray | None:
 
 def _bands(where: np.ndarray, declared: Declaration) -> tuple[str, ...]:
     """Names of the bands that hold something."""
-    holds = where.reshape(len(where), -1).any(axis=1)
+    holds = np.asarray(where.reshape(len(where), -1).any(axis=1))
     return tuple(band for band, held in zip(declared.bands, holds, strict=False) if held)
 
 
