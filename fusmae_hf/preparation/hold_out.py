@@ -150,7 +150,9 @@ def _by_groups(
     missing = wanted - len(chosen)
     if large and 2 * missing > wanted:
         part, dropped = _cut(places, max(large, key=len), missing)
-        return chosen | part, dropped
+        if chosen or part or len(groups) == 1:
+            return chosen | part, dropped
+        return set(min(large, key=len)), set()  # more than was asked for, but the least there is
     return chosen, set()
 
 

@@ -119,6 +119,9 @@ class BioMassters(ListedPairs):
             f"{self.root}."
         )
 
+    def _ground_of(self, name: str) -> str:
+        return name.partition("_")[0]  # months of a chip
+
     def _read(self, index: int) -> Pair:
         name, split, folder, biomass = self._pairs[index]
         chip, month = name.split("_")

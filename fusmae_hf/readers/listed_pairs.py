@@ -8,7 +8,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from fusmae_hf.data.pairs import Pair, PairsInfo
+from fusmae_hf.data.pairs import Pair, PairsInfo, Place
 
 
 class ListedPairs(ABC):
@@ -35,6 +35,16 @@ class ListedPairs(ABC):
     def split_of(self, index: int) -> str | None:
         """Split of the pair at `index`, without reading its pixels; None where the dataset has none."""
         return self._splits[index] if self._splits else None
+
+    def places(self, indices: Sequence[int]) -> Iterator[Place | None]:
+        """Where pairs lie, as far as their names tell: those of one ground are never split."""
+        for index in indices:
+            ground = self._ground_of(self.ids[index])
+            yield None if ground is None else Place(ground, None, (0.0, 0.0, 1.0, 1.0))
+
+    def _ground_of(self, name: str) -> str | None:
+        """What pairs that show the same ground, or overlap, have in common in their names; None where none do."""
+        return None
 
     def left_out(self) -> Iterator[tuple[str, str]]:
         """What is on disk but not among the pairs, as (id, reason)."""

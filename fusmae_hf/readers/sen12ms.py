@@ -170,6 +170,9 @@ class SEN12MS(ListedPairs):
             f"{'with' if self._has_maps else 'without'} land cover."
         )
 
+    def _ground_of(self, name: str) -> str:
+        return name.rpartition("_")[0]  # patches of a scene overlap by half
+
     def _read(self, index: int) -> Pair:
         name = self.ids[index]
         season, scene, patch = name.rsplit("_", 2)

@@ -152,6 +152,9 @@ class SSL4EOS12(ListedPairs):
         location, optical_scene = self.ids[index].split("_", 1)
         return self._sar_root / location / self._sar[index], self._optical_root / location / optical_scene
 
+    def _ground_of(self, name: str) -> str:
+        return name.partition("_")[0]  # seasons of a location
+
     def _read(self, index: int) -> Pair:
         sar_folder, optical_folder = self._folders(index)
         sar, optical = _read_sar(sar_folder), self._read_optical(optical_folder)

@@ -187,6 +187,9 @@ class SSL4EOS12Zarr(ListedPairs):
         """`"train"` or `"validation"`."""
         return SPLIT_FOLDERS[self._files[self._rows[index, 0]].partition("/")[0]]
 
+    def _ground_of(self, name: str) -> str:
+        return name.rpartition("_")[0]  # seasons of a location
+
     def _read(self, index: int) -> Pair:
         number, sar_row, optical_row, sar_season, optical_season = self._rows[index].tolist()
         paths = self._paths_and_bands(self._files[number])

@@ -7,6 +7,10 @@ import pytest
 
 from fusmae_hf.data.pairs import Place
 from fusmae_hf.preparation.hold_out import draw_held_out
+from fusmae_hf.readers.biomassters import BioMassters
+from fusmae_hf.readers.sen12ms import SEN12MS
+from fusmae_hf.readers.ssl4eo import SSL4EOS12
+from fusmae_hf.readers.ssl4eo_zarr import SSL4EOS12Zarr
 
 
 def windows(scene, left=0.0, crs="EPSG:32632", size=64, stride=32, side=256):
@@ -78,3 +82,31 @@ def test_ground_that_all_pairs_share_cannot_be_divided():
         draw_held_out([Place("a", "EPSG:32632", (0, 0, 9, 9))] * 4, 0.5, 0)
     with pytest.raises(ValueError, match="scene, place or block:SIZE"):
         draw_held_out([None], 0.5, 0, "tile")
+
+
+@pytest.mark.parametrize(("sizes", "share", "expected"), [((4, 4), 0.25, 4), ((4, 4, 6), 0.1, 4), ((4,) * 20, 0.1, 8)])
+def test_dates_of_one_place_are_held_out_whole_where_only_names_tell_places(sizes, share, expected):
+    places = [Place(str(name), None, (0, 0, 1, 1)) for name, size in enumerate(sizes) for _ in range(size)]
+    held_out = {places[number].scene for number in draw_held_out(places, share, 0).held_out}
+    assert sum(sizes[int(name)] for name in held_out) == expected == len(draw_held_out(places, share, 0).held_out)
+
+
+@pytest.mark.parametrize(
+    ("reader", "ids", "same"),
+    [
+        (
+            SSL4EOS12,
+            ["0000200_20200604T054639_T43RCP", "0000200_20200813T054639_T43RCP", "0000201_20200813T0_T43RCP"],
+            2,
+        ),
+        (SSL4EOS12Zarr, ["0000200_0", "0000200_3", "0000201_0"], 2),
+        (BioMassters, ["0060c0a5_00", "0060c0a5_11", "0060c0a6_00"], 2),
+        (SEN12MS, ["ROIs1158_spring_1_p30", "ROIs1158_spring_1_p31", "ROIs1158_spring_11_p30"], 2),
+    ],
+)
+def test_readers_know_pairs_of_one_ground_by_their_names(reader, ids, same):
+    opened = object.__new__(reader)
+    opened.ids = ids
+    scenes = [place.scene for place in opened.places(range(len(ids)))]
+    assert len(set(scenes[:same])) == 1
+    assert len(set(scenes)) == 2
