@@ -3,6 +3,7 @@ import json
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -315,3 +316,19 @@ def test_the_best_checkpoint_is_chosen_by_a_held_out_loss(tmp_path, config, shar
     state = json.loads(next((tmp_path / "run").glob("checkpoint-*/trainer_state.json")).read_text())
     losses = [entry["eval_validation_loss"] for entry in state["log_history"] if "eval_validation_loss" in entry]
     assert state["best_metric"] in losses
+
+
+@pytest.mark.parametrize("streaming", ["false", "true"])
+def test_shards_of_the_former_format_can_be_trained_on(tmp_path, streaming):
+    shards = Path(__file__).parents[1] / "shards" / "format_2"
+    fields = {"num_hidden_layers": 1, "decoder_num_hidden_layers": 1, "patch_size": 4}
+    arguments = [
+        *("--data", str(shards), "--streaming", streaming, "--preset", "tiny", "--config", json.dumps(fields)),
+        *("--statistics", str(tmp_path / "statistics"), "--output_dir", str(tmp_path / "run"), "--max_steps", "2"),
+        *("--per_device_train_batch_size", "2", "--report_to", "none", "--disable_tqdm", "true"),
+    ]
+    assert run_fusmae(["stats", str(shards), "--processor", str(tmp_path / "statistics")]) == 0
+    main(arguments)
+    record = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert record["steps"] == 2
+    assert record["metrics"]["eval_validation_loss"] > 0
