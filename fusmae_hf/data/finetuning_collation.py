@@ -7,7 +7,7 @@ import torch
 
 from fusmae_hf.data.augmentation import PairAugmentation
 from fusmae_hf.data.collation import PairCollator
-from fusmae_hf.data.inputs import PairInputs, image_size
+from fusmae_hf.data.inputs import PairInputs, given_size, image_size
 from fusmae_hf.data.pairs import PairsInfo
 from fusmae_hf.data.tasks import FineTuningTask
 from fusmae_hf.modeling.image_processing_fusmae import FusMAEImageProcessor
@@ -85,7 +85,9 @@ class FineTuningCollator(LabelCollator):
         batch = super().__call__(batch)
         inputs = self.inputs(batch, sensors=self.sensors)
         dense = self.task.dense
-        labels = self.task.dense_labels(inputs.pop("label_map"), image_size(inputs)) if dense else batch["labels"]
+        labels = batch["labels"] if not dense else None
+        if dense:
+            labels = self.task.dense_labels(inputs.pop("label_map"), given_size(batch), image_size(inputs))
         return {key: value for key, value in inputs.items() if key not in _MASKS or not value.all()} | {
             "labels": labels
         }

@@ -24,6 +24,16 @@ def image_size(inputs: Mapping[str, Any]) -> tuple[int, int]:
     return height, width
 
 
+def given_size(batch: Mapping[str, Any]) -> tuple[int, int]:
+    """(height, width) in pixels of the images in a batch of raw pairs."""
+    shape = (
+        batch["optical_shape"]
+        if "optical_shape" in batch
+        else next(batch[sensor].shape for sensor in SENSORS if sensor in batch)
+    )
+    return shape[-2], shape[-1]
+
+
 def fitting_size(size: tuple[int, int], patch_size: int) -> tuple[int, int]:
     """The largest (height, width) within `size` that patches fill, or one patch where they are larger."""
     height, width = (max(side // patch_size, 1) * patch_size for side in size)

@@ -158,12 +158,16 @@ class FineTuningTask:
             row[of_scene] = 1
         return held
 
-    def dense_labels(self, label_map: torch.Tensor, size: tuple[int, int] | None = None) -> torch.Tensor:
+    def dense_labels(
+        self, label_map: torch.Tensor, given: Sequence[int] = (), padded: Sequence[int] = ()
+    ) -> torch.Tensor:
         """Label maps `(batch, height, width)` as the model wants them, on any device.
 
         Args:
             label_map: as it lies in the shards.
-            size: (height, width) of the images where they were padded; no label counts there.
+            given: (height, width) of the images in the shards.
+            padded: (height, width) that they were padded to. Maps of the same size are padded likewise, with labels
+                that do not count; others are left to the model, which refuses those of other ground.
 
         Returns:
             Classes: int64 with `ignore_index` where there is none. Quantities: float32 with NaN.
@@ -172,9 +176,9 @@ class FineTuningTask:
         nothing = float("nan") if self.is_regression else self.ignore_index
         if self.no_data is not None:
             labels = torch.where(labels == self.no_data, nothing, labels)
-        if size is None:
+        if tuple(labels.shape[1:]) != tuple(given):
             return labels
-        return functional.pad(labels, (0, size[1] - labels.shape[2], 0, size[0] - labels.shape[1]), value=nothing)
+        return functional.pad(labels, (0, padded[1] - given[1], 0, padded[0] - given[0]), value=nothing)
 
 
 def _possible(info: PairsInfo) -> dict[str, FineTuningTask]:

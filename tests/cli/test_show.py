@@ -71,7 +71,8 @@ def test_a_kind_of_picture_is_chosen_that_the_bands_allow(optical, units, said, 
     drawn = []
     monkeypatch.setattr(Figure, "savefig", lambda figure, *_, **__: drawn.append(figure))
     info = PairsInfo("own", "made up", "CC0", ("VV", "VH"), optical, sar_units="raw", optical_units=units)
-    values = np.random.default_rng(0).uniform(1, 2, (len(optical), 24, 24)).astype(np.float32)
+    top = {"dn": 3000, "reflectance": 0.3, "raw": 2}[units]
+    values = np.random.default_rng(0).uniform(top / 10, top, (len(optical), 24, 24)).astype(np.float32)
     pair = Pair("a", values[:1].repeat(2, axis=0), values)
     monkeypatch.setattr("fusmae_hf.cli.show._read_pair", lambda *_: (pair, info))
     assert main(["show", "somewhere"]) == 0

@@ -89,9 +89,9 @@ def test_a_window_changes_nothing_else_of_a_view():
 @pytest.mark.parametrize("no_data", [None, 9])
 def test_labels_of_padding_do_not_count(no_data):
     classes = FineTuningTask("semantic_segmentation", ("a", "b"), dense=True, no_data=no_data)
-    labels = classes.dense_labels(torch.ones(1, 3, 4, dtype=torch.uint8), (5, 6))
+    labels = classes.dense_labels(torch.ones(1, 3, 4, dtype=torch.uint8), (3, 4), (5, 6))
     assert labels.shape == (1, 5, 6)
     assert (labels[:, :3, :4] == 1).all()
     assert (labels == classes.ignore_index).sum() == 30 - 12
     quantity = FineTuningTask("regression", ("t/ha",), dense=True, no_data=no_data)
-    assert quantity.dense_labels(torch.ones(1, 3, 4), (5, 6)).isnan().sum() == 30 - 12
+    assert quantity.dense_labels(torch.ones(1, 3, 4), (3, 4), (5, 6)).isnan().sum() == 30 - 12

@@ -101,6 +101,6 @@ def test_every_dependency_has_a_lower_and_an_upper_bound():
         requirement
         for group in groups
         for requirement in group
-        if not re.fullmatch(r"[\w.-]+(\[[\w,-]+\])?>=[\d.]+,<[\d.]+", requirement)
+        if not re.fullmatch(r"[\w.-]+(\[[\w,-]+\])?>=[\d.]+(,!=[\d.*]+)?,<[\d.]+", requirement)
     ]
     assert not unbounded

@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 from fusmae_hf import FusMAEImageProcessor
 from fusmae_hf.data.augmentation import PairAugmentation
 from fusmae_hf.data.finetuning_collation import LabelCollator
-from fusmae_hf.data.inputs import image_size
+from fusmae_hf.data.inputs import given_size, image_size
 from fusmae_hf.data.tasks import FineTuningTask
 from fusmae_hf.modeling.labels_fusmae import IGNORED, check_labels
 from fusmae_hf.shards.dataset import PairDataset
@@ -162,7 +162,9 @@ class FineTuningTrainer(PairTrainer):
         """The model's inputs for a batch of raw pairs, with their labels."""
         inputs = super().prepare_pairs(batch)
         dense = self.task.dense
-        labels = self.task.dense_labels(inputs.pop("label_map"), image_size(inputs)) if dense else batch["labels"]
+        labels = batch["labels"] if not dense else None
+        if dense:
+            labels = self.task.dense_labels(inputs.pop("label_map"), given_size(batch), image_size(inputs))
         if self.task.is_regression:
             mean, deviation = self.scale
             labels = (labels - mean) / deviation
