@@ -128,7 +128,7 @@ def problems_of_pair(pair: Pair, info: PairsInfo, no_data: dict[str, int]) -> It
             yield "data", "sar has no data: no pixel is finite in all bands."
         else:
             units = (
-                " Values are negative: this looks like dB. Declare `sar_units` as 'db'."
+                " Values are negative: this looks like dB. Declare `sar_units` as 'db' (`--sar-units db`)."
                 if (pair.sar < 0).any()
                 else ""
             )

@@ -41,7 +41,7 @@ class Stated:
         padded: windows may reach beyond the file, and have no data there.
 
     Raises:
-        ValueError: names are repeated, or none is left.
+        ValueError: names are repeated, or none is left; or `no_data` is not finite, which is no data in any case.
     """
 
     kind: str
@@ -57,6 +57,10 @@ class Stated:
         if not isinstance(self.names, str):
             object.__setattr__(self, "file_names", self.file_names or tuple(self.names))
             object.__setattr__(self, "names", tuple(sentinel_bands(self.names, self.units)))
+        if self.no_data is not None and not math.isfinite(self.no_data):
+            raise ValueError(
+                f"{self.option}-no-data is {self.no_data}, but this is no data in any case: leave it out."
+            )
         named = [name for name in self.names if name != SKIPPED_BAND]
         if isinstance(self.names, str) or (self.names and not named) or len(set(named)) < len(named):
             raise ValueError(

@@ -6,6 +6,7 @@ import numpy as np
 
 from fusmae_hf.data.pairs import PairsInfo
 from fusmae_hf.errors import PairError
+from fusmae_hf.modeling.no_data_fusmae import looks_like_db
 from fusmae_hf.readers.geotiff import require_codes
 from fusmae_hf.readers.grids import Grid, Window, problem_between, resample, source_window
 from fusmae_hf.readers.raster_files import Raster
@@ -61,7 +62,7 @@ def read_sar(raster: Raster, whole: Grid, window: Window, *, units: str, resampl
         missing = np.zeros(values.shape, bool) if declared is None else declared.copy()
         if values.dtype.kind == "f":
             missing |= ~np.isfinite(values)
-        if units == "linear":
+        if units == "linear" and not looks_like_db(values[~missing]):  # dB stays, for whoever judges the values
             missing |= values <= 0
         if needs_nan:
             values = _as_float(values)
@@ -157,7 +158,12 @@ def read_label_map(raster: Raster, whole: Grid, window: Window, info: PairsInfo)
     values = exact.astype(raster.dtype)
     if info.map_class_names:
         classes = range(len(info.map_class_names))
-        expected = f"the classes are 0 to {classes[-1]}, and map_no_data is {info.map_no_data}"
+        expected = f"the classes are 0 to {classes[-1]}, and "
+        expected += (
+            "no value is declared to be none: name all classes (`--map-class-names`) or declare it (`--map-no-data`)"
+            if info.map_no_data is None
+            else f"no data is {info.map_no_data} (map_no_data, `--map-no-data`)"
+        )
         require_codes(raster.path, values, {*classes, info.map_no_data}, expected)
     return values
 

@@ -7,6 +7,7 @@ from rasterio.enums import ColorInterp
 from rasterio.transform import from_origin
 
 from fusmae_hf.data.checks import check_pair
+from fusmae_hf.data.plausibility import check_plausible
 from fusmae_hf.errors import PairError
 from fusmae_hf.readers.declarations import band_named
 from fusmae_hf.readers.paired_geotiffs import PairedGeoTIFFs
@@ -46,6 +47,32 @@ def pairs(root, *, sar=None, optical=None, label_map=None, **options):
 
 
 # No data
+
+
+@pytest.mark.parametrize("kind", ["sar", "optical", "map"])
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_what_is_never_finite_need_not_be_declared(kind, value, tmp_path):
+    with pytest.raises(ValueError, match=f"--{kind}-no-data is {value}, but .* leave it out"):
+        pairs(tmp_path, **{f"{kind}_no_data": value})
+
+
+@pytest.mark.parametrize("warped", [False, True])
+@pytest.mark.parametrize("dtype", ["float32", "int16"])
+def test_db_declared_linear_power_is_told_and_not_taken_for_missing(dtype, warped, tmp_path):
+    grid = {"grid": CORNER @ type(CORNER).translation(0.5, 0.5)} if warped else {}
+    options = {"on_different_grids": "warp"} if warped else {}
+    values = np.random.default_rng(0).normal([[[-12]], [[-19]]], 2, (2, SIZE, SIZE)).astype(dtype)
+    reader = pairs(tmp_path, sar={"values": values} | grid, sar_units="linear", **options)
+    with pytest.raises(ValueError, match=r"declared linear, but most values are negative.*--sar-units db"):
+        check_plausible([reader.read(0)], reader.info)
+
+
+@pytest.mark.parametrize("negative", [-1e-4, -9999, -32768])
+def test_some_negative_power_is_no_data(negative, tmp_path):
+    values = np.where(WITHOUT, negative, 10 ** (backscatter() / 10)).astype("float32")
+    pair = pairs(tmp_path, sar={"values": values}, sar_units="linear").read(0)
+    assert np.array_equal(np.isnan(pair.sar), np.broadcast_to(WITHOUT, values.shape))
+
 
 DECLARATIONS = {
     "mask inside": lambda values: {"values": values, "mask": WITHOUT},
