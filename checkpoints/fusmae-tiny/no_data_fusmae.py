@@ -36,6 +36,9 @@ little less; sun glint reaches a reflectance of 3."""
 ZERO_SHARE = 0.01
 """0 dB is a bright target and may occur; exactly 0 in more than this share of the pixels is no backscatter."""
 
+NEGATIVE_POWER = -0.5
+"""Where noise is removed, power may be a little negative, but no more than this."""
+
 WRAPPED = 2**16
 """Unsigned integers of 16 bits go on from the top where a negative number was put into them."""
 
@@ -80,6 +83,11 @@ def has_data(
         holds.append(~(marked.all(-3) if sensor == "optical" and nodata == 0 else marked.any(-3)))
     first = pixels[..., 0, :, :]
     return functools.reduce(operator.and_, holds) if holds else first == first
+
+
+def looks_like_db(power: np.ndarray) -> bool:
+    """Whether most values that are declared linear power are dB."""
+    return power.size > 0 and float(((power < NEGATIVE_POWER) & (power >= RANGES["db"][0])).mean()) > 0.5
 
 
 @dataclass(frozen=True)

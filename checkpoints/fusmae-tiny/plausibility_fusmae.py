@@ -10,7 +10,7 @@ import math
 import numpy as np
 import torch
 
-from .no_data_fusmae import NOTHING_OUTSIDE, RANGES, Declaration, Finding, Outside, odd_values
+from .no_data_fusmae import NOTHING_OUTSIDE, RANGES, Declaration, Finding, Outside, looks_like_db, odd_values
 from .sensors_fusmae import BASELINE_0400_OFFSET, REFLECTANCE_SCALE
 
 SAMPLED_PIXELS = 4096
@@ -132,7 +132,7 @@ def _sampled(pixels: torch.Tensor, valid: torch.Tensor) -> torch.Tensor:
 def sar_findings(values: torch.Tensor, declared: Declaration, outside: Outside) -> list[Finding]:
     """What looks odd in SAR: see `judge`."""
     if declared.units == "linear":
-        if values.numel() and (values < 0).float().mean() > 0.5:
+        if looks_like_db(values.numpy()):
             seen = "SAR is declared linear, but most values are negative: this looks like dB."
             return [Finding("sar units", seen, "Pass sar_units='db'.", "--sar-units db", impossible=True)]
         backscatter = 10 * torch.log10(values[:, (values > 0).all(dim=0)])
