@@ -46,11 +46,11 @@ def recorded_findings(records: Iterable[dict[str, Any] | None]) -> list[str]:
     Args:
         records: of each file, as `PairSample.record` gives it.
     """
-    seen, dark = dict[str, Seen](), Counter[str]()
+    seen, dark_by_offset = dict[str, Seen](), dict[float, Counter[str]]()
     for record in filter(None, records):
         merge_seen(seen, {topic: Seen(**fields) for topic, fields in record["findings"].items()})
-        dark.update(record["darkness"])
-    mixed = offsets_mixed(dark)
-    return [f"{topic}: {of_topic}" for topic, of_topic in seen.items()] + (
-        [f"{mixed.topic}: {mixed.for_commands()}"] if mixed else []
-    )
+        dark_by_offset.setdefault(record["offset"], Counter()).update(record["darkness"])
+    mixed = filter(None, map(offsets_mixed, dark_by_offset.values()))  # sets that declare others are no mix
+    return [f"{topic}: {of_topic}" for topic, of_topic in seen.items()] + [
+        f"{finding.topic}: {finding.for_commands()}" for finding in mixed
+    ]

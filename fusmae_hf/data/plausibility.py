@@ -171,7 +171,8 @@ class PairSample:
     def record(self) -> dict[str, Any]:
         """What was seen, for `dataset_info.json`; `recorded_findings` puts it in words."""
         seen = {topic: asdict(self.seen[topic]) for topic in sorted(self.seen)}
-        return {"findings": seen, "darkness": {name: self.darkness[name] for name in DARKNESS if self.darkness[name]}}
+        dark = {name: self.darkness[name] for name in DARKNESS if self.darkness[name]}
+        return {"findings": seen, "darkness": dark, "offset": self._info.optical_offset}
 
     def _declared(self, sensor: str, dtype: np.dtype) -> Declaration:
         if (declared := self._declarations.get((sensor, dtype))) is None:

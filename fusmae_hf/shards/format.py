@@ -231,7 +231,7 @@ def _is_record(record: Any) -> bool:
     if record is None:
         return True
     try:
-        counts = [*record["darkness"].values()]
+        counts, offset = [*record["darkness"].values()], record["offset"]
         for seen in record["findings"].values():
             texts, numbers = [seen["first"], seen["message"]], [seen["pairs"], seen["pixels"]]
             if len(seen) != 4 or not all(is_plain_text(text, 2000) for text in texts):
@@ -239,4 +239,4 @@ def _is_record(record: Any) -> bool:
             counts += numbers
     except (AttributeError, KeyError, TypeError):
         return False
-    return len(record) == 2 and all(map(is_count, counts))
+    return len(record) == 3 and type(offset) in (int, float) and all(map(is_count, counts))

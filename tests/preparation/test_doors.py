@@ -13,6 +13,7 @@ from fusmae_hf import FusMAEImageProcessor
 from fusmae_hf.data.pairs import Pair, PairsInfo
 from fusmae_hf.preparation.inspection import inspect_shards
 from fusmae_hf.preparation.prepare import prepare
+from fusmae_hf.preparation.state import merge_sets
 from fusmae_hf.preparation.statistics import band_statistics
 from fusmae_hf.preparation.verification import verify_shards
 from fusmae_hf.shards.dataset_info import read_dataset_info
@@ -262,6 +263,18 @@ def test_scenes_with_and_without_the_offset_are_not_mixed_in_silence(tmp_path, c
         pair.optical = pair.optical + np.uint16(1000 if carry(index) else 0)
     assert "two groups" in said(lambda: prepare(reader, tmp_path))
     assert "two groups" in " ".join(str(verify_shards(tmp_path)).split())
+
+
+def test_merged_sets_that_declare_their_offsets_are_no_mix(tmp_path):
+    for name, offset in (("without", 0), ("with", 1000)):
+        reader = made({}, {"optical_offset": offset})
+        for pair in reader.pairs:
+            pair.id, pair.optical = f"{name}-{pair.id}", pair.optical + np.uint16(offset)
+        reader.ids = [pair.id for pair in reader.pairs]
+        prepare(reader, tmp_path / name)
+    merged = merge_sets(tmp_path / "merged", [tmp_path / "without", tmp_path / "with"])
+    assert merged.odd_values() == []
+    assert not verify_shards(tmp_path / "merged").problems
 
 
 @pytest.mark.parametrize("brightness", ["all dark", "all with the offset", "clouds", "every brightness"])
