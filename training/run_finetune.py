@@ -290,7 +290,8 @@ def report(
         "intervals": intervals,
     }
     write_record(folder / "metrics.json", finished, indent=2)
-    print(f"\n{record['measured']:,} pairs of the split {split}, one checkpoint:\n\n{table}\n\n{by_class}\n")
+    measured = f"{record['measured']:,} pairs of the split {split}, one checkpoint:\n\n{table}\n\n{by_class}"
+    print(f"\n{measured if split else table}\n")
     print(f"Everything is in {folder}: README.md tells what, metrics.md and *.png show it.")
 
 

@@ -82,7 +82,7 @@ def check_labels(labels: torch.Tensor, images: torch.Tensor, config: FusMAEConfi
     if classes:
         ignored = config.semantic_loss_ignore_index if dense else IGNORED
         labels = labels.long()  # small unsigned integers compare wrongly with negative and large numbers
-        wrong = labels[((labels < 0) | (labels >= num_labels)) & (labels != ignored)]
+        wrong = labels[((labels < 0) | (labels >= num_labels)) & (labels != ignored) & (labels != IGNORED)]
         if wrong.numel():
             raise ValueError(
                 f"`labels` hold {sorted(set(wrong.flatten()[:1000].tolist()))[:5]}, but with `num_labels={num_labels}`"
@@ -163,6 +163,7 @@ def weighted_loss(
             errors = errors * missed.clamp(min=1e-6) ** config.focal_gamma
         return torch.where(counts, errors, 0.0).sum() / counts.sum().clamp(min=1)
     labels = labels.long()
+    labels = labels.masked_fill(labels == IGNORED, ignore_index)
     errors = nn.functional.cross_entropy(logits, labels, reduction="none", ignore_index=ignore_index)
     counts = labels != ignore_index
     if config.focal_gamma:  # not below 1e-6, where a power below 1 has no finite slope

@@ -116,12 +116,14 @@ def _show(arguments: argparse.Namespace) -> int:
 def _draw(
     what: str, pair: "Pair", info: "PairsInfo", checkpoint: str | None, arguments: argparse.Namespace
 ) -> "Figure":
+    import numpy as np
     import torch
 
     from fusmae_hf.data.inputs import PairInputs
     from fusmae_hf.hub.checkpoint_loading import load_checkpoint
     from fusmae_hf.plots import model as of_model
     from fusmae_hf.plots import pairs as of_pairs
+    from fusmae_hf.vocabulary import Sensors
 
     if what in ("rgb", "false-colour"):
         there = of_pairs.channels_shown(info.optical_bands, of_pairs.FALSE_COLOUR)
@@ -133,16 +135,25 @@ def _draw(
     model, processor = load_checkpoint(checkpoint, decoders=what == "reconstruction")
     batch = {"sar": torch.from_numpy(pair.sar)[None], "optical": torch.from_numpy(pair.optical)[None]}
     side, size = model.config.patch_size, pair.optical.shape[1:]
-    inputs = PairInputs(processor, info, patch_size=side)(batch)
+    sensors: Sensors = (
+        "optical" if np.isnan(pair.sar).all() else "both" if np.nan_to_num(pair.optical).any() else "sar"
+    )
+    if what == "attention" and sensors != "both":
+        raise ValueError(
+            f"--what attention is between the sensors, but {pair.id} has {sensors} alone: give another --index."
+        )
+    inputs = PairInputs(processor, info, patch_size=side)(batch, sensors=sensors)
     if what == "embedding":
         return of_model.plot_embedding(of_model.embedding_colours(model, inputs), pair, info, side)
-    rows, columns = (pixels // side for pixels in inputs["pixel_values"].shape[2:])
+    rows, columns = (-(-pixels // side) for pixels in size)
     if what == "attention":
         row, column = arguments.patch or (rows // 2, columns // 2)
         maps = of_model.cross_attention_maps(model, inputs, row, column)
         return of_model.plot_cross_attention(maps, pair, info, row, column, side)
     generator = torch.Generator().manual_seed(arguments.seed)
     noise = {name: torch.rand((1, rows * columns), generator=generator) for name in ("noise", "noise_sar")}
+    if sensors != "both":
+        del noise["noise" if sensors == "sar" else "noise_sar"]
     pictures = of_model.reconstruct_images(model, inputs | noise, processor, size)
     return of_model.plot_errors(pictures, processor, of_pairs.pair_title(pair, info))
 

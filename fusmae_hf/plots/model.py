@@ -161,7 +161,7 @@ def embedding_colours(
         outputs = model.base_model(**inputs)
     colours = {}
     for sensor, suffix in (("optical", ""), ("sar", "_sar")):
-        if outputs[f"{sensor}_hidden_state"] is None:
+        if outputs.get(f"{sensor}_hidden_state") is None:
             continue
         tokens = outputs[f"{sensor}_hidden_state"][0].double().cpu().numpy()
         present = tokens.any(axis=1)

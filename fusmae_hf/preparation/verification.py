@@ -20,7 +20,7 @@ from fusmae_hf.data.plausibility import PairSample
 from fusmae_hf.files.strict_json import parse_json
 from fusmae_hf.modeling.plausibility_fusmae import VISIBLE_BANDS, Finding
 from fusmae_hf.preparation.verification_report import CHECKS, QUICK, Problem, Severity, VerificationReport, count_of
-from fusmae_hf.shards.dataset_info import DatasetInfo, read_dataset_info, read_left_out
+from fusmae_hf.shards.dataset_info import DatasetInfo, is_no_folder, read_dataset_info, read_left_out
 from fusmae_hf.shards.decoding import DamagedShardError, RowsInMemory, decode_pairs
 from fusmae_hf.shards.format import METADATA_KEY, ShardRecord, content_hash, shard_schema
 from fusmae_hf.shards.reading import ShardFile
@@ -67,6 +67,7 @@ def verify_shards(
         A report; `sound` tells whether there were errors.
 
     Raises:
+        FileNotFoundError: there is no such folder.
         ValueError: there is no such split.
     """
     root = os.fspath(folder).rstrip("/")
@@ -74,6 +75,8 @@ def verify_shards(
     try:
         dataset = read_dataset_info(root)
     except (OSError, ValueError) as error:
+        if is_no_folder(root):
+            raise
         report.problems.append(Problem("dataset_info.json", "error", str(error)))
         return report
     everything = tuple(shard for of_split in dataset.splits.values() for shard in of_split)

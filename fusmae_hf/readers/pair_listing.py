@@ -172,8 +172,12 @@ def _match(root: Path, pattern: str, fields: Sequence[str], bands: Collection[st
     one file for all. One directory scan a folder."""
     parts = pattern.split("/")
     fixed = "/".join(parts[: next(index for index, part in enumerate(parts) if "{" in part)])
-    if fixed or not root.is_dir():
-        require_folders(root, [fixed or "."], "Paired GeoTIFFs")
+    if not root.is_dir():
+        raise FileNotFoundError(
+            f"Paired GeoTIFFs: there is no folder {root}. Give the one that the patterns start from."
+        )
+    if fixed:
+        require_folders(root, [fixed], "Paired GeoTIFFs")
     found = dict[tuple[str, ...], set[str]]()
     for values in _walk(str(root), parts, {}):
         if (band := values.get("band", "")) in bands or not band:

@@ -203,6 +203,8 @@ def read_dataset_info(folder_or_url: str | os.PathLike[str]) -> DatasetInfo:
         with fsspec.open(path, "rb") as file:
             content = file.read(MOST_BYTES + 1)
     except FileNotFoundError as error:
+        if is_no_folder(folder_or_url):
+            raise FileNotFoundError(f"There is no folder {folder_or_url}. Write one with `fusmae prepare`.") from None
         raise FileNotFoundError(
             f"There is no {path}. `fusmae prepare` writes it as its last step, so either this is not a folder of "
             "shards or preparing it did not finish: run `fusmae prepare` (again). Shards that `datasets` wrote, of "
@@ -216,6 +218,11 @@ def read_dataset_info(folder_or_url: str | os.PathLike[str]) -> DatasetInfo:
         raise ValueError(
             f"{path} cannot be used: {type(error).__name__}: {error}. Prepare the folder again with `fusmae prepare`."
         ) from error
+
+
+def is_no_folder(folder_or_url: str | os.PathLike[str]) -> bool:
+    """True for a place on this machine where there is no folder; whether a URL leads anywhere is not looked up."""
+    return "://" not in os.fspath(folder_or_url) and not os.path.isdir(folder_or_url)
 
 
 def _is_name(word: str) -> bool:

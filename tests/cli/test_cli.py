@@ -18,6 +18,10 @@ from tests.readers.bigearthnet_fixtures import V1_PAIRS, VV_DB, make_bigearthnet
 http = importlib.import_module(HfHubHTTPError.__mro__[1].__module__.partition(".")[0])  # httpx or httpx2
 
 
+GEOTIFFS = ["--sar", "{{id}}_a.tif", "--sar-bands", "VV", "--sar-units", "db"]
+GEOTIFFS += ["--optical", "{{id}}_b.tif", "--optical-bands", "B02", "--optical-units", "dn"]
+
+
 def refusal(status):
     return http.Response(status, request=http.Request("POST", "https://huggingface.co"))
 
@@ -97,6 +101,10 @@ def test_limit_and_offset_reach_the_shards(reben, tmp_path):
         (["prepare", "bigearthnet", "{here}/no", "{here}/out"], "{here}/no, but no such folder"),
         (["prepare", "reben", "{reben}", "{here}"], "{here} is not empty."),
         (["prepare", "reben", "{reben}", "{here}/out", "--limit", "0"], "limit is 0"),
+        (["verify", "{here}/no"], "There is no folder {here}/no."),
+        (["inspect", "{here}/no"], "There is no folder {here}/no."),
+        (["prepare", "geotiffs", "{here}/no", "{here}/out", *GEOTIFFS], "there is no folder {here}/no."),
+        (["protocol", "simulated", "--model", "{here}/no", "--output_dir", "{here}/out"], "no folder {here}/no"),
         (["inspect", "{here}"], "There is no {here}/dataset_info.json."),
         (["inspect", "{shards}", "--pairs", "0"], "num_pictured=0 must be at least 1"),
         (["inspect", "{shards}", "--picture", "{here}/no/a.png"], "There is no folder {here}/no to write a.png"),

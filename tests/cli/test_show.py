@@ -1,11 +1,12 @@
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from matplotlib.figure import Figure
 from PIL import Image
 
-from fusmae_hf import FusMAEConfig, FusMAEForPreTraining, FusMAEImageProcessor
+from fusmae_hf import FusMAEConfig, FusMAEForPreTraining, FusMAEImageProcessor, SimulatedPairs
 from fusmae_hf.cli.main import main
 from fusmae_hf.data.pairs import Pair, PairsInfo
 from tests.small_shards import write_shards
@@ -43,6 +44,23 @@ def test_a_checkpoint_whose_patches_do_not_fill_a_pair_draws_it(what, side, tmp_
     command = ["show", "simulated", "--what", what, "--checkpoint", str(tmp_path / "model"), "--output", str(output)]
     assert main(command) == 0  # of pairs of 120 px
     assert Image.open(output).width > 400
+
+
+@pytest.mark.parametrize("absent", ["sar", "optical"])
+@pytest.mark.parametrize("what", ["rgb", "sar", "reconstruction", "embedding", "attention"])
+def test_a_pair_that_lacks_a_sensor_is_drawn_of_the_other(what, absent, run_folder, tmp_path, capsys):
+    pairs = SimulatedPairs(1)
+    nothing = {"sar": np.full((2, 120, 120), np.nan, "float32"), "optical": np.zeros((12, 120, 120), "uint16")}
+    pair = replace(pairs.read(0), **{absent: nothing[absent]})
+    shards = write_shards(tmp_path / "shards", pairs.info, train=[pair])
+    command = ["show", str(shards), "--what", what, "--output", str(tmp_path / "picture.png")]
+    command += ["--checkpoint", str(run_folder)] if what not in ("rgb", "sar") else []
+    if what == "attention":
+        assert main(command) == 2
+        assert "give another --index" in " ".join(capsys.readouterr().err.split())
+    else:
+        assert main(command) == 0
+        assert Image.open(tmp_path / "picture.png").width > 300
 
 
 def test_a_pair_of_shards_is_drawn_by_its_number(tmp_path, capsys):

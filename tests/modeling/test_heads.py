@@ -236,9 +236,12 @@ def test_logits_have_four_cells_a_patch_and_labels_may_be_finer_or_coarser(tiny,
     torch.testing.assert_close(outputs.loss, torch.nn.functional.cross_entropy(upsampled, labels))
 
 
-@pytest.mark.parametrize(("ignored", "dtype"), [(255, torch.uint8), (255, torch.long), (-1, torch.int16)])
-def test_ignored_pixels_do_not_count(tiny, images, ignored, dtype):
-    model = FusMAEForSemanticSegmentation(tiny(num_labels=3, semantic_loss_ignore_index=ignored)).eval()
+@pytest.mark.parametrize(
+    ("declared", "ignored", "dtype"),
+    [(255, 255, torch.uint8), (255, 255, torch.long), (-1, -1, torch.int16), (255, -100, torch.long)],
+)
+def test_ignored_pixels_do_not_count(tiny, images, declared, ignored, dtype):
+    model = FusMAEForSemanticSegmentation(tiny(num_labels=3, semantic_loss_ignore_index=declared)).eval()
     labels = torch.randint(0, 3, (4, 16, 16)).to(dtype)
     labels[:, 4:] = ignored
     outputs = model(**images, labels=labels)

@@ -17,6 +17,7 @@ import yaml
 from fusmae_hf import FusMAEConfig
 from fusmae_hf.data.tasks import FineTuningTask
 from fusmae_hf.files.finished import settings_hash
+from fusmae_hf.hub.checkpoint_loading import looked_up
 from fusmae_hf.shards.dataset import PairDataset
 from fusmae_hf.training.arguments import SourceArguments
 from fusmae_hf.training.finetuning.labels import check_labels
@@ -118,10 +119,14 @@ def run_protocol(arguments: ProtocolArguments) -> Path:
         Path of the table, `protocol.md`, beside which is `protocol.json`.
 
     Raises:
+        OSError: there is no such checkpoint.
         ValueError: the data is not what the protocol is about, or a folder holds results of other settings.
         StepFailedError: a step failed; what is finished is kept.
     """
     protocol, folder = PROTOCOLS[arguments.protocol], Path(arguments.output_dir)
+    if arguments.model:
+        with looked_up(arguments.model):  # before pairs are simulated
+            FusMAEConfig.from_pretrained(arguments.model)
     source = SourceArguments(data=arguments.data, simulated_pairs=arguments.simulated_pairs)
     splits = open_splits(source, folder / "shards")
     check_data(protocol, splits)
