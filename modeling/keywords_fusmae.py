@@ -20,14 +20,6 @@ OF_TEXT = (
 )  # fmt: skip
 """What peft hands to any model for its `task_type`; None here, since there is no text."""
 
-OF_GENERATION = "prepare_inputs_for_generation"
-"""What peft asks a model for whose `task_type` is about writing text."""
-
-NO_GENERATION = (
-    "Fus-MAE writes no text, so that the task types CAUSAL_LM and SEQ_2_SEQ_LM of peft do not fit: use "
-    "FEATURE_EXTRACTION, or SEQ_CLS with a head, or leave `task_type` out of the peft configuration."
-)
-
 
 def known_keywords(model: nn.Module, keywords: Mapping[str, Any]) -> dict[str, Any]:
     """Those further keywords of a call that the layers are handed.

@@ -25,7 +25,7 @@ from transformers.utils.output_capturing import capture_outputs, maybe_install_c
 
 from .bands_fusmae import BandSelectionMixin
 from .configuration_fusmae import FusMAEConfig
-from .keywords_fusmae import NO_GENERATION, OF_GENERATION, known_keywords
+from .keywords_fusmae import known_keywords
 from .labels_fusmae import check_labels, count_labels, dense_loss, scene_loss
 from .patches_fusmae import (
     fuse_map,
@@ -439,11 +439,6 @@ class FusMAEPreTrainedModel(BandSelectionMixin, PreTrainedModel):
     accepts_loss_kwargs = False
     # A pretraining checkpoint serves every head; its decoders are not worth a report there.
     _keys_to_ignore_on_load_unexpected = [r"^optical_decoder\.", r"^sar_decoder\."]  # noqa: RUF012
-
-    def __getattr__(self, name: str) -> Any:
-        if name == OF_GENERATION:
-            raise AttributeError(NO_GENERATION)
-        return super().__getattr__(name)
 
     def init_parallel_plans(self) -> None:
         """Collect the sharding plans, without blocks that this configuration leaves out."""

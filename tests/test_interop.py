@@ -113,15 +113,6 @@ def test_adapters_of_any_task_type_run_every_class(config, model_class, task_typ
     assert peft.get_peft_model(model_class(config), adapters)(**inputs(2)) is not None
 
 
-@pytest.mark.parametrize("model_class", [FusMAEModel, FusMAEForPreTraining, FusMAEForSemanticSegmentation])
-@pytest.mark.parametrize("task_type", ["CAUSAL_LM", "SEQ_2_SEQ_LM"])
-def test_task_types_about_text_are_refused_with_those_that_fit(config, model_class, task_type):
-    peft = pytest.importorskip("peft")
-    adapters = peft.LoraConfig(r=2, task_type=task_type, target_modules=["q_proj"])
-    with pytest.raises(AttributeError, match=f"{task_type}.*use FEATURE_EXTRACTION"):
-        peft.get_peft_model(model_class(config), adapters)
-
-
 def test_images_that_are_not_named_are_refused_with_the_task_type_as_the_reason(config):
     peft = pytest.importorskip("peft")
     adapters = peft.LoraConfig(r=2, task_type="FEATURE_EXTRACTION", target_modules="all-linear")

@@ -84,9 +84,8 @@ class FineTuningCollator(LabelCollator):
         """Model inputs of a batch; pixel masks only where pixels lack data."""
         batch = super().__call__(batch)
         inputs = self.inputs(batch, sensors=self.sensors)
-        dense = self.task.dense
-        labels = batch["labels"] if not dense else None
-        if dense:
+        labels: Any = batch.get("labels")
+        if self.task.dense:
             labels = self.task.dense_labels(inputs.pop("label_map"), given_size(batch), image_size(inputs))
         return {key: value for key, value in inputs.items() if key not in _MASKS or not value.all()} | {
             "labels": labels

@@ -152,7 +152,8 @@ def _by_groups(
         part, dropped = _cut(places, max(large, key=len), missing)
         if chosen or part or len(groups) == 1:
             return chosen | part, dropped
-        return set(min(large, key=len)), set()  # more than was asked for, but the least there is
+        least = min(large, key=lambda group: len(group))
+        return set(least), set()  # more than was asked for, but the least there is
     return chosen, set()
 
 

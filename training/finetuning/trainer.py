@@ -161,9 +161,8 @@ class FineTuningTrainer(PairTrainer):
     def prepare_pairs(self, batch: dict[str, Any]) -> dict[str, torch.Tensor]:
         """The model's inputs for a batch of raw pairs, with their labels."""
         inputs = super().prepare_pairs(batch)
-        dense = self.task.dense
-        labels = batch["labels"] if not dense else None
-        if dense:
+        labels: Any = batch.get("labels")
+        if self.task.dense:
             labels = self.task.dense_labels(inputs.pop("label_map"), given_size(batch), image_size(inputs))
         if self.task.is_regression:
             mean, deviation = self.scale
