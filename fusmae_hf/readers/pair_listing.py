@@ -174,7 +174,8 @@ def _match(root: Path, pattern: str, fields: Sequence[str], bands: Collection[st
     fixed = "/".join(parts[: next(index for index, part in enumerate(parts) if "{" in part)])
     if not root.is_dir():
         raise FileNotFoundError(
-            f"Paired GeoTIFFs: there is no folder {root}. Give the one that the patterns start from."
+            f"Paired GeoTIFFs: looked for files that fit {pattern!r} in {root}, but there is no such folder. Give the "
+            "one that the patterns start from."
         )
     if fixed:
         require_folders(root, [fixed], "Paired GeoTIFFs")

@@ -103,7 +103,7 @@ def test_limit_and_offset_reach_the_shards(reben, tmp_path):
         (["prepare", "reben", "{reben}", "{here}/out", "--limit", "0"], "limit is 0"),
         (["verify", "{here}/no"], "There is no folder {here}/no."),
         (["inspect", "{here}/no"], "There is no folder {here}/no."),
-        (["prepare", "geotiffs", "{here}/no", "{here}/out", *GEOTIFFS], "there is no folder {here}/no."),
+        (["prepare", "geotiffs", "{here}/no", "{here}/out", *GEOTIFFS], "in {here}/no, but there is no such folder."),
         (["protocol", "simulated", "--model", "{here}/no", "--output_dir", "{here}/out"], "no folder {here}/no"),
         (["inspect", "{here}"], "There is no {here}/dataset_info.json."),
         (["inspect", "{shards}", "--pairs", "0"], "num_pictured=0 must be at least 1"),
