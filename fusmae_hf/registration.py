@@ -6,8 +6,8 @@ of the imports.
 """
 
 import importlib
-import importlib.util
 import sys
+from collections.abc import Mapping
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from types import ModuleType
@@ -39,7 +39,7 @@ OWN = "fusmae_hf.modeling."
 def register_with_transformers() -> None:
     """Register every class of `REGISTERED`, now or when transformers is imported."""
     hook = _AfterImport()
-    sys.meta_path.insert(0, hook)
+    sys.meta_path = [hook, *sys.meta_path]  # a new list, since other threads may be going through the old one
     hook.register()
 
 
@@ -59,11 +59,8 @@ class _AfterImport(MetaPathFinder):
     def find_spec(self, fullname: str, path: Any = None, target: ModuleType | None = None) -> ModuleSpec | None:
         if fullname not in self.waiting or fullname in sys.modules:
             return None
-        sys.meta_path.remove(self)
-        try:
-            spec = importlib.util.find_spec(fullname)
-        finally:
-            sys.meta_path.insert(0, self)
+        found = (finder.find_spec(fullname, path, target) for finder in sys.meta_path if finder is not self)
+        spec = next(filter(None, found), None)
         if spec is not None and spec.loader is not None:
             spec.loader = _Registering(spec.loader, self)
         return spec
@@ -77,13 +74,25 @@ class _AfterImport(MetaPathFinder):
             if under_way & {*NEEDED, *(OWN + module for module, _ in classes.values())}:
                 continue
             self.due.discard(name)
-            config = importlib.import_module(f"{OWN}configuration_fusmae").FusMAEConfig
-            for auto_class, (module, own_class) in classes.items():
-                known = getattr(importlib.import_module(OWN + module), own_class)
-                key = config.model_type if known is config else config
-                getattr(sys.modules[name], auto_class).register(key, known, exist_ok=True)
-        if not self.due and self in sys.meta_path:
-            sys.meta_path.remove(self)
+            try:
+                _register(sys.modules[name], classes)
+            except ImportError:
+                # A release of transformers that is too old must not fail to be imported because of this package, which
+                # says what it needs when one of its classes is asked for.
+                from fusmae_hf.requirements import unmet_transformers
+
+                if not unmet_transformers():
+                    raise
+        if not self.due:
+            sys.meta_path = [finder for finder in sys.meta_path if finder is not self]
+
+
+def _register(auto: ModuleType, classes: Mapping[str, tuple[str, str]]) -> None:
+    config = importlib.import_module(f"{OWN}configuration_fusmae").FusMAEConfig
+    for auto_class, (module, own_class) in classes.items():
+        known = getattr(importlib.import_module(OWN + module), own_class)
+        key = config.model_type if known is config else config
+        getattr(auto, auto_class).register(key, known, exist_ok=True)
 
 
 class _Registering(Loader):

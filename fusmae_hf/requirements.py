@@ -13,12 +13,16 @@ def require_transformers() -> None:
     Raises:
         ImportError: transformers is missing, or of a version that is not supported.
     """
-    unmet = [line for line in missing_requirements()[""] if line.startswith("transformers")]
-    if unmet:
+    if unmet := unmet_transformers():
         raise ImportError(
-            f"fusmae_hf needs {unmet[0]}. Install a release that fits, `pip install '{unmet[0].split(' (')[0]}'`; "
+            f"fusmae_hf needs {unmet}. Install a release that fits, `pip install '{unmet.split(' (')[0]}'`; "
             "`fusmae doctor` checks all requirements."
         )
+
+
+def unmet_transformers() -> str:
+    """What is required of transformers, and what is there instead; empty where all is well."""
+    return next((line for line in missing_requirements()[""] if line.startswith("transformers")), "")
 
 
 def missing_requirements() -> dict[str, list[str]]:

@@ -146,6 +146,33 @@ print(type(auto.__loader__).__name__, type(auto.__spec__.loader).__name__)
     assert run(code).splitlines() == ["False", "SourceFileLoader SourceFileLoader"]
 
 
+TOO_OLD = """
+import sys
+from importlib import metadata
+import fusmae_hf
+if sys.argv[1] == "too old":
+    metadata.requires = lambda _: ["transformers<5,>=4"]
+sys.modules["fusmae_hf.modeling.configuration_fusmae"] = None  # as if it imported what that release lacks
+try:
+    from transformers import AutoConfig
+    print("imported")
+    fusmae_hf.FusMAEModel
+except ImportError as error:
+    print(error)
+"""
+
+
+def test_transformers_that_is_too_old_is_imported_and_named_when_a_class_is_asked_for():
+    imported, said = run(TOO_OLD, "too old").splitlines()
+    assert imported == "imported"
+    assert said.startswith("fusmae_hf needs transformers<5,>=4 (")
+
+
+def test_what_cannot_be_imported_for_another_reason_is_not_hidden():
+    said = run(TOO_OLD, "new enough").splitlines()[-1]
+    assert "import of fusmae_hf.modeling.configuration_fusmae halted" in said
+
+
 MISSING = """
 import os, signal, sys
 import torch.distributed.run, transformers.trainer, datasets, psutil  # what they need of the system is theirs

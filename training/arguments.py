@@ -2,6 +2,7 @@
 
 import difflib
 import json
+import os
 import sys
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
@@ -14,6 +15,7 @@ from transformers import HfArgumentParser, PreTrainedModel, TrainingArguments
 
 from fusmae_hf import FusMAEForPreTraining
 from fusmae_hf.training.loop.processes import start_on_cpu
+from fusmae_hf.training.loop.speed import emulates_bf16
 from fusmae_hf.vocabulary import Sensors
 
 
@@ -157,6 +159,11 @@ class RunArguments(TrainingArguments):
         "Precision of the weights that learn, in whatever precision a checkpoint stores them: float32 or bfloat16, "
         "whose steps of 1 in 256 lose small updates. What is computed with them is for `bf16` and `fp16` to say.",
     )
+    emulate_bf16: bool = option(
+        False,
+        "Compute in bfloat16 as `bf16` asks even on a CPU that only emulates it, tens of times slower than float32, "
+        "which such a CPU takes otherwise.",
+    )
     remove_unused_columns: bool = option(False, "Leave False: batches are made whole.")
     logging_nan_inf_filter: bool = option(False, "Leave False: NaN must be seen.")
     ddp_find_unused_parameters: bool | None = option(False, "True where a sensor can be missing from a whole step.")
@@ -188,6 +195,12 @@ class RunArguments(TrainingArguments):
         self.use_cpu = self.use_cpu or not torch.accelerator.is_available()
         if self.use_cpu:
             start_on_cpu(self.ddp_timeout)
+            if self.bf16 and not self.emulate_bf16 and emulates_bf16():
+                self.bf16 = False
+                if os.environ.get("RANK", "0") == "0":
+                    print(
+                        "This CPU would emulate bf16, many times slower: computing in float32 (--emulate_bf16 true)."
+                    )
         super().__post_init__()
 
     def scale_learning_rate(self) -> None:

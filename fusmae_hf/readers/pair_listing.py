@@ -312,7 +312,7 @@ def _tell_offsets(path: Path, columns: dict[str, pa.ChunkedArray]) -> None:
     for offset, baseline in zip(said, baselines, strict=True):
         try:
             implied = None if not baseline else _offset_of_baseline(baseline)
-            offsets.append(float(offset) if offset else implied)
+            offsets.append(implied if offset in (None, "") else float(offset))
         except ValueError as error:
             raise ValueError(
                 f"{path}: optical_offset holds {offset!r}, processing_baseline {baseline!r}: {error}."

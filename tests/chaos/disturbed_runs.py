@@ -31,7 +31,20 @@ SETTLED = 60
 MODEL = ["--preset", "tiny", "--config", json.dumps(SMALL)]
 RUN = [
     *("--per_device_train_batch_size", "2", "--gradient_accumulation_steps", "2", "--dataloader_num_workers", "2"),
-    *("--bf16", "1", "--min_crop", "0.5", "--band_jitter", "0.1", "--learning_rate", "1e-3", "--seed", "5"),
+    *(
+        "--bf16",
+        "1",
+        "--emulate_bf16",
+        "1",
+        "--min_crop",
+        "0.5",
+        "--band_jitter",
+        "0.1",
+        "--learning_rate",
+        "1e-3",
+        "--seed",
+        "5",
+    ),
     *("--num_train_epochs", "4", "--save_strategy", "steps", "--save_steps", "2", "--save_total_limit", "3"),
     *("--report_to", "none", "--disable_tqdm", "1", "--resume_from_checkpoint", "auto"),
 ]

@@ -70,6 +70,14 @@ def test_a_stated_offset_wins_over_the_baseline(manifest):
     assert listing.table["optical_offset"].to_pylist() == [0]
 
 
+def test_a_stated_offset_of_zero_in_parquet_wins_over_the_baseline(tmp_path, manifest):
+    manifest()
+    row = {"id": "a", "sar": "s1.tif", "optical": "s2.tif", "processing_baseline": "05.09", "optical_offset": 0.0}
+    pq.write_table(pa.Table.from_pylist([row]), tmp_path / "m.parquet")
+    listing = list_by_manifest(tmp_path / "m.parquet", ())
+    assert listing.table["optical_offset"].to_pylist() == [0]
+
+
 def test_what_is_no_baseline_is_refused(manifest):
     with pytest.raises(ValueError, match=r"such as 04\.00"):
         list_by_manifest(manifest(",processing_baseline", ",new"), ())

@@ -170,7 +170,7 @@ def test_only_adapters_and_head_learn_and_merging_changes_no_output(tmp_path, ma
         ("multi_label_classification", True, 0, {}),
         ("multi_label_classification", True, 0, {"change": lambda model: add_lora(model, 2)}),
         ("semantic_segmentation", False, 2, {"gradient_accumulation_steps": 2, "num_train_epochs": 5} | PERSISTENT),
-        ("regression", False, 0, {"streaming": True, "bf16": True}),
+        ("regression", False, 0, {"streaming": True, "bf16": True, "emulate_bf16": True}),
     ],
     ids=["few labels", "adapters", "workers", "streaming"],
 )

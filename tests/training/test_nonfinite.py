@@ -85,6 +85,7 @@ def test_a_skipped_step_changes_neither_weights_nor_optimiser(tmp_path, make_tra
         on_nonfinite="skip",
         logging_steps=2,
         bf16=bf16,
+        emulate_bf16=True,
         max_steps=6,
         warmup_steps=0,
     )
@@ -255,7 +256,7 @@ def losses_of(trainer):
 def test_bf16_and_fp32_agree(tmp_path, make_trainer):
     settings = {"num_train_epochs": 4, "logging_steps": 1, "learning_rate": 3e-3}
     full = losses_of(make_trainer(tmp_path, **settings))
-    half = losses_of(make_trainer(tmp_path, bf16=True, **settings))
+    half = losses_of(make_trainer(tmp_path, bf16=True, emulate_bf16=True, **settings))
     assert len(full) == 28
     assert not torch.equal(full, half)
     assert full[-5:].mean() < 0.8 * full[:5].mean()  # something was learnt

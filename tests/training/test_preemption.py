@@ -119,6 +119,7 @@ def test_no_evaluation_is_lost_nor_waited_for(tmp_path, make_trainer, shards, st
         "metric_for_best_model": "eval_loss",
         "save_total_limit": 1,
         "bf16": True,
+        "emulate_bf16": True,
     }
 
     def make(name):
@@ -299,7 +300,18 @@ def test_a_program_whose_whole_job_is_told_to_end_goes_on_to_the_same_weights(tm
     arguments = [
         *("--data", shards, "--config", json.dumps(SMALL), "--streaming", streaming, "--min_crop", 0.5),
         *("--per_device_train_batch_size", 4, "--gradient_accumulation_steps", 2, "--num_train_epochs", 15),
-        *("--dataloader_num_workers", 2, "--bf16", 1, "--logging_steps", 1, "--eval_strategy", "no"),
+        *(
+            "--dataloader_num_workers",
+            2,
+            "--bf16",
+            1,
+            "--emulate_bf16",
+            1,
+            "--logging_steps",
+            1,
+            "--eval_strategy",
+            "no",
+        ),
         *("--save_strategy", "no", "--num_reconstructions", 1),
     ]
     whole, cut, log, steps = tmp_path / "whole", tmp_path / "cut", tmp_path / "log", []
@@ -319,6 +331,18 @@ def test_a_program_whose_whole_job_is_told_to_end_goes_on_to_the_same_weights(tm
     run_pretrain.main(command("run_pretrain", cut, *arguments)[3:])
     assert json.loads((cut / "run.json").read_text())["steps"] == 45
     assert weights(cut) == weights(whole)
+
+
+@pytest.mark.slow
+def test_ctrl_c_ends_a_program_with_a_sentence(tmp_path, shards):
+    log = tmp_path / "log"
+    arguments = ["--data", shards, "--config", json.dumps(SMALL), "--num_train_epochs", 500, "--logging_steps", 1]
+    process = start(command("run_pretrain", tmp_path / "run", *arguments), log)
+    wait_for(lambda: logged_step(log) >= 2, process, log)
+    process.send_signal(signal.SIGINT)
+    assert process.wait(60) == 130, log.read_text()
+    assert "Interrupted. Start the same command with `--resume_from_checkpoint auto`" in log.read_text()
+    assert "Traceback" not in log.read_text()
 
 
 @pytest.mark.slow

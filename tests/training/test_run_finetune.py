@@ -358,7 +358,7 @@ def test_weights_of_half_precision_learn_in_single_precision(finetune, coarse_ch
     assert "fp32, weights in float32" in (folder / "README.md").read_text()
 
 
-@pytest.mark.parametrize("options", [(), ("--bf16", "1")], ids=["bf16 alone", "autocast"])
+@pytest.mark.parametrize("options", [(), ("--bf16", "1", "--emulate_bf16", "1")], ids=["bf16 alone", "autocast"])
 def test_weights_learn_in_half_precision_where_that_is_asked_for(finetune, checkpoint, options):
     folder = finetune(SINGLE, "--task", SINGLE, "--weights_dtype", "bfloat16", *options)
     assert {values.dtype for values in load_file(folder / "model.safetensors").values()} == {torch.bfloat16}

@@ -4,8 +4,9 @@ import pytest
 import torch
 
 from fusmae_hf.flops import pretraining_flops
+from fusmae_hf.training.arguments import RunArguments
 from fusmae_hf.training.loop import speed
-from fusmae_hf.training.loop.speed import SpeedCallback, matrix_peak, peak_memory
+from fusmae_hf.training.loop.speed import SpeedCallback, emulates_bf16, matrix_peak, peak_memory
 from fusmae_hf.training.loop.trainer import PairTrainer
 
 PEAK = 1e9
@@ -186,3 +187,43 @@ def test_the_peak_is_measured_without_drawing_random_numbers_of_the_run(dtype):
 def test_memory_of_the_process_is_known_on_the_cpu():
     block = torch.ones(2**26)
     assert peak_memory(CPU) > block.nbytes
+
+
+@pytest.mark.parametrize(
+    ("emulates", "asked", "computes"),
+    [
+        (True, {"bf16": True}, False),
+        (True, {"bf16": True, "emulate_bf16": True}, True),
+        (False, {"bf16": True}, True),
+        (True, {}, False),
+    ],
+)
+def test_a_cpu_that_emulates_bf16_computes_in_float32_unless_asked_twice(
+    tmp_path, monkeypatch, capsys, emulates, asked, computes
+):
+    monkeypatch.setattr("fusmae_hf.training.arguments.emulates_bf16", lambda: emulates)
+    arguments = RunArguments(str(tmp_path), use_cpu=True, **asked)
+    assert arguments.bf16 == computes
+    assert ("computing in float32 (--emulate_bf16 true)" in capsys.readouterr().out) == (
+        asked.get("bf16", False) and not computes
+    )
+
+
+@pytest.mark.parametrize(("times", "emulates"), [(60, True), (3, True), (1, False), (0.5, False)])
+def test_bf16_is_emulated_where_it_is_slower_than_float32(monkeypatch, times, emulates):
+    clock = iter(range(1000))
+    seconds = {torch.float32: 1.0, torch.bfloat16: float(times)}
+    passed, dtype = [0.0], [torch.float32]
+    ones = torch.ones
+
+    def chosen(*size, **options):
+        dtype[0] = options["dtype"]
+        return ones(*size, **options)
+
+    def now():
+        passed[0] += seconds[dtype[0]] * (next(clock) % 2)
+        return passed[0]
+
+    monkeypatch.setattr(torch, "ones", chosen)
+    monkeypatch.setattr("fusmae_hf.training.loop.speed.time.perf_counter", now)
+    assert emulates_bf16.__wrapped__() == emulates

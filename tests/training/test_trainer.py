@@ -36,6 +36,7 @@ def test_a_run_cut_in_its_second_epoch_ends_with_the_weights_of_an_uncut_one(
         "save_strategy": "steps",
         "save_steps": 5,
         "bf16": True,
+        "emulate_bf16": True,
     }
     whole = make_trainer(tmp_path / "whole", **settings)
     whole.train()

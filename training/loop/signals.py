@@ -1,7 +1,7 @@
 """How a run ends when a scheduler takes its machine away: at once where nothing is lost, else after a checkpoint.
 
 SIGTERM, as Kubernetes, Slurm and spot machines send it, and SIGUSR1, as Slurm sends it ahead of time with
-`--signal=USR1@120`, mean the same here, and each further one changes nothing. SIGINT (Ctrl-C) is left to Python.
+`--signal=USR1@120`, mean the same here, and each further one changes nothing. SIGINT (Ctrl-C) ends at once.
 """
 
 import multiprocessing
@@ -21,6 +21,9 @@ SIGNALS = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGUSR1") if hasa
 
 EXIT_CODE = 75
 """Exit code of a run that was ended by one of `SIGNALS`: EX_TEMPFAIL of sysexits.h, "try again later"."""
+
+INTERRUPTED = 130
+"""Exit code after Ctrl-C, as of shells and of `fusmae`."""
 
 ORPHANED = 5.0
 """Seconds within which the worker of a loader ends once the process that started it is gone."""
@@ -142,7 +145,8 @@ class Preemption(TrainerCallback):
 
 @contextmanager
 def ends_by_signal() -> Iterator[None]:
-    """End with `EXIT_CODE` as soon as one of `SIGNALS` arrives, unless a `Preemption` is there to see to it."""
+    """End with `EXIT_CODE` as soon as one of `SIGNALS` arrives, unless a `Preemption` is there to see to it; after
+    Ctrl-C with a message instead of a traceback."""
 
     def end(number: int) -> None:
         message = f"{signal.Signals(number).name}: ended at once, with no further checkpoint. Start the same command "
@@ -155,7 +159,12 @@ def ends_by_signal() -> Iterator[None]:
         os.kill(os.getpid(), number)
 
     with _handlers(end, die):
-        yield
+        try:
+            yield
+        except KeyboardInterrupt:
+            again = "Start the same command with `--resume_from_checkpoint auto` to go on from its newest checkpoint."
+            os.write(2, f"\nInterrupted. {again}\n".encode())
+            raise SystemExit(INTERRUPTED) from None
 
 
 @contextmanager

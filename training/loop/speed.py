@@ -1,5 +1,6 @@
 """How fast a run is and what it waits for, measured while it trains."""
 
+import functools
 import sys
 import time
 from collections import defaultdict
@@ -39,6 +40,23 @@ def matrix_peak(device: torch.device, dtype: torch.dtype) -> float:
         _wait_for(device)
         fastest = min(fastest, time.perf_counter() - start)
     return 2 * size**3 / fastest
+
+
+@functools.cache
+def emulates_bf16() -> bool:
+    """Whether products in bfloat16 take this CPU more than twice as long as in float32: those without instructions
+    for it convert every number, which was measured to take 60 times as long. Tried out once, in some milliseconds."""
+    fastest = {}
+    for dtype in (torch.float32, torch.bfloat16):
+        matrix = torch.ones(256, 256, dtype=dtype)
+        matrix @ matrix  # loads and chooses kernels
+        seconds = []
+        for _ in range(3):
+            start = time.perf_counter()
+            matrix @ matrix
+            seconds.append(time.perf_counter() - start)
+        fastest[dtype] = min(seconds)
+    return fastest[torch.bfloat16] > 2 * fastest[torch.float32]
 
 
 def peak_memory(device: torch.device) -> int:
