@@ -1,16 +1,22 @@
-"""Everything that a GPU should say about Fus-MAE, within ten minutes on one of them.
+"""What a GPU says about Fus-MAE, within four minutes on one of them: pairs/s, MFU and memory of tiny to large.
 
     python benchmarks/gpu.py --out gpu
+    PYTHONPATH=. python benchmarks/gpu.py --out gpu                    # from a checkout that is not installed
     python benchmarks/gpu.py --out gpu --minutes 30 --only "small|large"
-    python benchmarks/gpu.py --out quick --quick      # tiny sizes, on a CPU too: a trial of the script, no measurement
+    python benchmarks/gpu.py --out trial --device cpu --tiny           # a trial of the script, no measurement
 
-Pieces run one after the other, each in a process of its own, so that memory and compiled graphs are its own and an
-error ends it alone. A piece has a share of the time that is left, which grows as others end early; what is still
-missing when it is over is not measured. Writes `gpu.json`, after each figure, and `gpu.md`.
+Needs no network, and of the packages torch, transformers, accelerate, numpy, pyarrow, xxhash, PyYAML, jinja2, pillow,
+tqdm and matplotlib.
 
-A step is the forward and backward pass and an AdamW step, in bf16 autocast, on one batch of random images. ViTMAE is
-that of transformers; see `train_step.py`. FLOPs are those of the matrix products and attentions that the result needs.
-MFU is their rate over that of a product of large bf16 matrices, measured in turn with the steps.
+Pieces run one after the other, sizes from tiny to large, each in a process of its own, so that memory and compiled
+graphs are its own and an error ends it alone. A piece that takes too long is stopped. When the time is over, those
+that are left, the largest and then the levers, are not measured. `gpu.json` is written after each figure, and
+`gpu.md` after each piece.
+
+A step is the forward and backward pass and an AdamW step, in bf16 autocast (float32 on a CPU that would only emulate
+it), on one batch of random images in the memory of the device; "compiled" compiles each layer, one graph for all
+alike. ViTMAE is that of transformers; see `train_step.py`. FLOPs are those of the matrix products and attentions that
+the result needs. MFU is their rate over that of a product of large matrices, measured in turn with the steps.
 """
 
 import argparse
@@ -38,7 +44,8 @@ import inference
 import torch
 from torch._dynamo.utils import counters
 from torch.utils.flop_counter import FlopCounterMode
-from train_step import fusmae, machine_of, peak_flops, synchronize, vitmae
+from train_step import fusmae, machine_of, peak_flops, synchronize, vitmae, working_dtype
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from fusmae_hf import FusMAEImageProcessor
 from fusmae_hf.data.pairs import Pair
@@ -58,7 +65,8 @@ class Settings:
 
     Attributes:
         device: `"cuda"` or `"cpu"`.
-        presets: model sizes; levers, transfers, training and inference are measured on the first.
+        presets: model sizes, in this order.
+        focus: the one whose levers, transfers, training and inference are measured.
         image_size, patch_size: in pixels.
         config: fields of FusMAEConfig that differ, as JSON.
         batch_sizes: to try, increasing.
@@ -72,22 +80,24 @@ class Settings:
     """
 
     device: str
-    presets: tuple[str, ...] = ("base", "small", "large")
+    presets: tuple[str, ...] = ("tiny", "small", "base", "large")
+    focus: str = "base"
     image_size: int = 120
     patch_size: int = 8
     config: str = "{}"
-    batch_sizes: tuple[int, ...] = (64, 128, 256, 512, 1024)
-    rounds: int = 5
-    steps: int = 10
+    batch_sizes: tuple[int, ...] = (64, 256, 1024)
+    rounds: int = 3
+    steps: int = 5
     backend: str = "inductor"
     peak_size: int | None = None
-    pairs: int = 4096
-    training_steps: int = 48
+    pairs: int = 2048
+    training_steps: int = 24
     workers: int = 8
 
 
-QUICK: dict[str, Any] = {
+TINY: dict[str, Any] = {
     "presets": ("tiny",),
+    "focus": "tiny",
     "image_size": 24,
     "config": '{"num_hidden_layers": 1}',
     "batch_sizes": (2, 4),
@@ -110,8 +120,8 @@ class Variant:
         preset: model size.
         model: a key of `BUILDERS`.
         attention: implementation.
-        compiled: `""` for eager; `"loss"`, forward and backward pass in one graph each; `"step"`, and the optimiser
-            too; `"graphs"`, forward and backward pass as CUDA graphs.
+        compiled: `""` for eager; `"layers"`, each layer for itself; `"loss"`, forward and backward pass in one graph
+            each; `"step"`, and the optimiser too; `"graphs"`, forward and backward pass as CUDA graphs.
         fused: whether AdamW is one kernel. Where not, it is one for each operation on many tensors (foreach).
         checkpointing: whether activations are computed again in the backward pass.
     """
@@ -158,16 +168,22 @@ def make_step(settings: Settings, variant: Variant) -> Step:
     model, loss_of = variant.build(settings)
     model.to(settings.device).train()
     if variant.checkpointing:
-        model.activation_checkpointing_enable()  # type: ignore[operator]
+        model.gradient_checkpointing_enable()  # type: ignore[operator]
+
+    in_bf16 = working_dtype(settings.device) == torch.bfloat16
 
     def loss(optical: torch.Tensor, sar: torch.Tensor) -> torch.Tensor:
-        with torch.autocast(settings.device, dtype=torch.bfloat16):
+        with torch.autocast(settings.device, dtype=torch.bfloat16, enabled=in_bf16):
             return loss_of(model, optical, sar)
 
     whole = variant.compiled == "step"
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=variant.fused and not whole)
     update: Callable[[], Any] = optimizer.step
-    if variant.compiled:
+    if variant.compiled == "layers":
+        for module in model.modules():
+            if isinstance(module, GradientCheckpointingLayer):
+                module.compile(dynamic=False, backend=settings.backend)
+    elif variant.compiled:
         mode = "reduce-overhead" if variant.compiled == "graphs" else None
         loss = torch.compile(loss, fullgraph=True, dynamic=False, backend=settings.backend, mode=mode)
     if whole:
@@ -231,7 +247,7 @@ def measure_peak(settings: Settings, until: float, batches: tuple[int, ...]) -> 
 
 
 def measure_step(settings: Settings, until: float, batches: tuple[int, ...], variant: Variant) -> Iterator[Figures]:
-    """A step with the fastest of the batch sizes: they grow until one does not fit or gains less than 2 %."""
+    """A step with the fastest of the batch sizes: they grow until one does not fit or gains less than 5 %."""
     flops = flops_per_pair(settings, variant)
     yield {"gflop_per_pair": flops / 1e9}
     step, best, tried = make_step(settings, variant), batches[0], {}
@@ -241,7 +257,7 @@ def measure_step(settings: Settings, until: float, batches: tuple[int, ...], var
         except torch.OutOfMemoryError:
             yield {"out_of_memory_at": batch}
             break
-        faster = tried[batch] > 1.02 * tried.get(best, 0) if batch != best else True
+        faster = tried[batch] > 1.05 * tried.get(best, 0) if batch != best else True
         best = max(tried, key=lambda size: tried[size])
         yield {"tried": {str(size): rate for size, rate in tried.items()}}
         if not faster or time.monotonic() > until:
@@ -276,7 +292,7 @@ def measure_transfers(settings: Settings, until: float, batches: tuple[int, ...]
         made = processor(optical=images[0], sar=images[1], return_pixel_mask=False)
         return [made["pixel_values"], made["pixel_values_sar"]]
 
-    step = make_step(settings, Variant(settings.presets[0]))
+    step = make_step(settings, Variant(settings.focus))
     images = copied("float32")
 
     def step_alone() -> None:
@@ -358,7 +374,7 @@ def measure_training(settings: Settings, until: float, batches: tuple[int, ...])
         options = {
             "data": shards,
             "output_dir": output,
-            "preset": settings.presets[0],
+            "preset": settings.focus,
             "config": json.dumps({"patch_size": settings.patch_size, **json.loads(settings.config)}),
             "bf16": True,
             "max_steps": settings.training_steps,
@@ -389,7 +405,7 @@ def measure_training(settings: Settings, until: float, batches: tuple[int, ...])
 def measure_inference(settings: Settings, until: float, batches: tuple[int, ...]) -> Iterator[Figures]:
     """Features of both sensors and of one, and loading: see `inference.py`."""
     arguments = inference.make_parser().parse_args([])
-    arguments.preset, arguments.config = settings.presets[0], settings.config
+    arguments.preset, arguments.config = settings.focus, settings.config
     arguments.image_size, arguments.patch_size = settings.image_size, settings.patch_size
     arguments.batch_size, arguments.rounds, arguments.repeats = batches[0], settings.rounds, settings.steps
     arguments.load_rounds = min(2, settings.rounds)
@@ -410,14 +426,14 @@ class Piece:
 
     Attributes:
         name: in the JSON.
-        share: weight of its time against those of the pieces after it.
+        seconds: after which it is stopped, if the time is not over before.
         measure: a function of the settings, the end of its time, and batch sizes.
         arguments: further ones of that function.
         batch_of: piece whose batch size is taken; the smallest where that has none. All are tried where None.
     """
 
     name: str
-    share: float
+    seconds: float
     measure: Callable[..., Iterator[Figures]]
     arguments: dict[str, Any] = field(default_factory=dict)
     batch_of: str | None = None
@@ -428,6 +444,7 @@ LEVERS: dict[str, dict[str, Any]] = {
     "gradient checkpointing": {"checkpointing": True},
     "attention: eager": {"attention": "eager"},
     "attention: flex_attention": {"attention": "flex_attention"},
+    "compiled loss": {"compiled": "loss"},
     "compiled loss and optimiser": {"compiled": "step"},
     "compiled loss, CUDA graphs": {"compiled": "graphs"},
 }
@@ -437,41 +454,31 @@ LEVERS: dict[str, dict[str, Any]] = {
 def make_pieces(settings: Settings) -> list[Piece]:
     """What is measured, the most important first."""
 
-    def eager(preset: str, share: float) -> list[Piece]:
-        return [
-            Piece(f"step {preset} {model} eager", share, measure_step, {"variant": Variant(preset, model)})
-            for model in BUILDERS
-        ]
-
-    def compiled(preset: str, share: float) -> list[Piece]:
+    def steps(preset: str) -> list[Piece]:
+        """Both models, as they are and compiled with the batch size that was the fastest."""
         return [
             Piece(
-                f"step {preset} {model} compiled",
-                share,
+                f"step {preset} {model} {mode}",
+                seconds,
                 measure_step,
-                {"variant": Variant(preset, model, compiled="loss")},
-                batch_of=f"step {preset} {model} eager",
+                {"variant": Variant(preset, model, compiled=compiled)},
+                f"step {preset} {model} eager" if compiled else None,
             )
+            for mode, compiled, seconds in (("eager", "", 40), ("compiled", "layers", 90))
             for model in BUILDERS
         ]
 
-    first, *others = settings.presets
-    baseline = baseline_of(first)
-    pieces = [Piece("peak", 2, measure_peak), *eager(first, 5), *compiled(first, 16)]
-    pieces += [
-        Piece("training run", 9, measure_training, batch_of=baseline),
-        Piece("transfers", 4, measure_transfers, batch_of=baseline),
-    ]
+    baseline = baseline_of(settings.focus)
+    pieces = [Piece("peak", 20, measure_peak)]
+    for preset in settings.presets:
+        pieces += steps(preset)
+        if preset == settings.focus:
+            pieces.append(Piece("training run", 60, measure_training, batch_of=baseline))
+    pieces.append(Piece("transfers", 40, measure_transfers, batch_of=baseline))
     for lever, changes in LEVERS.items():
-        share = 6 if "compiled" in changes or "flex" in lever else 2
-        variant = Variant(first, **changes)
-        pieces.append(Piece(f"lever {lever}", share, measure_step, {"variant": variant}, baseline))
-    pieces.append(Piece("inference", 5, measure_inference, batch_of=baseline))
-    for preset in others:
-        pieces += eager(preset, 4)
-    for preset in others:
-        pieces += compiled(preset, 8)
-    return pieces
+        variant = Variant(settings.focus, **changes)
+        pieces.append(Piece(f"lever {lever}", 120, measure_step, {"variant": variant}, baseline))
+    return [*pieces, Piece("inference", 60, measure_inference, batch_of=baseline)]
 
 
 def baseline_of(preset: str) -> str:
@@ -486,6 +493,9 @@ def must_spawn() -> bool:
 
 def process_context() -> Any:
     """How to start processes: forked from one that has imported everything, or anew where those could use no GPU."""
+    # The server looks for what it imports beforehand nowhere else.
+    path = (str(Path(__file__).parent), os.environ.get("PYTHONPATH"))
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, path))
     processes = multiprocessing.get_context("forkserver")
     processes.set_forkserver_preload(["inference", "fusmae_hf.preparation.prepare", "fusmae_hf.simulation.pairs"])
     with ProcessPoolExecutor(max_workers=1, mp_context=processes) as forked:
@@ -521,6 +531,9 @@ def run_piece(
     Yields:
         Figures by name; last `"error"` or `"stopped"` where the piece did not end by itself.
     """
+    if seconds <= 0:
+        yield {"stopped": "the time was over"}
+        return
     receiving, sending = processes.Pipe(duplex=False)
     end = time.monotonic() + seconds
     # Rounds end a little earlier than the process is stopped.
@@ -531,7 +544,7 @@ def run_piece(
     try:
         while receiving.poll(max(0, end - time.monotonic())):
             yield receiving.recv()
-        yield {"stopped": f"after {seconds:.0f} s, its share of the time"}
+        yield {"stopped": f"after {seconds:.0f} s"}
     except EOFError:
         process.join()
         if process.exitcode:
@@ -544,7 +557,7 @@ def run_piece(
 
 
 def run(settings: Settings, folder: Path, minutes: float, only: str = "") -> Figures:
-    """Measure, and keep `gpu.json` in the folder up to date.
+    """Measure, and keep `gpu.json` and `gpu.md` in the folder up to date.
 
     Args:
         settings: what to measure.
@@ -569,10 +582,9 @@ def run(settings: Settings, folder: Path, minutes: float, only: str = "") -> Fig
     }
     processes = process_context()
     with tempfile.TemporaryDirectory() as scratch:
-        for position, piece in enumerate(pieces):
+        for piece in pieces:
             begun = time.monotonic()
-            left = 60 * minutes - (begun - started)
-            seconds = max(0.0, left) * piece.share / sum(later.share for later in pieces[position:])
+            seconds = min(piece.seconds, 60 * minutes - (begun - started))
             batch = results.get(piece.batch_of or "", {}).get("batch", settings.batch_sizes[0])
             batches = settings.batch_sizes if piece.batch_of is None else (batch,)
             figures: Figures = {"allowed_seconds": seconds}
@@ -581,9 +593,9 @@ def run(settings: Settings, folder: Path, minutes: float, only: str = "") -> Fig
                 figures |= found
                 (folder / "gpu.json").write_text(json.dumps(record, indent=1) + "\n")
             figures["seconds"] = time.monotonic() - begun
-            ended = figures.get("error") or figures.get("stopped") or "measured"
-            print(f"{piece.name}: {ended} ({figures['seconds']:.0f} s)", flush=True)
-    (folder / "gpu.json").write_text(json.dumps(record, indent=1) + "\n")
+            (folder / "gpu.json").write_text(json.dumps(record, indent=1) + "\n")
+            (folder / "gpu.md").write_text(markdown(record))
+            print(f"{piece.name}: {in_words(figures)} ({figures['seconds']:.0f} s)", flush=True)
     return record
 
 
@@ -594,6 +606,15 @@ def cell(figures: Figures, name: str, form: str) -> str:
     """A figure in words."""
     value = figures.get(name)
     return NOT_MEASURED if value is None else form.format(value)
+
+
+def in_words(figures: Figures) -> str:
+    """What a piece found, in a line."""
+    if why := figures.get("error") or figures.get("stopped"):
+        return why
+    forms = {"batch": "batch {}", "pairs_per_second": "{:.1f} pairs/s", "tflop_per_second": "{:.3g} TFLOP/s"}
+    forms |= {"mfu": "MFU {:.1%}", "peak_memory_gib": "{:.1f} GiB", "data_wait_share": "waiting {:.1%}"}
+    return ", ".join(cell(figures, name, form) for name, form in forms.items() if figures.get(name) is not None)
 
 
 def ratio(figures: Figures, reference: Figures, name: str = "pairs_per_second") -> str:
@@ -630,7 +651,7 @@ def lever_table(results: dict[str, Figures], baseline: str) -> list[str]:
     """What each lever does to the speed and memory of the eager step."""
     reference = results.get(baseline, {})
     rows = {"none: eager, sdpa, fused AdamW": reference}
-    rows["compiled loss"] = results.get(baseline.replace("eager", "compiled"), {})
+    rows["compiled layers"] = results.get(baseline.replace("eager", "compiled"), {})
     rows |= {lever: results.get(f"lever {lever}", {}) for lever in LEVERS}
     lines = [
         "| lever | pairs/s | speed | peak memory | memory | recompiles | warm-up |",
@@ -653,27 +674,27 @@ def markdown(record: Figures) -> str:
     """The report on what [`run`] returns."""
     settings, results = record["settings"], record["pieces"]
     presets = tuple(settings["presets"])
-    first, baseline = presets[0], baseline_of(presets[0])
+    focus, baseline = settings["focus"], baseline_of(settings["focus"])
     transfers, training = results.get("transfers", {}), results.get("training run", {})
     lines = [
         f"# Fus-MAE on {record['device']}",
         "",
         f"torch {record['torch']}, transformers {record['transformers']}; {settings['image_size']} px, patch "
-        f"{settings['patch_size']}, 75% masked, bf16, torch.compile with {settings['backend']}; matrix peak "
-        f"{cell(results.get('peak', {}), 'tflop_per_second', '{:.3g} TFLOP/s')}.",
+        f"{settings['patch_size']}, 75% masked, {record['precision']}, torch.compile with {settings['backend']}; "
+        f"matrix peak {cell(results.get('peak', {}), 'tflop_per_second', '{:.3g} TFLOP/s')}.",
     ]
     if settings["config"] != "{}":
         lines += ["", f"FusMAE, not ViTMAE, has `{settings['config']}`: their speeds are not to be compared."]
     if settings["device"] == "cpu":
         lines += ["", "**These are figures of a CPU, not of a GPU.**"]
     lines += ["", "## Pretraining steps", "", *step_table(results, presets)]
-    lines += ["", f"## Levers on the step of {first}", "", *lever_table(results, baseline)]
+    lines += ["", f"## Levers on the step of {focus}", "", *lever_table(results, baseline)]
     lines += ["", "## From the host to the device", "", "| batches | pairs/s | to the step alone |", "|---|---|---|"]
     for way, found in transfers.get("ways", {NOT_MEASURED: {}}).items():
         lines.append(f"| {way} | {cell(found, 'pairs_per_second', '{:.1f}')} | {cell(found, 'to_step', '{:.2f}x')} |")
     lines += [
         "",
-        "## A training run from shards",
+        f"## A training run of {focus} from shards",
         "",
         "| batch | workers | pairs/s | MFU | waiting for data | peak memory |",
         "|---|---|---|---|---|---|",
@@ -681,7 +702,7 @@ def markdown(record: Figures) -> str:
         f"| {cell(training, 'pairs_per_second', '{:.1f}')} | {cell(training, 'mfu', '{:.1%}')} "
         f"| {cell(training, 'data_wait_share', '{:.1%}')} | {cell(training, 'peak_memory_gib', '{:.1f} GiB')} |",
         "",
-        f"## Inference with {first}",
+        f"## Inference with {focus}",
         "",
     ]
     inferred = {"features": [], "loading": [], **results.get("inference", {})}
@@ -697,18 +718,20 @@ def main() -> None:
     """Measure, and write the report."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="folder for gpu.json and gpu.md")
-    parser.add_argument("--minutes", type=float, default=10, help="that all may take (default 10)")
+    parser.add_argument("--minutes", type=float, default=4, help="that all may take (default 4)")
     parser.add_argument("--only", default="", help="regular expression: pieces by name")
-    parser.add_argument("--quick", action="store_true", help="tiny sizes, to try the script")
+    parser.add_argument("--device", choices=["cuda", "cpu"], help="(default: the GPU where there is one)")
+    parser.add_argument("--tiny", action="store_true", help="tiny sizes, to try the script")
     arguments = parser.parse_args()
     # Looking for GPUs this way leaves processes forked later able to use them.
     os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    settings = Settings(device, **(QUICK if arguments.quick else {}))
-    record = run(settings, arguments.out, arguments.minutes, arguments.only)
-    report = markdown(record)
-    (arguments.out / "gpu.md").write_text(report)
-    print(f"\n{report}")
+    if arguments.device == "cuda" != device:
+        parser.error("--device cuda: torch sees no GPU here. Install a build of torch for it, or give --device cpu.")
+    if arguments.tiny:
+        os.environ.setdefault("OMP_NUM_THREADS", "1")  # products so small only wait for further threads
+    settings = Settings(arguments.device or device, **(TINY if arguments.tiny else {}))
+    print(f"\n{markdown(run(settings, arguments.out, arguments.minutes, arguments.only))}")
 
 
 if __name__ == "__main__":

@@ -4,7 +4,8 @@
     python benchmarks/train_step.py --size base --batch_size 256 --compile      # on a GPU
     python benchmarks/train_step.py --peer <file.py>                            # a model of your own, or a checkout
 
-A step is the forward and backward pass and an AdamW step, in bf16 autocast. Models take turns within each round, so
+A step is the forward and backward pass and an AdamW step, in bf16 autocast (float32 on a CPU that would only emulate
+it). Models take turns within each round, so
 that whatever else the machine does meets them alike; medians over the rounds are compared. ViTMAE is that of
 transformers, on the 14 bands of both sensors in one stack. The peak is that of a product of large bf16 matrices,
 measured in each round.
@@ -34,6 +35,7 @@ from transformers import PreTrainedModel, ViTMAEConfig, ViTMAEForPreTraining
 
 from fusmae_hf import FusMAEConfig, FusMAEForPreTraining
 from fusmae_hf.training.arguments import spell_out_attention
+from fusmae_hf.training.loop.speed import emulates_bf16
 
 Loss = Callable[[nn.Module, torch.Tensor, torch.Tensor], torch.Tensor]
 
@@ -108,7 +110,13 @@ def machine_of(device: str) -> dict[str, str]:
     """What figures hold for: the device, the processor's architecture and the versions."""
     name = torch.cuda.get_device_name() if device == "cuda" else f"CPU, {torch.get_num_threads()} threads"
     versions = {"torch": torch.__version__, "transformers": transformers.__version__}
+    versions["precision"] = "bf16" if working_dtype(device) == torch.bfloat16 else "float32"
     return {"device": name, "machine": platform.machine(), **versions}
+
+
+def working_dtype(device: str) -> torch.dtype:
+    """bfloat16, or float32 on a CPU that would only emulate it."""
+    return torch.float32 if device == "cpu" and emulates_bf16() else torch.bfloat16
 
 
 def synchronize(device: str) -> None:
@@ -119,7 +127,7 @@ def synchronize(device: str) -> None:
 
 def train(contender: Contender, optimizer: torch.optim.Optimizer | None, images: Any, device: str) -> None:
     """One step; without an optimizer, its forward and backward pass."""
-    with torch.autocast(device, dtype=torch.bfloat16):
+    with torch.autocast(device, dtype=torch.bfloat16, enabled=working_dtype(device) == torch.bfloat16):
         loss = contender.loss(contender.model, *images)
     loss.backward()
     if optimizer is not None:
@@ -146,9 +154,9 @@ def counted_flops(contender: Contender, images: Any, device: str) -> int:
 
 
 def peak_flops(device: str, size: int | None = None) -> float:
-    """FLOP/s of the product of two bf16 matrices of `size` rows, by default those of `PEAK_SIZE`, now."""
+    """FLOP/s of the product of two matrices of `size` rows (default: `PEAK_SIZE`) in `working_dtype`, now."""
     size = size or PEAK_SIZE[device]
-    a, b = (torch.randn(size, size, device=device, dtype=torch.bfloat16) for _ in range(2))
+    a, b = (torch.randn(size, size, device=device, dtype=working_dtype(device)) for _ in range(2))
     repeats = 2 if device == "cpu" else 50
     a @ b
     synchronize(device)
@@ -260,7 +268,7 @@ def main() -> None:
     machine = machine_of(device)
     print(
         f"{arguments.size}, {arguments.image_size} px, patch {arguments.patch_size}, {arguments.mask_ratio:.0%} "
-        f"masked, batch {arguments.batch_size}, bf16, {machine['device']}; peak "
+        f"masked, batch {arguments.batch_size}, {machine['precision']}, {machine['device']}; peak "
         f"{results['peak_tflop_per_second']:.3f} TFLOP/s\n"
     )
     print(table(results))

@@ -13,9 +13,8 @@ import os
 from collections import OrderedDict
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import datasets
 import fsspec
 import numpy as np
 import pyarrow as pa
@@ -36,6 +35,9 @@ from fusmae_hf.shards.decoding import (
 from fusmae_hf.shards.foreign import describe_foreign
 from fusmae_hf.shards.order import EpochSampler, LaneSampler, PairSampler, SequentialPairSampler
 from fusmae_hf.shards.reading import RowsInFile, ShardFile
+
+if TYPE_CHECKING:
+    import datasets  # where it is needed, so that shards in place are read without it
 
 
 def load_pairs(
@@ -138,7 +140,9 @@ class LocalPairDataset(PairDataset):
             check_lengths(next(rows for rows in groups if isinstance(rows, RowsInMemory)), self.info.optical_factors)
         return in_place
 
-    def _arrow_copy(self, num_proc: int | None) -> datasets.Dataset:
+    def _arrow_copy(self, num_proc: int | None) -> "datasets.Dataset":
+        import datasets
+
         files = [file.path for file in self._files]
         processes = min(num_proc, len(files)) if num_proc and len(files) > 1 else None
         builder = datasets.load_dataset_builder("parquet", data_files={self.split: files})
@@ -211,6 +215,8 @@ class LocalPairDataset(PairDataset):
 
 def _download(file: ShardFile) -> str:
     """Path of the copy of a file in the cache of the Hub, or, from other places, in that of HF Datasets."""
+    import datasets
+
     try:
         if file.path.startswith("hf://"):
             return datasets.DownloadManager(record_checksums=False).download(file.path)
