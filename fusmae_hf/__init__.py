@@ -7,6 +7,7 @@ else is loaded when asked for.
 import importlib
 import importlib.util
 import os
+import sys
 from typing import TYPE_CHECKING, Any
 
 from fusmae_hf.registration import register_with_transformers
@@ -83,10 +84,10 @@ register_with_transformers()
 
 def __getattr__(name: str) -> Any:
     if name in _LAZY:
-        if _LAZY[name].startswith("fusmae_hf.modeling."):
-            from fusmae_hf.requirements import require_transformers
+        if _LAZY[name] not in sys.modules:
+            from fusmae_hf.requirements import require_libraries
 
-            require_transformers()
+            require_libraries()
         return getattr(importlib.import_module(_LAZY[name]), name)
     raise AttributeError(f"module 'fusmae_hf' has no attribute {name!r}")
 

@@ -79,9 +79,9 @@ class _AfterImport(MetaPathFinder):
             except ImportError:
                 # A release of transformers that is too old must not fail to be imported because of this package, which
                 # says what it needs when one of its classes is asked for.
-                from fusmae_hf.requirements import unmet_transformers
+                from fusmae_hf.requirements import unmet_libraries
 
-                if not unmet_transformers():
+                if not unmet_libraries():
                     raise
         if not self.due:
             sys.meta_path = [finder for finder in sys.meta_path if finder is not self]

@@ -6,23 +6,27 @@ from packaging.requirements import Requirement
 
 PACKAGE = "fusmae_hf"
 
+LIBRARIES = ("torch", "transformers", "datasets", "accelerate", "safetensors", "huggingface_hub", "numpy", "pyarrow")
+"""Libraries of which another release than the required ones fails somewhere deep within."""
 
-def require_transformers() -> None:
-    """Refuse a release of transformers that the classes of this package cannot be imported with.
+
+def require_libraries() -> None:
+    """Refuse releases of `LIBRARIES` that this package does not work with, before one of them fails to be imported.
 
     Raises:
-        ImportError: transformers is missing, or of a version that is not supported.
+        ImportError: a library is missing, or of a version that is not supported.
     """
-    if unmet := unmet_transformers():
+    if unmet := unmet_libraries():
+        wanted = " ".join(f"'{line.split(' (')[0]}'" for line in unmet)
         raise ImportError(
-            f"fusmae_hf needs {unmet}. Install a release that fits, `pip install '{unmet.split(' (')[0]}'`; "
+            f"fusmae_hf needs {', '.join(unmet)}. Install what fits: `pip install {wanted}`; "
             "`fusmae doctor` checks all requirements."
         )
 
 
-def unmet_transformers() -> str:
-    """What is required of transformers, and what is there instead; empty where all is well."""
-    return next((line for line in missing_requirements()[""] if line.startswith("transformers")), "")
+def unmet_libraries() -> list[str]:
+    """What is required of `LIBRARIES`, and what is there instead; empty where all is well."""
+    return [line for line in missing_requirements()[""] if Requirement(line.split(" (")[0]).name in LIBRARIES]
 
 
 def missing_requirements() -> dict[str, list[str]]:

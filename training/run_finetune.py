@@ -8,10 +8,10 @@ Ends with a checkpoint (weights, configuration, processor, remote code, model ca
 `summary.json` and `summary.md`.
 """
 
-from fusmae_hf.training.short_help import FINETUNE, answer_help
+from fusmae_hf.training.short_help import FINETUNE, answer_early
 
 if __name__ == "__main__":
-    answer_help(__doc__, FINETUNE)  # before the imports, which take seconds
+    answer_early(__doc__, FINETUNE)  # before the imports, which take seconds
 
 
 import copy

@@ -6,10 +6,10 @@ Ends with a checkpoint (weights, configuration, processor, remote code, model ca
 and `run.json` in the output folder.
 """
 
-from fusmae_hf.training.short_help import PRETRAIN, answer_help
+from fusmae_hf.training.short_help import PRETRAIN, answer_early
 
 if __name__ == "__main__":
-    answer_help(__doc__, PRETRAIN)  # before the imports, which take seconds
+    answer_early(__doc__, PRETRAIN)  # before the imports, which take seconds
 
 
 import dataclasses

@@ -7,10 +7,10 @@ folder; with `--seeds 3` in a folder for each seed, beside `summary.json` and `s
 nothing goes through the encoder twice.
 """
 
-from fusmae_hf.training.short_help import PROBE, answer_help
+from fusmae_hf.training.short_help import PROBE, answer_early
 
 if __name__ == "__main__":
-    answer_help(__doc__, PROBE)  # before the imports, which take seconds
+    answer_early(__doc__, PROBE)  # before the imports, which take seconds
 
 
 import dataclasses

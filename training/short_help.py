@@ -3,6 +3,8 @@
 import sys
 import textwrap
 
+from fusmae_hf.requirements import require_libraries
+
 _DATA = {
     "--data SHARDS": "folder of shards, or dataset repository on the Hub",
     "--streaming true": "read shards when they are needed, from a folder or a URL",
@@ -55,15 +57,20 @@ PROBE = {
 }
 
 
-def answer_help(description: str | None, arguments: dict[str, str]) -> None:
-    """End the process with a short help where the command line asks for it; `--help-all` is left to the parser.
+def answer_early(description: str | None, arguments: dict[str, str]) -> None:
+    """End the process with a short help where the command line asks for it, or if a library is of an unfit release.
+
+    `--help-all` is left to the parser.
 
     Args:
         description: what the program does.
         arguments: what to list, with what each means.
     """
     if not {"-h", "--help"} & set(sys.argv[1:]):
-        return
+        try:
+            return require_libraries()
+        except ImportError as error:
+            raise SystemExit(f"Error: {error}") from None
     print(f"usage: {sys.argv[0].rsplit('/')[-1]} [config.yaml] [--name value ...]\n\n{(description or '').strip()}\n")
     for name, meaning in arguments.items():
         text = textwrap.wrap(meaning, 80)

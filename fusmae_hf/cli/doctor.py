@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from fusmae_hf.cli.command import add_command
-from fusmae_hf.requirements import PACKAGE, installed_version, missing_requirements
+from fusmae_hf.requirements import LIBRARIES, PACKAGE, installed_version, missing_requirements
 
 EXAMPLE_PAIRS = "bigearthnet-common==2.8.0"
 """Carries six pairs of BigEarthNet v1; its own requirements stay out."""
@@ -24,7 +24,7 @@ def add_doctor(commands: Any, parents: list[argparse.ArgumentParser]) -> None:
         "Print versions, devices, attention back ends, cache folders and missing packages. The exit code\n"
         "is 1 where a required package is missing or of an unsupported version, or attention does not run on the CPU.",
     )
-    command.set_defaults(run=_doctor)
+    command.set_defaults(run=_doctor, any_release=True)
 
 
 def attention_kernels(device: str) -> dict[str, list[str]]:
@@ -61,11 +61,15 @@ def _doctor(_: argparse.Namespace) -> int:
     missing = missing_requirements()
     print(f"{'python':<16}{platform.python_version()} on {platform.platform()}")
     print(f"{PACKAGE:<16}{installed_version(PACKAGE) or 'not installed: a checkout'}")
-    for name in ("torch", "transformers", "datasets", "accelerate", "safetensors", "huggingface_hub", "numpy"):
+    for name in LIBRARIES:
         print(f"{name:<16}{installed_version(name) or 'not installed'}")
     print()
-    broken = _print_devices()
-    _print_folders()
+    try:
+        broken = _print_devices()
+        _print_folders()
+    except Exception as error:
+        # A library of the wrong release is named below: it fails in its own way, and libraries blame each other.
+        broken = [] if missing[""] else [f"a library fails ({type(error).__name__}: {' '.join(str(error).split())})"]
     print()
     for extra, lines in missing.items():
         title = f"extra `{extra}`" if extra else "required packages"

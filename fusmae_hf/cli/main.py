@@ -22,6 +22,7 @@ from fusmae_hf.cli.stats import add_stats
 from fusmae_hf.cli.verify import add_verify
 from fusmae_hf.errors import USER_ERRORS
 from fusmae_hf.files.retries import is_passing
+from fusmae_hf.requirements import require_libraries
 
 ENTRY_POINTS = "fusmae_hf.commands"
 """Group of entry points, each a function that adds a command: `add(commands, parents)` as those below."""
@@ -45,6 +46,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     with warnings.catch_warnings():
         warnings.showwarning = _show_warning
         try:
+            if not getattr(arguments, "any_release", False):
+                require_libraries()
             return arguments.run(arguments) or 0
         except KeyboardInterrupt:
             if arguments.debug:

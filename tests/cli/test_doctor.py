@@ -1,4 +1,5 @@
-import importlib
+import re
+import sys
 from importlib import metadata
 
 import pytest
@@ -39,12 +40,28 @@ def test_a_missing_package_of_an_extra_is_shown_with_its_command_and_is_no_error
     assert "other-package" not in printed
 
 
-def test_a_release_of_transformers_that_is_too_old_is_one_sentence_at_import(requirements):
-    requirements(["transformers<5,>=4", "torch>=99"])
-    with pytest.raises(
-        ImportError, match=r"needs transformers<5,>=4 \(\S+ is installed\). Install a release that fits"
-    ):
-        importlib.reload(fusmae_hf).FusMAEModel  # noqa: B018
+UNFIT = ["transformers<5,>=4", "torch>=99", "tqdm>=99"]
+
+
+def test_libraries_of_unfit_releases_are_one_sentence_at_import_and_of_each_command(requirements, capsys):
+    requirements(UNFIT)
+    said = r"needs transformers<5,>=4 \(\S+ is installed\), torch>=99 \(\S+ is installed\)\. Install what fits: `pip"
+    sys.modules.pop("fusmae_hf.evaluation.probes", None)
+    with pytest.raises(ImportError, match=said):
+        fusmae_hf.linear_probe  # noqa: B018
+    assert main(["verify", "shards"]) == 2
+    assert re.search(said, " ".join(capsys.readouterr().err.split()))
+
+
+def test_doctor_reports_unfit_releases_that_cannot_be_imported(requirements, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "transformers.utils", None)
+    assert main(["doctor"]) == 1
+    assert (
+        "Broken: a library fails (ModuleNotFoundError: import of transformers.utils halted" in capsys.readouterr().out
+    )
+    requirements(UNFIT)
+    assert main(["doctor"]) == 1
+    assert "\nBroken: transformers<5,>=4 (" in capsys.readouterr().out
 
 
 def test_example_pairs_that_are_not_there_are_shown_with_their_command(monkeypatch, capsys):
