@@ -57,7 +57,7 @@ $(VENV)-oldest/.installed: pyproject.toml constraints-oldest.txt
 		-e ".[data,test,train]"
 	@touch $@
 
-NEWEST_PYTHON := $(shell command -v python3.13 || echo $(PYTHON))
+NEWEST_PYTHON := $(shell python3.13 -c '' 2>/dev/null && echo python3.13 || echo $(PYTHON))
 $(VENV)-newest/.installed: pyproject.toml
 	$(NEWEST_PYTHON) -m venv $(VENV)-newest
 	$(VENV)-newest/bin/python -m pip install --quiet --disable-pip-version-check $$(grep ^torch== constraints.txt) \

@@ -21,7 +21,9 @@ class NotInstalled:
 sys.meta_path.insert(0, NotInstalled())
 import torch
 import transformers
-from transformers import AutoConfig, AutoImageProcessor
+from transformers import AutoConfig
+# Before 5.18 `from transformers import AutoImageProcessor` demands torchvision.
+from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
 folder, pairs, result = sys.argv[1:]
 pairs = torch.load(pairs, weights_only=True)

@@ -10,7 +10,8 @@ import torch
 import yaml
 from huggingface_hub import ModelCard, parse_eval_result_entries
 from safetensors.torch import load_file
-from transformers import AutoImageProcessor, AutoModel
+from transformers import AutoModel
+from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
 import fusmae_hf
 from fusmae_hf import FusMAEConfig, FusMAEForPreTraining, FusMAEImageProcessor
