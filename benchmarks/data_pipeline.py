@@ -25,7 +25,7 @@ import torch
 from torch.utils.data import BatchSampler, DataLoader
 from tqdm.auto import tqdm
 
-from fusmae_hf import load_pairs
+from fusmae_hf import RowCollator, load_pairs, stream_pairs
 from fusmae_hf.data.collation import PairCollator
 from fusmae_hf.data.pairs import Pair
 from fusmae_hf.modeling.sensors_fusmae import OPTICAL_BANDS, OPTICAL_RESOLUTION, SAR_BANDS
@@ -77,6 +77,18 @@ def batches(shards: Path, *, streaming: bool = False, packed: bool = False) -> C
         return (len(batch["id"]) for batch in loader)
 
     return read
+
+
+def plain_batches(shards: Path, *, streaming: bool) -> Iterator[int]:
+    """The same batches from HF Datasets: of a shuffled stream of pairs, or of rows on the disk in random order."""
+    files = sorted(map(str, shards.glob("data/*.parquet")))
+    pairs = (
+        stream_pairs(shards).shuffle(seed=0, buffer_size=256, max_buffer_input_shards=1)
+        if streaming
+        else datasets.load_dataset("parquet", data_files=files, split="train")
+    )
+    collator = RowCollator(shards, PairCollator(patch_size=8))
+    return (len(batch["id"]) for batch in DataLoader(pairs, BATCH_SIZE, not streaming or None, collate_fn=collator))
 
 
 def array3d(folder: Path, reader: MadeUpPairs) -> Callable[[], Iterator[int]]:
@@ -246,6 +258,8 @@ def main() -> None:
             "pyarrow, in order, undecoded": lambda: plain_pyarrow(shards),
             "local: shuffled batches with noise": batches(shards),
             "streaming: shuffled batches with noise": batches(shards, streaming=True),
+            "`stream_pairs`, `.shuffle(buffer_size=256)`, with noise": lambda: plain_batches(shards, streaming=True),
+            "`load_dataset` rows, random batches with noise": lambda: plain_batches(shards, streaming=False),
             "`Array3D` columns, torch format": array3d(scratch / "array3d", reader),
             "`.shuffle(buffer_size=256)` of a stream": lambda: shuffle_buffer(shards),
             "the same, `max_buffer_input_shards=1`": lambda: shuffle_buffer(shards, max_buffer_input_shards=1),

@@ -48,6 +48,7 @@ _LAZY = {
     "PairError": "fusmae_hf.errors",
     "PairInputs": "fusmae_hf.data.inputs",
     "PairsInfo": "fusmae_hf.data.pairs",
+    "RowCollator": "fusmae_hf.shards.rows",
     "SimulatedPairs": "fusmae_hf.simulation.pairs",
     "SimulationOptions": "fusmae_hf.simulation.pairs",
     "cross_attention_maps": "fusmae_hf.plots.model",
@@ -72,6 +73,7 @@ _LAZY = {
     "push_shards": "fusmae_hf.hub.push_shards",
     "reconstruct_images": "fusmae_hf.plots.model",
     "serve_app": "fusmae_hf.app.page",
+    "stream_pairs": "fusmae_hf.shards.rows",
     "verify_shards": "fusmae_hf.preparation.verification",
     "visible_pixels": "fusmae_hf.evaluation.baselines",
 }

@@ -73,6 +73,11 @@ class DataArguments(PairArguments):
         default_factory=list,
         metadata={"help": "Further folders of shards to evaluate and picture, all their splits held out."},
     )
+    loading: str = option(
+        "fusmae",
+        "What reads the training pairs: `fusmae`, or `hf`, HF Datasets, as a stream where `streaming` is given; "
+        "docs/datasets.md says what differs.",
+    )
 
 
 @dataclass

@@ -2,12 +2,21 @@
 
 import copy
 import hashlib
+import inspect
 import os
 import warnings
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any, cast
 
+import datasets as hf
+import numpy as np
+import torch
+from accelerate import PartialState
+from accelerate.data_loader import prepare_data_loader
+from datasets.distributed import split_dataset_by_node
+from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from transformers import PreTrainedModel
 
 from fusmae_hf.data.augmentation import PairAugmentation
@@ -19,7 +28,9 @@ from fusmae_hf.readers.reben import ReBEN
 from fusmae_hf.shards.dataset import PairDataset
 from fusmae_hf.shards.dataset_info import read_dataset_info
 from fusmae_hf.shards.format import FILE_NAME
-from fusmae_hf.shards.loading import load_pairs
+from fusmae_hf.shards.loading import StreamedPairDataset, load_pairs
+from fusmae_hf.shards.order import EpochSampler
+from fusmae_hf.shards.rows import stream_pairs
 from fusmae_hf.simulation.pairs import SimulatedPairs, SimulationOptions
 from fusmae_hf.training.arguments import DataArguments, PairArguments, SourceArguments
 from fusmae_hf.training.finetuning.labels import PairSubset, read_columns
@@ -27,6 +38,9 @@ from fusmae_hf.vocabulary import Sensors
 
 EMBEDDED_DEFAULT = SimulationOptions(cloud_probability=0.3, cloud_share=0.4)
 """More clouds than there are in BigEarthNet: a model that never saw anything bright cannot reconstruct it."""
+
+BUFFER = 256
+"""Pairs of a stream of HF Datasets that are mixed: about as many as `load_pairs` mixes with `streaming=True`."""
 
 HOLD_OUT = 0.2
 """Share of an archive without official splits that is held out when it is prepared here."""
@@ -45,8 +59,12 @@ def open_datasets(arguments: DataArguments, shards: Path) -> tuple[PairDataset, 
     Raises:
         FileNotFoundError, ValueError: the data is missing or damaged; the message says what to do.
     """
+    if arguments.loading not in (known := ("fusmae", "hf")):
+        raise ValueError(f"`loading` must be one of {known}, not {arguments.loading!r}.")
     extra: dict[str, str | Path] = {Path(folder).name: folder for folder in arguments.extra_eval}
     splits = open_splits(arguments, shards, ["validation"])
+    if arguments.loading == "hf":
+        splits["train"] = PlainPairs(splits["train"], arguments.streaming, arguments.like)
     if arguments.data is None:
         extra["real"] = _prepared(BigEarthNet(example_pairs_root(shards / "archives")), shards / "bigearthnet-six")
     held_out = {}
@@ -73,7 +91,8 @@ def open_splits(
         FileNotFoundError, ValueError: the data is missing or damaged; the message says what to do.
     """
     folder = _shards_of(arguments, shards)
-    options: dict[str, Any] = {"streaming": arguments.streaming, "on_bad_files": arguments.on_bad_files}
+    streaming = arguments.streaming or getattr(arguments, "loading", None) == "hf"  # which makes a copy of its own
+    options: dict[str, Any] = {"streaming": streaming, "on_bad_files": arguments.on_bad_files}
     options["like"] = arguments.like
     train = load_pairs(folder, "train", **options)
     arguments.measured = train.dataset_info.statistics  # type: ignore[misc]
@@ -81,6 +100,114 @@ def open_splits(
         train.dataset_info.warn_of_odd_values()
     others = [split for split in train.dataset_info.splits if split != "train" and split in (wanted or [split])]
     return {"train": train} | {split: load_pairs(folder, split, **options) for split in others}
+
+
+class PlainPairs(StreamedPairDataset):
+    """The pairs of a dataset, which training gets from HF Datasets: a stream of `stream_pairs`, or rows on the disk.
+
+    Args:
+        pairs: the split; it gives everything but the pairs to train on.
+        streamed: whether HF Datasets streams; otherwise it keeps its copy on the disk.
+        like: see `load_pairs`.
+
+    Raises:
+        ValueError: damaged files are to be passed over, which HF Datasets does not do by pairs.
+    """
+
+    def __init__(self, pairs: PairDataset, streamed: bool, like: str | None):
+        if pairs.on_bad_files != "error":
+            raise ValueError("`--loading hf` stops at files that cannot be read: leave `--on_bad_files` out.")
+        super().__init__(pairs.root, pairs.dataset_info, pairs.split)
+        places = [file.path for file in self._files]
+        self.plain: Any = (
+            stream_pairs(self.root, self.split, like=like)
+            if streamed
+            else hf.load_dataset("parquet", data_files={self.split: places}, split=self.split)
+        )
+
+    def sampler(self, batch_size: int, *, shuffle: bool = True, **options: Any) -> Any:
+        """See `PairDataset`; `Passes` to train on."""
+        return Passes(self, batch_size, **options) if shuffle else super().sampler(batch_size, shuffle=False)
+
+
+class Passes(IterableDataset[dict[str, Any]]):
+    """What one process trains on of `PlainPairs`: in each epoch as many whole batches as every other process.
+
+    Rows on the disk come in a permutation by seed and epoch, dealt out to processes and workers. Of a stream each
+    worker of each process has files of its own, in an order by seed and epoch, `BUFFER` pairs mixed; one that runs out
+    of pairs before the others begins its own again.
+
+    Attributes:
+        depends_on: what the order depends on beside the rows, the seed and the epoch.
+
+    Raises:
+        ValueError: there are too few pairs for a batch, or too few files for processes and workers.
+    """
+
+    def __init__(
+        self,
+        pairs: PlainPairs,
+        batch_size: int,
+        *,
+        seed: int = 0,
+        num_processes: int = 1,
+        num_lanes: int = 1,
+        accumulation: int = 1,
+    ):
+        self.rows, self.seed, self.batch_size, self.num_processes = pairs.plain, seed, batch_size, num_processes
+        self.process = PartialState().process_index
+        whole = EpochSampler(pairs, batch_size, num_processes=num_processes, accumulation=accumulation)
+        self.batches = len(whole) // batch_size // num_processes
+        if isinstance(self.rows, hf.IterableDataset):
+            if (files := self.rows.num_shards) < num_lanes:
+                raise ValueError(
+                    f"{pairs.root} has {files} files of split {pairs.split!r}, too few for {num_processes} processes "
+                    f"x {num_lanes // num_processes} workers: take fewer, leave `--loading hf` out, or write more "
+                    f"files with `fusmae prepare --rows-per-shard {max(1, len(pairs) // num_lanes)}`."
+                )
+            once = {"max_buffer_input_shards"} & inspect.signature(self.rows.shuffle).parameters.keys()
+            self.rows = self.rows.shuffle(seed=seed, buffer_size=BUFFER, **dict.fromkeys(once, 1))
+            self.rows = split_dataset_by_node(self.rows, self.process, num_processes)
+        self.depends_on: dict[str, Any] = {
+            "loading": "hf",
+            "global batch": batch_size * num_processes * accumulation,
+            "batch of a process": batch_size,
+            "processes x workers": num_lanes,
+        }
+        self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()  # workers that persist see it change
+
+    def __len__(self) -> int:
+        return self.batches * self.batch_size
+
+    def set_epoch(self, epoch: int) -> None:
+        """Set the epoch whose order the next iteration takes."""
+        self._epoch.fill_(epoch)
+
+    def prepare(self, loader: DataLoader) -> DataLoader:
+        """The loader as accelerate prepares it, but not divided among the processes once more."""
+        device = PartialState().device
+        return prepare_data_loader(loader, device, 1, 0, put_on_device=True, dispatch_batches=False)
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        worker, epoch = get_worker_info(), int(self._epoch)
+        number, workers = (worker.id, worker.num_workers) if worker else (0, 1)
+        wanted = len(range(number, self.batches, workers)) * self.batch_size
+        while wanted:
+            before = wanted
+            for row in islice(self._pass(epoch, number, workers), wanted):
+                yield row | {"epoch": epoch}
+                wanted -= 1
+            if wanted == before:
+                raise ValueError(f"Process {self.process}, worker {number} gets no pairs of the stream.")
+
+    def _pass(self, epoch: int, number: int, workers: int) -> Iterator[dict[str, Any]]:
+        """The rows of a worker, which a stream deals out itself."""
+        if isinstance(self.rows, hf.IterableDataset):
+            self.rows.set_epoch(epoch)
+            return iter(self.rows)
+        order = np.random.default_rng([self.seed, epoch]).permutation(len(self.rows))
+        part = order[self.process * workers + number :: self.num_processes * workers]
+        return (self.rows[row] for row in part.tolist())
 
 
 def augmentation_of(

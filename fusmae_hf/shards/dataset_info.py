@@ -188,11 +188,12 @@ def pairs_info_from_json(content: dict[str, Any]) -> PairsInfo:
     return PairsInfo(**fields)
 
 
-def read_dataset_info(folder_or_url: str | os.PathLike[str]) -> DatasetInfo:
+def read_dataset_info(folder_or_url: str | os.PathLike[str], **storage: Any) -> DatasetInfo:
     """Read `dataset_info.json` of a prepared folder.
 
     Args:
         folder_or_url: a folder, or a URL that fsspec knows, such as `hf://datasets/<user>/<name>`.
+        storage: options of fsspec's file system, such as `token`.
 
     Raises:
         FileNotFoundError: there is none.
@@ -200,7 +201,7 @@ def read_dataset_info(folder_or_url: str | os.PathLike[str]) -> DatasetInfo:
     """
     path = f"{os.fspath(folder_or_url).rstrip('/')}/{FILE_NAME}"
     try:
-        with fsspec.open(path, "rb") as file:
+        with fsspec.open(path, "rb", **storage) as file:
             content = file.read(MOST_BYTES + 1)
     except FileNotFoundError as error:
         if is_no_folder(folder_or_url):

@@ -3,6 +3,7 @@
 import dataclasses
 import os
 import re
+from typing import Any
 
 import fsspec
 import pyarrow.parquet as pq
@@ -12,7 +13,7 @@ from fusmae_hf.shards.format import SMALL_COLUMNS, ShardRecord, content_hash
 from fusmae_hf.vocabulary import SENSORS, SPLITS
 
 
-def describe_foreign(root: str, like: str | os.PathLike[str]) -> DatasetInfo:
+def describe_foreign(root: str, like: str | os.PathLike[str], **storage: Any) -> DatasetInfo:
     """What a folder of Parquet files holds, whose rows are some of a prepared folder's.
 
     The split of a file is the first word of its name that is one, or of the folders above it; else `train`.
@@ -20,13 +21,14 @@ def describe_foreign(root: str, like: str | os.PathLike[str]) -> DatasetInfo:
     Args:
         root: folder or URL.
         like: the prepared folder, whose bands, units, offset, classes and statistics the files have.
+        storage: options of fsspec's file system, such as `token`.
 
     Raises:
         FileNotFoundError: there is no Parquet file, or `like` holds no shards.
         ValueError: a file has not the columns of a shard.
     """
     known = read_dataset_info(like)
-    filesystem, folder = fsspec.url_to_fs(root)
+    filesystem, folder = fsspec.url_to_fs(root, **storage)
     found = sorted(filesystem.glob(f"{folder}/*.parquet") + filesystem.glob(f"{folder}/**/*.parquet"))
     paths: dict[str, list[str]] = {}
     for path in dict.fromkeys(found):

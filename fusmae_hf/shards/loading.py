@@ -74,7 +74,7 @@ def load_pairs(
     if on_bad_files not in (known := ("error", "warn", "skip")):
         raise ValueError(f"on_bad_files is {on_bad_files!r}, but must be one of {known}.")
     root = _root(os.fspath(path))
-    dataset_info = read_dataset_info(root) if like is None else describe_foreign(root, like)
+    dataset_info = read_dataset_info(root) if like is None else describe_foreign(root, _root(os.fspath(like)))
     if streaming:
         return StreamedPairDataset(root, dataset_info, split, mix, on_bad_files)
     return LocalPairDataset(root, dataset_info, split, on_bad_files, num_proc)

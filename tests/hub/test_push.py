@@ -245,6 +245,17 @@ found = {}
 exec(plain, found)
 assert (found["sar"] == expected[0]["sar"].numpy()).all()
 assert all((band == whole).all() for band, whole in zip(found["optical"], expected[0]["optical"].numpy(), strict=True))
+
+import datasets
+from fusmae_hf import decode_row, stream_pairs
+expected = load_pairs(folder, streaming=True)
+for pair, wanted in zip(stream_pairs(name, revision=first.commit, token="hf_secret"), expected, strict=True):
+    assert (pair["optical"] == wanted["optical"].numpy()).all()
+rows = stream_pairs(name, decode=False).filter(lambda row: int(decode_row(row, name)["id"][-1]) % 2 == 0)
+rows.push_to_hub("user/filtered", split="train")
+for pairs in (load_pairs("user/filtered", like=name), load_pairs("user/filtered", like=name, streaming=True)):
+    assert [pair["id"] for pair in pairs.__getitems__(range(len(pairs)))] == [f"pair-{n:03d}" for n in range(0, 12, 2)]
+assert len(list(stream_pairs("user/filtered", like=name))) == 6
 print("all the same")
 """
 

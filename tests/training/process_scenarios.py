@@ -23,6 +23,7 @@ from fusmae_hf.training.arguments import PretrainingArguments
 from fusmae_hf.training.loop.processes import in_turn
 from fusmae_hf.training.run_finetune import main as run_finetune
 from fusmae_hf.training.run_pretrain import FusMAETrainer
+from fusmae_hf.training.sources import PlainPairs
 
 from .conftest import SMALL
 
@@ -114,6 +115,25 @@ def streamed_whole(folder):
 
 def streamed_resumed(folder):
     return train(folder, "streamed_resumed", "streamed_whole/checkpoint-4", streaming=True, dataloader_num_workers=1)
+
+
+def plain_whole(folder):
+    return train(folder, "plain_whole", pairs=plain_pairs(folder / "shards"), dataloader_num_workers=1)
+
+
+def plain_resumed(folder):
+    pairs = plain_pairs(folder / "shards")
+    return train(folder, "plain_resumed", "plain_whole/checkpoint-4", pairs=pairs, dataloader_num_workers=1)
+
+
+def plain_too_few_files(folder):
+    trainer = make_trainer(folder, "other", pairs=plain_pairs(folder / "shards"), dataloader_num_workers=2)
+    return refused(trainer.train_sampler)
+
+
+def plain_pairs(shards: Path, streamed: bool = True) -> PlainPairs:
+    """What `--loading hf` trains on."""
+    return PlainPairs(load_pairs(shards, streaming=True), streamed, None)
 
 
 def resumed_from_one_process(folder):

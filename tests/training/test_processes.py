@@ -35,7 +35,7 @@ TOLERANCE = {"rtol": 1e-4, "atol": 1e-6}
 DDP = (
     "whole", "resumed", "streamed_whole", "streamed_resumed", "resumed_from_one_process", "other_global_batch",
     "other_settings", "a_file_missing_for_one", "turns", "modality_dropout", "without_a_sensor", "fine_tuned",
-    "fine_tuned_on_sar",
+    "fine_tuned_on_sar", "plain_whole", "plain_resumed", "plain_too_few_files",
 )  # fmt: skip
 FSDP = ("whole", "resumed", "streamed_whole", "streamed_resumed", "fine_tuning_sharded")
 
@@ -181,6 +181,17 @@ def test_fine_tuning_on_two_processes_measures_each_pair_once_and_the_same(ddp, 
 def test_a_run_resumed_on_two_processes_ends_with_the_same_weights_bit_for_bit(two, streamed):
     assert_same(two.weights(f"{streamed}resumed"), two.weights(f"{streamed}whole"))
     assert two.seen(f"{streamed}resumed") == two.seen(f"{streamed}whole")[4 * 8 :]
+
+
+def test_a_stream_of_datasets_is_divided_resumed_exactly_and_refused_where_it_has_too_few_files(ddp):
+    seen = ddp.seen("plain_whole")
+    for epoch in (seen[:24], seen[24:]):
+        assert len(set(epoch)) == 24
+    assert ddp.seen("plain_resumed") == seen[4 * 8 :]
+    assert_same(ddp.weights("plain_resumed"), ddp.weights("plain_whole"))
+    message = ddp.of("plain_too_few_files", 1)["message"]
+    assert "3 files of split 'train', too few for 2 processes x 2 workers" in message
+    assert "fusmae prepare --rows-per-shard 7" in message
 
 
 def test_a_sharded_run_leaves_checkpoints_that_load_in_one_process_and_carry_the_code_of_the_model(fsdp):

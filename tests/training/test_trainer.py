@@ -14,22 +14,27 @@ from fusmae_hf.modeling.sensors_fusmae import OPTICAL_BANDS, OPTICAL_RESOLUTION
 from fusmae_hf.shards.loading import load_pairs
 from fusmae_hf.shards.writing import write_dataset_info, write_shard
 from fusmae_hf.simulation.pairs import SimulatedPairs, SimulationOptions
+from fusmae_hf.training.arguments import DataArguments
 from fusmae_hf.training.run_pretrain import HELD_OUT_METRICS, PretrainingCollator
+from fusmae_hf.training.sources import PlainPairs, open_datasets
+
+from .process_scenarios import plain_pairs
 
 
 def weights(folder):
     return load_file(folder / "model.safetensors")
 
 
-@pytest.mark.parametrize("streaming", [False, True], ids=["local", "streaming"])
+@pytest.mark.parametrize("reading", ["local", "streaming", "stream of datasets", "rows of datasets"])
 @pytest.mark.parametrize(("workers", "persistent"), [(0, False), (2, False), (2, True)])
 def test_a_run_cut_in_its_second_epoch_ends_with_the_weights_of_an_uncut_one(
-    tmp_path, make_trainer, workers, persistent, streaming
+    tmp_path, make_trainer, workers, persistent, reading, shards
 ):
     """30 pairs in batches of 4, two batches a step: 3 steps an epoch."""
     settings = {
+        "train_dataset": plain_pairs(shards, reading.startswith("stream")) if "datasets" in reading else None,
         "augmentation": PairAugmentation(min_crop=0.5, band_jitter=0.1),
-        "streaming": streaming,
+        "streaming": reading == "streaming",
         "dataloader_num_workers": workers,
         "dataloader_persistent_workers": persistent,
         "gradient_accumulation_steps": 2,
@@ -239,3 +244,16 @@ def test_interpolation_far_from_anything_visible_is_the_visible_mean():
     images, visible = torch.full((1, 1, 64, 64), 3.0), torch.zeros(1, 64, 64, dtype=torch.bool)
     visible[:, :2, :2] = True
     torch.testing.assert_close(interpolate_visible(images, visible, 2), images, rtol=1e-3, atol=1e-3)
+
+
+def test_training_is_read_by_datasets_where_the_program_is_told_so(tmp_path, shards):
+    arguments = DataArguments(data=str(shards), loading="hf", streaming=True)
+    train, held_out = open_datasets(arguments, tmp_path)
+    assert isinstance(train, PlainPairs)
+    assert len(held_out["validation"]) == 9
+    for wrong, message in (
+        ({"loading": "tf"}, "`loading` must be one of"),
+        ({"on_bad_files": "skip"}, "leave `--on_bad_files` out"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            open_datasets(DataArguments(**{"data": str(shards), "loading": "hf"} | wrong), tmp_path)

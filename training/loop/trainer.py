@@ -10,10 +10,10 @@ from typing import Any, cast
 
 import torch
 from accelerate.utils import send_to_device
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, IterableDataset
 from transformers import PreTrainedModel, Trainer
 
-from fusmae_hf import FusMAEImageProcessor
+from fusmae_hf import FusMAEImageProcessor, RowCollator
 from fusmae_hf.data.augmentation import PairAugmentation
 from fusmae_hf.data.collation import PairCollator
 from fusmae_hf.data.inputs import PairInputs
@@ -127,22 +127,21 @@ class PairTrainer(Trainer):
         Raises:
             ValueError: there are too few for one batch.
         """
-        workers = max(1, self.args.dataloader_num_workers)
         return self.pairs.sampler(
             self._train_batch_size,
             seed=self.args.seed if self.args.data_seed is None else self.args.data_seed,
             num_processes=self.args.world_size,
-            num_lanes=self.args.world_size * workers,
+            num_lanes=self.args.world_size * max(1, self.args.dataloader_num_workers),
             accumulation=self.args.gradient_accumulation_steps,
         )
 
-    def _loader(self, pairs: Any, sampler: PairSampler, batch_size: int) -> DataLoader:
-        arguments = self.args
-        loader = DataLoader(
-            pairs,
+    def _loader(self, pairs: Any, sampler: Any, batch_size: int) -> DataLoader:
+        arguments, plain = self.args, isinstance(sampler, IterableDataset)
+        loader: DataLoader[Any] = DataLoader(
+            sampler if plain else pairs,
             batch_size,
-            sampler=sampler,
-            collate_fn=self.collator,
+            sampler=None if plain else sampler,
+            collate_fn=RowCollator(self.info, self.collator) if plain else self.collator,
             drop_last=arguments.dataloader_drop_last,
             num_workers=arguments.dataloader_num_workers,
             pin_memory=arguments.dataloader_pin_memory,
@@ -152,7 +151,7 @@ class PairTrainer(Trainer):
             in_order=getattr(arguments, "dataloader_in_order", True),  # older releases of transformers lack both
             worker_init_fn=ignore_signals_of_others if self._watches_signals else None,
         )
-        return self.accelerator.prepare(loader)
+        return (sampler if plain else self.accelerator).prepare(loader)
 
     def get_train_dataloader(self) -> DataLoader:
         """Batches of the training pairs."""
