@@ -88,7 +88,7 @@ def lines_of(name: str) -> int:
 
 
 def is_entry_point(name: str) -> bool:
-    """Whether a module is there for users: a program, a command, a reader, a metric, or the home of a public name."""
+    """Whether a module is there for users: a program, a command, a reader, a metric, a framework, or a public name."""
     groups = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     commands = [groups["scripts"], *groups["entry-points"].values()]
     return (
@@ -99,6 +99,7 @@ def is_entry_point(name: str) -> bool:
             (
                 "fusmae_hf.modeling.",
                 "fusmae_hf.cli.",
+                "fusmae_hf.frameworks.",
                 "fusmae_hf.readers.",
                 "fusmae_hf.evaluation.metrics.",
                 "fusmae_hf.training.run_",
