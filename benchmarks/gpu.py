@@ -718,7 +718,7 @@ def main() -> None:
     """Measure, and write the report."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="folder for gpu.json and gpu.md")
-    parser.add_argument("--minutes", type=float, default=4, help="that all may take (default 4)")
+    parser.add_argument("--minutes", type=float, default=3.5, help="for all pieces, imports not counted (default 3.5)")
     parser.add_argument("--only", default="", help="regular expression: pieces by name")
     parser.add_argument("--device", choices=["cuda", "cpu"], help="(default: the GPU where there is one)")
     parser.add_argument("--tiny", action="store_true", help="tiny sizes, to try the script")

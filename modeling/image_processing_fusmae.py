@@ -221,7 +221,8 @@ class FusMAEImageProcessor(BaseImageProcessor):
         if args or "images" in kwargs:
             raise TypeError(
                 "Name the sensors: processor(sar=..., optical=...). Sensors never go by position. The pipelines of "
-                "transformers take one image and cannot be used: call processor and model."
+                "transformers take one picture. Those of this model take a pair: pipeline(<task>, model=<folder or "
+                "Hub id>, trust_remote_code=True)({'optical': ..., 'sar': ...})."
             )
         arguments = list(inspect.signature(self.preprocess).parameters)
         if unknown := [name for name in kwargs if name not in arguments]:

@@ -1409,6 +1409,16 @@ class FusMAEBackbone(BackboneMixin, FusMAEPreTrainedModel):
         )
 
 
+def __getattr__(name: str) -> Any:
+    # Saved folders carry what is imported here. Pipelines import much of transformers, so only who asks gets them.
+    if name.endswith("Pipeline"):
+        from .pipelines_fusmae import PIPELINES
+
+        if name in PIPELINES:
+            return PIPELINES[name]
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
 FusMAEModel.register_for_auto_class("AutoModel")
 FusMAEForPreTraining.register_for_auto_class("AutoModelForPreTraining")
 FusMAEForImageClassification.register_for_auto_class("AutoModelForImageClassification")

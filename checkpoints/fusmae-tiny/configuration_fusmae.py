@@ -1,5 +1,6 @@
 """Fus-MAE configuration."""
 
+import copy
 import difflib
 from typing import Literal
 
@@ -33,6 +34,16 @@ AUTO_MAP = {
     "AutoImageProcessor": "image_processing_fusmae.FusMAEImageProcessor",
 }
 """What each Auto class takes from a saved folder (`trust_remote_code=True`)."""
+
+CUSTOM_PIPELINES = {
+    task: {"impl": f"modeling_fusmae.FusMAE{name}Pipeline", "pt": [model]}
+    for task, name, model in (
+        ("image-feature-extraction", "ImageFeatureExtraction", "AutoModel"),
+        ("image-classification", "ImageClassification", "AutoModelForImageClassification"),
+        ("image-segmentation", "ImageSegmentation", "AutoModelForSemanticSegmentation"),
+    )
+}
+"""What `pipeline(<task>, trust_remote_code=True)` takes from a saved folder, and the class of model that it loads."""
 
 # Keywords that transformers itself hands to a configuration besides its declared fields.
 _TRANSFORMERS_KEYWORDS = {
@@ -167,6 +178,7 @@ class FusMAEConfig(BackboneConfigMixin, PreTrainedConfig):
             out_indices=kwargs.pop("out_indices", None), out_features=kwargs.pop("out_features", None)
         )
         kwargs.setdefault("auto_map", dict(AUTO_MAP))
+        kwargs.setdefault("custom_pipelines", copy.deepcopy(CUSTOM_PIPELINES))
         super().__post_init__(**kwargs)
 
     @classmethod

@@ -7,8 +7,6 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
-from transformers import pipeline
 from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
 from fusmae_hf import FusMAEConfig, FusMAEForPreTraining, FusMAEImageProcessor, FusMAEModel
@@ -457,14 +455,6 @@ def test_a_processor_that_has_looked_is_saved_without_what_it_saw(sar, tmp_path)
 def test_sensors_that_are_not_named_are_refused(sar, optical, call):
     with pytest.raises(TypeError, match=r"Name the sensors: processor\(sar=\.\.\., optical=\.\.\.\).*pipelines"):
         call(FusMAEImageProcessor(), sar, optical)
-
-
-def test_a_pipeline_says_that_it_cannot_be_used(tmp_path):
-    FusMAEModel(FusMAEConfig.from_preset("tiny", num_hidden_layers=1)).save_pretrained(tmp_path)
-    FusMAEImageProcessor().save_pretrained(tmp_path)
-    extract = pipeline("image-feature-extraction", model=str(tmp_path))
-    with pytest.raises(TypeError, match="Name the sensors"):
-        extract(Image.new("RGB", (16, 16)))
 
 
 def test_an_option_of_the_processor_in_a_call_is_refused_with_the_place_where_it_belongs(sar):

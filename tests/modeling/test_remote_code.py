@@ -54,6 +54,9 @@ for name, reference in config.auto_map.items():
     assert all(torch.equal(a, b) for a, b in zip(again.parameters(), model.parameters(), strict=True))
 some = transformers.AutoModel.from_pretrained(folder, trust_remote_code=True, optical_bands=["B04"])
 assert some.config.optical_bands == ["B04"]
+for task in config.custom_pipelines:
+    pipe = transformers.pipeline(task, model=folder, trust_remote_code=True)
+    assert pipe({"sar": pairs["sar"][0], "optical": pairs["optical"][0]})
 processor.save_pretrained(folder + "-again")
 assert not any(name.startswith("fusmae_hf") for name in sys.modules)
 torch.save(results, result)
