@@ -212,6 +212,11 @@ print(fusmae_hf.training.__file__)
     assert run(code, str(root)).strip() == str(root / "training" / "__init__.py")
 
 
+def test_pretraining_on_shards_in_place_needs_no_hf_datasets():
+    """Machines without a network have what is there: benchmarks/gpu.py."""
+    assert run('import sys; sys.modules["datasets"] = None; import fusmae_hf.training.run_pretrain') == ""
+
+
 def test_files_are_read_alike_without_preadv(tmp_path, monkeypatch):
     stored = np.arange(1000, dtype=np.uint8)
     (tmp_path / "file").write_bytes(stored.tobytes())

@@ -10,12 +10,10 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, cast
 
-import datasets as hf
 import numpy as np
 import torch
 from accelerate import PartialState
 from accelerate.data_loader import prepare_data_loader
-from datasets.distributed import split_dataset_by_node
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from transformers import PreTrainedModel
 
@@ -30,7 +28,6 @@ from fusmae_hf.shards.dataset_info import read_dataset_info
 from fusmae_hf.shards.format import FILE_NAME
 from fusmae_hf.shards.loading import StreamedPairDataset, load_pairs
 from fusmae_hf.shards.order import EpochSampler
-from fusmae_hf.shards.rows import stream_pairs
 from fusmae_hf.simulation.pairs import SimulatedPairs, SimulationOptions
 from fusmae_hf.training.arguments import DataArguments, PairArguments, SourceArguments
 from fusmae_hf.training.finetuning.labels import PairSubset, read_columns
@@ -115,6 +112,10 @@ class PlainPairs(StreamedPairDataset):
     """
 
     def __init__(self, pairs: PairDataset, streamed: bool, like: str | None):
+        import datasets as hf  # not needed to train on shards in place
+
+        from fusmae_hf.shards.rows import stream_pairs
+
         if pairs.on_bad_files != "error":
             raise ValueError("`--loading hf` stops at files that cannot be read: leave `--on_bad_files` out.")
         super().__init__(pairs.root, pairs.dataset_info, pairs.split)
@@ -154,11 +155,15 @@ class Passes(IterableDataset[dict[str, Any]]):
         num_lanes: int = 1,
         accumulation: int = 1,
     ):
+        from datasets import IterableDataset
+        from datasets.distributed import split_dataset_by_node
+
         self.rows, self.seed, self.batch_size, self.num_processes = pairs.plain, seed, batch_size, num_processes
         self.process = PartialState().process_index
         whole = EpochSampler(pairs, batch_size, num_processes=num_processes, accumulation=accumulation)
         self.batches = len(whole) // batch_size // num_processes
-        if isinstance(self.rows, hf.IterableDataset):
+        self.streamed = isinstance(self.rows, IterableDataset)
+        if self.streamed:
             if (files := self.rows.num_shards) < num_lanes:
                 raise ValueError(
                     f"{pairs.root} has {files} files of split {pairs.split!r}, too few for {num_processes} processes "
@@ -202,7 +207,7 @@ class Passes(IterableDataset[dict[str, Any]]):
 
     def _pass(self, epoch: int, number: int, workers: int) -> Iterator[dict[str, Any]]:
         """The rows of a worker, which a stream deals out itself."""
-        if isinstance(self.rows, hf.IterableDataset):
+        if self.streamed:
             self.rows.set_epoch(epoch)
             return iter(self.rows)
         order = np.random.default_rng([self.seed, epoch]).permutation(len(self.rows))
