@@ -10,7 +10,7 @@ import pytest
 from fusmae_hf import SimulatedPairs, prepare
 
 ROOT = Path(__file__).resolve().parents[2]
-MISSING = {"torchgeo": "pip install torchgeo"}
+MISSING = {"torchgeo": "pip install torchgeo", "terratorch": "pip install terratorch"}
 """What installs each framework."""
 
 
