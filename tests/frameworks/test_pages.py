@@ -10,7 +10,7 @@ import pytest
 from fusmae_hf import SimulatedPairs, prepare
 
 ROOT = Path(__file__).resolve().parents[2]
-MISSING = {"torchgeo": "pip install torchgeo", "terratorch": "pip install terratorch"}
+MISSING = {name: f"pip install {name.replace('_', '-')}" for name in ("torchgeo", "terratorch", "torchgeo_bench")}
 """What installs each framework."""
 
 
@@ -31,5 +31,5 @@ def test_the_example_of_a_framework_runs(framework, tmp_path, monkeypatch):
     (tmp_path / "checkpoints").symlink_to(ROOT / "checkpoints")
     monkeypatch.chdir(tmp_path)
     snippets = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "frameworks.md").read_text(), flags=re.DOTALL)
-    (snippet,) = [snippet for snippet in snippets if f"fusmae_hf.frameworks.{framework}" in snippet]
+    (snippet,) = [snippet for snippet in snippets if re.search(rf"fusmae_hf\.frameworks\.{framework}\b", snippet)]
     exec(compile(snippet, "frameworks.md", "exec"), {})
