@@ -3,9 +3,8 @@
 import os
 from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache, partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import datasets
 import numpy as np
 import torch
 
@@ -16,6 +15,9 @@ from fusmae_hf.shards.foreign import describe_foreign
 from fusmae_hf.shards.format import pair_checksum, stored_bytes
 from fusmae_hf.shards.loading import _root
 from fusmae_hf.vocabulary import IMAGES, SENSORS
+
+if TYPE_CHECKING:
+    import datasets  # where it is needed: the collator serves training without it
 
 _DESCRIBED = {f"{name}_{what}" for name in IMAGES for what in ("dtype", "shape")}
 
@@ -79,7 +81,7 @@ def stream_pairs(
     decode: bool = True,
     revision: str | None = None,
     token: str | None = None,
-) -> datasets.IterableDataset:
+) -> "datasets.IterableDataset":
     """One split of a prepared folder as a stream of HF Datasets, file by file, for all that it does with streams.
 
     ```python
@@ -104,6 +106,8 @@ def stream_pairs(
         FileNotFoundError: there is no such folder or repository, or no shards or no `dataset_info.json` in it.
         ValueError: there is no such split, or `revision` is given for something that is not on the Hub.
     """
+    import datasets
+
     root = _root(os.fspath(path))
     if revision is not None:
         if not root.startswith("hf://"):
