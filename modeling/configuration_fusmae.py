@@ -14,6 +14,12 @@ from .sensors_fusmae import OPTICAL_BANDS, SAR_BANDS
 logger = logging.get_logger(__name__)
 
 PRESETS = {
+    "nano": {
+        "hidden_size": 96, "num_hidden_layers": 3, "num_attention_heads": 3, "intermediate_size": 384,
+        "patch_size": 16, "image_size": 128, "segmentation_hidden_size": 32, "segmentation_detail_size": 8,
+        "decoder_hidden_size": 64, "decoder_num_hidden_layers": 1, "decoder_num_attention_heads": 2,
+        "decoder_intermediate_size": 256,
+    },
     "tiny": {
         "hidden_size": 192, "num_attention_heads": 3, "intermediate_size": 768,
         "decoder_hidden_size": 128, "decoder_num_attention_heads": 4, "decoder_intermediate_size": 512,
@@ -22,7 +28,8 @@ PRESETS = {
     "base": {"hidden_size": 768, "num_attention_heads": 12, "intermediate_size": 3072},
     "large": {"hidden_size": 1024, "num_attention_heads": 16, "intermediate_size": 4096, "num_hidden_layers": 23},
 }  # fmt: skip
-"""Named sizes; every field not listed keeps its default. Depth counts the early fusion layer: 11 + 1, large 23 + 1."""
+"""Named sizes; every field not listed keeps its default. Depth counts the early fusion layer: 11 + 1, nano 3 + 1,
+large 23 + 1."""
 
 AUTO_MAP = {
     "AutoConfig": "configuration_fusmae.FusMAEConfig",
@@ -98,7 +105,10 @@ class FusMAEConfig(BackboneConfigMixin, PreTrainedConfig):
         classifier_norm (`bool`): whether a layer norm stands between the pooled features and the classifier.
         segmentation_indices (`list[int]`): stages that the dense head joins, 0 (the input of the joint layers) to
             `num_hidden_layers`, increasing. None: four, evenly spaced up to the last.
-        segmentation_hidden_size (`int`): width of the dense head.
+        segmentation_hidden_size (`int`): width of the dense head where it joins the tokens; half of it at half and a
+            quarter at full resolution.
+        segmentation_detail_size (`int`): channels of the dense head's detail path at full resolution; twice as many at
+            half and four times at quarter resolution.
         semantic_loss_ignore_index (`int`): value of a label map where there is no label.
         drop_path_rate (`float`): stochastic depth in training, in [0, 1): with what probability a sample skips each
             branch of the last joint layer. It grows linearly from 0 at the early fusion.
@@ -160,7 +170,8 @@ class FusMAEConfig(BackboneConfigMixin, PreTrainedConfig):
     sar_loss_weight: float | int = 1.0
     classifier_norm: bool = True
     segmentation_indices: list[int] | tuple[int, ...] | None = None
-    segmentation_hidden_size: int = 256
+    segmentation_hidden_size: int = 64
+    segmentation_detail_size: int = 16
     semantic_loss_ignore_index: int = 255
     drop_path_rate: float | int = 0.0
     class_weights: list[float | int] | tuple[float | int, ...] | None = None
@@ -246,6 +257,7 @@ class FusMAEConfig(BackboneConfigMixin, PreTrainedConfig):
             "decoder_intermediate_size",
             "patch_size",
             "segmentation_hidden_size",
+            "segmentation_detail_size",
         ):
             if getattr(self, name) < 1:
                 raise ValueError(f"`{name}` must be at least 1, not {getattr(self, name)}.")
@@ -361,7 +373,8 @@ class FusMAEConfig(BackboneConfigMixin, PreTrainedConfig):
         """Configuration of a named size.
 
         Args:
-            name: `"tiny"` (192 wide), `"small"` (384), `"base"` (768) or `"large"` (1024).
+            name: `"nano"` (96 wide, 3 layers, patches of 16 px: for a CPU and few labels), `"tiny"` (192 wide),
+                `"small"` (384), `"base"` (768) or `"large"` (1024).
             kwargs: fields that differ from the preset.
 
         Raises:

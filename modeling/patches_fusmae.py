@@ -1,6 +1,9 @@
 """Patches of images: cut, put back together, placed, chosen, joined, compared."""
 
+from collections.abc import Sequence
+
 import torch
+from torch.nn import functional
 
 
 def patchify(images: torch.Tensor, patch_size: int) -> torch.Tensor:
@@ -155,3 +158,43 @@ def fuse_map(hidden_states: torch.Tensor, grid: tuple[int, int], present: list[t
         masks = torch.stack([everywhere if mask is None else mask for mask in present], dim=1)[..., None]
         fused = torch.where(masks, tokens, 0.0).sum(dim=1) / masks.sum(dim=1).clamp(min=1)
     return fused.to(tokens.dtype).unflatten(1, grid)
+
+
+def valid_pixels(
+    mask: torch.Tensor | None, available: torch.Tensor | None, images: torch.Tensor | None
+) -> torch.Tensor | None:
+    """Pixels `(batch_size, height, width)` bool of a sensor that hold data; None where all do.
+
+    Args:
+        mask: `(batch_size, height, width)` bool, or None.
+        available: `(batch_size,)` bool, samples that have the sensor, or None.
+        images: `(batch_size, bands, height, width)`, or None where no sample has the sensor.
+    """
+    if images is None or (mask is None and available is None):
+        return None
+    valid = images.new_ones((images.shape[0], *images.shape[2:]), dtype=torch.bool)
+    if mask is not None:
+        valid = valid & mask.to(images.device)
+    return valid if available is None else valid & available.to(images.device)[:, None, None]
+
+
+def sensor_mean(maps: Sequence[torch.Tensor], valid: Sequence[torch.Tensor | None], scale: int) -> torch.Tensor:
+    """Mean of the sensors' maps at each place over those that have data there; zero where none has.
+
+    Args:
+        maps: of each sensor, `(batch_size, channels, rows, columns)`.
+        valid: of each, `(batch_size, height, width)` bool, or None where there is data everywhere. A place has data if
+            any of its pixels has.
+        scale: pixels to the side of a place.
+    """
+    if all(mask is None for mask in valid):
+        return torch.stack(list(maps)).mean(dim=0)
+    places = []
+    for values, mask in zip(maps, valid, strict=True):
+        if mask is None:
+            places.append(values.new_ones((values.shape[0], 1, *values.shape[2:])))
+        else:
+            places.append(functional.max_pool2d(mask[:, None].to(values.dtype), scale, ceil_mode=True))
+    present = torch.stack(places)
+    summed = torch.where(present > 0, torch.stack(list(maps)), 0.0).sum(dim=0)
+    return summed / present.sum(dim=0).clamp(min=1)

@@ -191,7 +191,7 @@ import fusmae_hf.modeling, fusmae_hf.training
 names = [m.name for m in pkgutil.walk_packages(fusmae_hf.__path__, "fusmae_hf.")]
 for package in (fusmae_hf.modeling, fusmae_hf.training):
     names += [m.name for m in pkgutil.walk_packages(package.__path__, f"{package.__name__}.")]
-names = [name for name in set(names) if ".metrics." not in name]
+names = [name for name in set(names) if ".metrics." not in name and ".frameworks." not in name]
 for name in names:
     importlib.import_module(name)
 print(len(names))

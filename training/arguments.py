@@ -4,7 +4,7 @@ import difflib
 import json
 import os
 import sys
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
@@ -61,6 +61,7 @@ class PairArguments(SourceArguments):
 
     flips: bool = option(True, "Mirror training pairs at random.")
     rotations: bool = option(True, "Turn training pairs by quarter turns at random.")
+    window: int = option(0, "Side in pixels of the random windows of larger images that training sees; 0 for none.")
     min_crop: float = option(1.0, "Smallest share of the area that random crops keep; 1 for no crops.")
     band_jitter: float = option(0.0, "Random gain and offset of each band, in its standard deviations; 0 for none.")
 
@@ -84,7 +85,7 @@ class DataArguments(PairArguments):
 class ModelArguments:
     """Which model to train."""
 
-    preset: str = option("small", "Named size: tiny, small, base or large.")
+    preset: str = option("small", "Named size: nano, tiny, small, base or large.")
     config: dict | str | None = option(  # noqa: RUF009
         None, "Fields of FusMAEConfig that differ from the preset; on the command line as JSON."
     )
@@ -262,13 +263,19 @@ class PretrainingArguments(RunArguments):
         super().__post_init__()
 
 
-def parse_arguments(classes: Sequence[Any], arguments: Sequence[str] | None = None, description: str | None = None):
+def parse_arguments(
+    classes: Sequence[Any],
+    arguments: Sequence[str] | None = None,
+    description: str | None = None,
+    defaults: Mapping[str, Any] | None = None,
+):
     """Fill dataclasses from `[file.yaml] [--name value ...]`; the command line wins over the file.
 
     Args:
         classes: dataclasses to fill.
         arguments: the command line; that of the process where None.
         description: for `--help`.
+        defaults: values of arguments that neither names, instead of those of the dataclasses.
 
     Returns:
         One instance of each class.
@@ -280,6 +287,7 @@ def parse_arguments(classes: Sequence[Any], arguments: Sequence[str] | None = No
     arguments = ["--help" if argument == "--help-all" else argument for argument in arguments]
     parser = HfArgumentParser(classes, description=description)
     parser.usage = "%(prog)s [config.yaml] [--name value ...]"
+    parser.set_defaults(**_typed(defaults or {}, parser))
     if arguments and arguments[0].endswith((".yaml", ".yml")):
         parser.set_defaults(**_read_yaml(Path(arguments.pop(0)), parser))
     known = {action.dest for action in parser._actions}
@@ -301,6 +309,10 @@ def _read_yaml(path: Path, parser: HfArgumentParser) -> dict:
     for name in values:
         if name not in known:
             parser.error(f"{path}: there is no argument `{name}`.{_did_you_mean(name, known)}")
+    return _typed(values, parser)
+
+
+def _typed(values: Mapping[str, Any], parser: HfArgumentParser) -> dict[str, Any]:
     # What argparse would convert on the command line it leaves alone in defaults; numbers such as 1e-4 come from YAML
     # as text.
     kinds = {action.dest: action.type for action in parser._actions}

@@ -3,6 +3,8 @@
     accelerate launch training/run_finetune.py training/configs/finetune-classification.yaml \
         --model <checkpoint> --data <shards> --output_dir outputs/finetune
 
+Without a configuration file, what is not named follows the recipe for the task: see `fusmae finetune --help`.
+
 Ends with a checkpoint (weights, configuration, processor, remote code, model card), `metrics.json`, `metrics.md`,
 `predictions.parquet`, pictures and `run.json` in the output folder; with `--seeds 3` in a folder for each seed, beside
 `summary.json` and `summary.md`.
@@ -18,6 +20,7 @@ import copy
 import dataclasses
 import gc
 import logging
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +43,8 @@ from fusmae_hf.training.finetuning.labels import (
     read_targets,
 )
 from fusmae_hf.training.finetuning.metrics import SMALLER_IS_BETTER, choosable, score_intervals
-from fusmae_hf.training.finetuning.models import add_lora, build_model, freeze_encoder, rescale_output
+from fusmae_hf.training.finetuning.models import add_lora, build_model, freeze_encoder, read_config, rescale_output
+from fusmae_hf.training.finetuning.recipes import recipe_for
 from fusmae_hf.training.finetuning.results import (
     class_table,
     draw_pictures,
@@ -102,12 +106,39 @@ class Plan:
         return settings_hash(parts)
 
 
+ARGUMENTS = (PairArguments, FineTuningModelArguments, TaskArguments, FineTuningArguments)
+
+
+def follow_recipe(argv: list[str], given: tuple[Any, ...], splits: dict[str, PairDataset]) -> tuple[Any, ...]:
+    """The arguments of a command line, with those that it does not name from the recipe for its task and data."""
+    data, model, learning, arguments = given
+    train = splits["train"]
+    task = FineTuningTask.of_pairs(train.info, learning.task, learning.target)
+    labels = max(1, round(len(train) * learning.label_fraction))
+    patch_size = read_config(model.model).patch_size if model.model else None
+    size = tuple(train[0]["sar"].shape[-2:])
+    model.preset_is_given = any(part.split("=")[0] == "--preset" for part in argv)
+    values, said = recipe_for(task, labels, size, model, patch_size)
+    if learning.sensors != "both":
+        values["modality_dropout"] = 0.0
+    if "num_train_epochs" in (part.split("=")[0].lstrip("-") for part in argv):
+        del values["max_steps"]
+    if arguments.should_log:
+        print(said)
+    measured = data.measured
+    settled = parse_arguments(ARGUMENTS, argv, description=__doc__, defaults=values)
+    settled[0].measured = measured
+    return settled
+
+
 def make_plan(
-    data: PairArguments, model: FineTuningModelArguments, learning: TaskArguments, arguments: FineTuningArguments
+    data: PairArguments,
+    model: FineTuningModelArguments,
+    learning: TaskArguments,
+    arguments: FineTuningArguments,
+    splits: dict[str, PairDataset],
 ) -> Plan:
-    """Open the data and settle what is learnt and measured."""
-    with in_turn():
-        splits = open_splits(data, Path(str(arguments.output_dir)).parent / "shards")
+    """Settle what is learnt and measured."""
     task = FineTuningTask.of_pairs(splits["train"].info, learning.task, learning.target)
     for pairs in splits.values():
         check_labels(pairs, task)
@@ -176,6 +207,7 @@ def make_trainer(plan: Plan, arguments: FineTuningArguments) -> FineTuningTraine
         layer_decay=arguments.layer_decay,
         scale=scale,
         threshold=learning.threshold,
+        modality_dropout=learning.modality_dropout,
         callbacks=[EarlyStoppingCallback(patience)] if patience else None,
         args=arguments,
     )
@@ -317,18 +349,22 @@ def run_seeds(plan: Plan, arguments: FineTuningArguments) -> None:
 def main(argv: list[str] | None = None) -> None:
     """Run the program; see the module's docstring and `--help`."""
     with explained():
-        data, model, learning, arguments = parse_arguments(
-            (PairArguments, FineTuningModelArguments, TaskArguments, FineTuningArguments), argv, description=__doc__
-        )
+        argv = list(sys.argv[1:] if argv is None else argv)
+        given = parse_arguments(ARGUMENTS, argv, description=__doc__)
+        with in_turn():
+            splits = open_splits(given[0], Path(str(given[3].output_dir)).parent / "shards")
+        if not (argv and argv[0].endswith((".yaml", ".yml"))):
+            given = follow_recipe(argv, given, splits)
+        data, model, learning, arguments = given
         logging.basicConfig(level=logging.INFO if arguments.should_log else logging.WARNING, format="%(message)s")
         arguments.scale_learning_rate()
         if arguments.should_log:
             print(f"Learning rate {arguments.learning_rate:.3g} for {arguments.global_batch_size} pairs a step.")
         require_writable(arguments.output_dir)
         fork_workers_from_a_server(arguments, "fusmae_hf.training.run_finetune")
-        if learning.sensors != "both":
+        if learning.sensors != "both" or learning.modality_dropout:
             arguments.ddp_find_unused_parameters = True  # the fusion sees one sensor
-        plan = make_plan(data, model, learning, arguments)
+        plan = make_plan(data, model, learning, arguments, splits)
     if arguments.seeds > 1:
         run_seeds(plan, arguments)
     else:

@@ -66,6 +66,7 @@ from fusmae_hf.training.loop.resuming import checkpoint_to_resume
 from fusmae_hf.training.loop.signals import ends_by_signal
 from fusmae_hf.training.loop.trainer import PairTrainer
 from fusmae_hf.training.sources import augmentation_of, open_datasets, take_pixel_size
+from fusmae_hf.vocabulary import Sensors
 
 SENSORS = {"optical": "", "sar": "_sar"}
 """Suffix of the model's inputs and outputs by sensor."""
@@ -107,9 +108,9 @@ class FusMAETrainer(PairTrainer):
         kwargs |= {"augmentation": augmentation, "compute_metrics": mean_of_held_out}
         super().__init__(model, processor, train_dataset, collator, **kwargs)
 
-    def prepare_pairs(self, batch: dict[str, Any]) -> dict[str, torch.Tensor]:
+    def prepare_pairs(self, batch: dict[str, Any], sensors: Sensors | None = None) -> dict[str, torch.Tensor]:
         """The model's inputs for a batch of raw pairs, with the masking noise."""
-        inputs = super().prepare_pairs(batch)
+        inputs = super().prepare_pairs(batch, sensors)
         height, width = image_size(inputs)
         patches = height * width // self.collator.patch_size**2  # of a window there are fewer
         return inputs | {name: batch[name][:, :patches] for name in ("noise", "noise_sar")}

@@ -25,7 +25,7 @@ _RUN = {
 }
 
 _MODEL = {
-    "--preset NAME": "size of a fresh model: tiny, small, base or large",
+    "--preset NAME": "size of a fresh model: nano, tiny, small, base or large",
     "--config JSON": "fields of FusMAEConfig that differ from the preset",
 }
 
@@ -36,6 +36,8 @@ FINETUNE = {
     **_DATA,
     "--task TASK": "single_label_classification, multi_label_classification, semantic_segmentation or regression",
     "--sensors both|sar|optical": "what training sees",
+    "--modality_dropout X": "share of the steps that show one sensor alone, for each sensor",
+    "--window N": "pixels to the side of the random windows that training sees",
     "--label_fraction X": "share of the training labels to use, such as 0.01",
     "--freeze encoder": "let only the head learn; or --lora_rank N for adapters",
     "--seeds N": "train so many times",

@@ -226,16 +226,25 @@ def augmentation_of(
         seed: of the views.
         size: (height, width) of the images in pixels.
         patch_size: of the model.
+
+    Raises:
+        ValueError: the window asked for is larger than the images, or patches do not fill it.
     """
+    side = arguments.window
+    if side < 0 or side > max(size) or side % patch_size:
+        raise ValueError(
+            f"`window` is {side} px, but must be a multiple of the model's patches of {patch_size} px, at most the "
+            f"{size[0]}x{size[1]} px of the images, or 0 for whole images."
+        )
     seen = fitting_size(size, patch_size)
     window = patch_size if seen != size and min(size) >= patch_size else 1
-    if window > 1:
+    if window > 1 and not side:
         print(
             f"Training sees windows of {seen[0]}x{seen[1]} px of the images of {size[0]}x{size[1]} px, since the "
             f"patches of the model are {patch_size} px; whole images are evaluated."
         )
     augmentation = PairAugmentation(
-        arguments.flips, arguments.rotations, arguments.min_crop, arguments.band_jitter, seed, window
+        arguments.flips, arguments.rotations, arguments.min_crop, arguments.band_jitter, seed, window, side
     )
     return None if augmentation == PairAugmentation(False, False, seed=seed) else augmentation
 

@@ -25,6 +25,7 @@ from transformers.utils.output_capturing import capture_outputs, maybe_install_c
 
 from .bands_fusmae import BandSelectionMixin
 from .configuration_fusmae import FusMAEConfig
+from .dense_head_fusmae import FusMAESegmentationDecoder
 from .keywords_fusmae import known_keywords
 from .labels_fusmae import check_labels, count_labels, dense_loss, scene_loss
 from .patches_fusmae import (
@@ -36,6 +37,7 @@ from .patches_fusmae import (
     reconstruction_error,
     take_tokens,
     unpatchify,
+    valid_pixels,
 )
 
 logger = logging.get_logger(__name__)
@@ -1242,38 +1244,13 @@ class FusMAEForImageClassification(FusMAEPreTrainedModel):
         )
 
 
-class FusMAESegmentationDecoder(nn.Module):
-    """Joins maps of several depths and brings them to four predictions to the side of a patch."""
-
-    def __init__(self, config: FusMAEConfig):
-        super().__init__()
-        width = config.segmentation_hidden_size
-        self.projections = nn.ModuleList(nn.Linear(config.hidden_size, width) for _ in config.segmentation_stages)
-        self.convolutions = nn.ModuleList(nn.Conv2d(width, width, kernel_size=3, padding=1) for _ in range(2))
-        self.layernorms = nn.ModuleList(nn.LayerNorm(width, eps=config.layer_norm_eps) for _ in range(2))
-        self.act_fn = ACT2FN[config.hidden_act]
-        self.predict = nn.Linear(width, count_labels(config))
-
-    def forward(self, maps: list[torch.Tensor]) -> torch.Tensor:
-        """Predictions `(batch_size, num_labels, 4 * rows, 4 * columns)` from maps
-        `(batch_size, hidden_size, rows, columns)`, one for each depth."""
-        projected = [
-            projection(values.permute(0, 2, 3, 1)) for projection, values in zip(self.projections, maps, strict=True)
-        ]
-        hidden_states = sum(projected).permute(0, 3, 1, 2)
-        for convolution, layernorm in zip(self.convolutions, self.layernorms, strict=True):
-            hidden_states = nn.functional.interpolate(hidden_states, scale_factor=2.0, mode="bilinear")
-            hidden_states = layernorm(convolution(hidden_states).permute(0, 2, 3, 1))
-            hidden_states = self.act_fn(hidden_states).permute(0, 3, 1, 2)
-        return self.predict(hidden_states.permute(0, 2, 3, 1)).permute(0, 3, 1, 2).contiguous()
-
-
 class FusMAEForSemanticSegmentation(FusMAEPreTrainedModel):
     r"""
     Fus-MAE with a light dense head: semantic segmentation, or regression of a value for each pixel.
 
     The head joins the fused tokens (the mean over the sensors present at a place) of the stages
-    `config.segmentation_stages` and upsamples them twice. Images of any size that the patch size divides work.
+    `config.segmentation_stages` with a detail path, convolutions on the pixels at full, half and quarter resolution,
+    on the way up to a prediction for each pixel. Images of any size that the patch size divides work.
 
     Example:
 
@@ -1287,7 +1264,7 @@ class FusMAEForSemanticSegmentation(FusMAEPreTrainedModel):
     >>> labels[:, :8] = 255  # left out of the loss
     >>> outputs = model(pixel_values=optical, pixel_values_sar=sar, labels=labels)
     >>> outputs.logits.shape, outputs.loss.shape
-    (torch.Size([1, 10, 32, 48]), torch.Size([]))
+    (torch.Size([1, 10, 64, 96]), torch.Size([]))
     ```"""
 
     def __init__(self, config: FusMAEConfig):
@@ -1296,6 +1273,19 @@ class FusMAEForSemanticSegmentation(FusMAEPreTrainedModel):
         self.fusmae = FusMAEModel(config)
         self.decoder = FusMAESegmentationDecoder(config)
         self.post_init()
+
+    @classmethod
+    def from_pretrained(cls, *args, **kwargs):
+        """As in transformers. Raises a ValueError for the dense head of an older version, which had no detail path."""
+        informed = kwargs.pop("output_loading_info", False)
+        model, report = super().from_pretrained(*args, output_loading_info=True, **kwargs)
+        if any(name.startswith("decoder.layernorms.") for name in report["unexpected_keys"]):
+            raise ValueError(
+                f"{args[0] if args else 'The checkpoint'} holds a dense head of an older version, without a detail "
+                "path. Its encoder serves: FusMAEModel.from_pretrained(...).save_pretrained(<folder>), then fine-tune "
+                "again with `--model <folder>`."
+            )
+        return (model, report) if informed else model
 
     def post_init(self):
         """Install the hooks that collect hidden states, which this head always needs, before any compilation."""
@@ -1336,7 +1326,13 @@ class FusMAEForSemanticSegmentation(FusMAEPreTrainedModel):
         inputs = (pixel_values, pixel_values_sar, pixel_mask, pixel_mask_sar, optical_available, sar_available)
         encoded = self.fusmae(*inputs, gsd=gsd, **kwargs)
         stages, states = self.config.segmentation_stages, encoded.hidden_states
-        logits = self.decoder(self.fusmae.feature_maps(stages, states, *inputs))
+        images = {"optical": pixel_values, "sar": pixel_values_sar}
+        valid = {
+            "optical": valid_pixels(pixel_mask, optical_available, pixel_values),
+            "sar": valid_pixels(pixel_mask_sar, sar_available, pixel_values_sar),
+        }
+        given = {sensor: values for sensor, values in images.items() if values is not None}
+        logits = self.decoder(self.fusmae.feature_maps(stages, states, *inputs), given, valid)
         return FusMAEHeadOutput(
             loss=None if labels is None else dense_loss(logits, labels, self.config),
             logits=logits,

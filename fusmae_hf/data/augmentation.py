@@ -62,9 +62,11 @@ class PairAugmentation:
         seed: non-negative integer below 2**64.
         window: side of the patches of a model, in pixels: of images that they do not fill, the view is the largest
             window that they do, placed at random. 1 for whole images.
+        window_size: sides in pixels above which images are shown through a window of this size, placed at random. 0
+            for none.
 
     Raises:
-        ValueError: `min_crop` is no share above 0, `band_jitter` is negative, or `window` is not positive.
+        ValueError: `min_crop` is no share above 0, `band_jitter` is negative, or a window is not positive.
     """
 
     flips: bool = True
@@ -73,14 +75,21 @@ class PairAugmentation:
     band_jitter: float = 0.0
     seed: int = 0
     window: int = 1
+    window_size: int = 0
 
     def __post_init__(self) -> None:
+        if self.window_size < 0:
+            raise ValueError(f"window_size is {self.window_size}, but must be a number of pixels, or 0 for none.")
         if self.window < 1:
             raise ValueError(f"window is {self.window}, but must be a number of pixels, at least 1.")
         if not 0 < self.min_crop <= 1:
             raise ValueError(f"min_crop is {self.min_crop}, but must be a share of the area: above 0, at most 1.")
         if self.band_jitter < 0:
             raise ValueError(f"band_jitter is {self.band_jitter}, but must not be negative.")
+
+    @property
+    def _has_window(self) -> bool:
+        return self.window > 1 or self.window_size > 0
 
     def draw(self, batch: dict[str, Any], num_bands: int) -> torch.Tensor:
         """Parameters of each pair of a batch, on the CPU: cheap, for the collator.
@@ -93,7 +102,7 @@ class PairAugmentation:
             `(batch, 8 + 2 * num_bands)` float32: see `PARAMETERS`, then gain and offset of each band, optical first.
         """
         jitter = 2 * num_bands if self.band_jitter else 0
-        count = 5 + jitter + (2 if self.window > 1 else 0)
+        count = 5 + jitter + (2 if self._has_window else 0)
         drawn = np.empty((len(batch["row"]), count), dtype=np.float32)
         SampleRandomness(self.seed, "augmentation").fill(drawn, batch["epoch"], batch["row"])
         parameters = np.empty((len(drawn), PARAMETERS + 2 * num_bands), dtype=np.float32)
@@ -108,7 +117,7 @@ class PairAugmentation:
         side = np.sqrt(self.min_crop + (1 - self.min_crop) * drawn[:, 2])
         parameters[:, 3] = side
         parameters[:, 4:6] = drawn[:, 3:5] * (1 - side)[:, None]
-        parameters[:, 6:8] = drawn[:, 5 + jitter :] if self.window > 1 else 0
+        parameters[:, 6:8] = drawn[:, 5 + jitter :] if self._has_window else 0
         parameters[:, PARAMETERS::2], parameters[:, PARAMETERS + 1 :: 2] = 1, 0
         if self.band_jitter:
             # Normal from uniform numbers (Box and Muller, 1958); 1 - u is never 0.
@@ -191,9 +200,10 @@ class PairAugmentation:
 
     def _window(self, images: torch.Tensor, parameters: torch.Tensor) -> torch.Tensor:
         """Windows of `(batch, bands, height, width)` that patches fill; a side below a patch stays whole."""
-        for axis, place in ((2, 6), (3, 7)) if self.window > 1 else ():
+        for axis, place in ((2, 6), (3, 7)) if self._has_window else ():
             side = images.shape[axis]
-            kept = side // self.window * self.window or side
+            kept = min(side, self.window_size or side)
+            kept = kept // self.window * self.window or side
             first = (parameters[:, place] * (side - kept + 1)).long().clamp(max=side - kept)
             index = (first[:, None] + torch.arange(kept, device=images.device))[:, None, :, None]
             index = index if axis == 2 else index.mT

@@ -117,7 +117,7 @@ def _register(preset: str) -> None:
             )
         depth = known.num_hidden_layers + 1
         stages = range(depth) if out_indices is None else out_indices
-        chosen = {"out_indices": [stage + depth if stage < 0 else stage for stage in stages]}
+        chosen: dict[str, Any] = {"out_indices": [stage + depth if stage < 0 else stage for stage in stages]}
         if pretrained:
             backbone = FusMAEBackbone.from_pretrained(checkpoint, **chosen)
         elif checkpoint is None:

@@ -144,6 +144,16 @@ def test_impossible_options_are_refused(options):
         PairAugmentation(**options)
 
 
+@pytest.mark.parametrize(("window", "size", "side"), [(1, 8, 8), (4, 8, 8), (4, 10, 8), (1, 40, 12)])
+def test_training_sees_random_windows_of_the_size_asked_for(window, size, side):
+    inputs = ground()
+    seen = view(PairAugmentation(False, False, window=window, window_size=size), inputs)
+    assert seen["pixel_values"].shape[-2:] == (side, side)
+    assert seen["pixel_values_sar"].shape[-2:] == seen["label_map"].shape[-2:] == (side, side)
+    corners = {tuple(corner.flatten().tolist()) for corner in seen["pixel_values"][:, :, 0, 0]}
+    assert (len(corners) > 4) == (side < 12)
+
+
 def test_label_maps_of_any_integer_type_keep_their_values():
     classes = torch.tensor([0, 40_000, 65_535], dtype=torch.int32).repeat(3, 1).to(torch.uint16)
     inputs = {"pixel_values": torch.zeros(16, 1, 3, 3), "label_map": classes.repeat(16, 1, 1)}

@@ -181,6 +181,9 @@ def test_exported_programs_give_what_the_model_gives(tiny, inputs, model_class, 
 # --- sharding ------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.skipif(
+    not hasattr(FusMAEModel, "_resolve_parallel_plans"), reason="this release of transformers resolves plans elsewhere"
+)
 @pytest.mark.parametrize("model_class", CLASSES)
 @pytest.mark.parametrize("fields", [{}, {"early_fusion": "none", "decoder_num_hidden_layers": 0}])
 def test_the_sharding_plan_names_every_large_block(tiny, caplog, model_class, fields):

@@ -10,14 +10,17 @@ from fusmae_hf import PRESETS, FusMAEConfig, FusMAEModel
 @pytest.mark.parametrize("name", PRESETS)
 def test_presets_give_heads_of_64_channels_and_the_usual_depth_with_the_fusion_layer(name):
     config = FusMAEConfig.from_preset(name)
-    assert config.hidden_size // config.num_attention_heads == 64
-    assert config.num_hidden_layers + 1 == (24 if name == "large" else 12)
-    assert config.num_patches == 225
+    nano = name == "nano"
+    assert config.hidden_size // config.num_attention_heads == (32 if nano else 64)
+    assert config.num_hidden_layers + 1 == (4 if nano else 24 if name == "large" else 12)
+    assert config.num_patches == (64 if nano else 225)
 
 
 def test_a_preset_takes_other_fields_and_an_unknown_one_is_refused():
     assert FusMAEConfig.from_preset("tiny", mask_ratio=0.6).mask_ratio == 0.6
-    with pytest.raises(ValueError, match=r"Unknown preset 'huge'; known: \['tiny', 'small', 'base', 'large'\]"):
+    with pytest.raises(
+        ValueError, match=r"Unknown preset 'huge'; known: \['nano', 'tiny', 'small', 'base', 'large'\]"
+    ):
         FusMAEConfig.from_preset("huge")
 
 

@@ -1,5 +1,6 @@
 import pytest
 import torch
+from safetensors.torch import save_file
 from transformers import (
     AutoBackbone,
     AutoModel,
@@ -84,14 +85,14 @@ def test_nan_of_an_absent_sensor_spreads_into_no_gradient_and_every_parameter_le
 @pytest.mark.parametrize("head", HEADS)
 def test_every_preset_makes_every_head(name, head):
     with torch.device("meta"):
-        model = head(FusMAEConfig.from_preset(name, num_labels=5, out_indices=[3, 11]))
-        outputs = model(torch.empty(2, 12, 120, 120), torch.empty(2, 2, 120, 120))
-    width = model.config.hidden_size
+        model = head(FusMAEConfig.from_preset(name, num_labels=5, out_indices=[0, 3]))
+        outputs = model(torch.empty(2, 12, 240, 240), torch.empty(2, 2, 240, 240))
+    width, patches = model.config.hidden_size, (240 // model.config.patch_size) ** 2
     expected = {
         FusMAEModel: (2, width),
         FusMAEForImageClassification: (2, 5),
-        FusMAEForSemanticSegmentation: (2, 5 * 60 * 60),
-        FusMAEBackbone: (2, 2 * width * 15 * 15),
+        FusMAEForSemanticSegmentation: (2, 5 * 240 * 240),
+        FusMAEBackbone: (2, 2 * width * patches),
     }
     assert features(outputs).shape == expected[head]
 
@@ -227,11 +228,11 @@ def test_the_norm_before_the_classifier_can_be_left_out(tiny, images):
 
 @pytest.mark.parametrize("size", [(16, 16), (8, 24)])
 @pytest.mark.parametrize("scale", [0.5, 1, 2])
-def test_logits_have_four_cells_a_patch_and_labels_may_be_finer_or_coarser(tiny, size, scale):
+def test_logits_have_the_size_of_the_images_and_labels_may_be_finer_or_coarser(tiny, size, scale):
     model = FusMAEForSemanticSegmentation(tiny(num_labels=3))
     labels = torch.randint(0, 3, (2, int(size[0] * scale), int(size[1] * scale)))
     outputs = model(torch.randn(2, 3, *size), torch.randn(2, 2, *size), labels=labels)
-    assert outputs.logits.shape == (2, 3, size[0], size[1])  # patches of 4 px
+    assert outputs.logits.shape == (2, 3, size[0], size[1])
     upsampled = torch.nn.functional.interpolate(outputs.logits, labels.shape[1:], mode="bilinear")
     torch.testing.assert_close(outputs.loss, torch.nn.functional.cross_entropy(upsampled, labels))
 
@@ -248,6 +249,42 @@ def test_ignored_pixels_do_not_count(tiny, images, declared, ignored, dtype):
     expected = torch.nn.functional.cross_entropy(outputs.logits[:, :, :4], labels[:, :4].long())
     torch.testing.assert_close(outputs.loss, expected)
     assert model(**images, labels=torch.full((4, 16, 16), ignored, dtype=dtype)).loss == 0
+
+
+@pytest.mark.parametrize("size", [(9, 15), (8, 24)])
+def test_pixels_without_data_do_not_reach_the_detail_path(tiny, size):
+    model = FusMAEForSemanticSegmentation(
+        tiny(num_labels=3, patch_size=3 if size[0] == 9 else 4, image_size=12)
+    ).eval()
+    optical, sar, mask = torch.randn(2, 3, *size), torch.randn(2, 2, *size), torch.rand(2, *size) > 0.2
+    expected = model(torch.where(mask[:, None], optical, 0.0), sar, pixel_mask=mask).logits
+    decoder_alone = model.decoder.detail("optical", torch.where(mask[:, None], optical, float("nan")), mask)
+    again = model.decoder.detail("optical", torch.where(mask[:, None], optical, 0.0), mask)
+    assert all(torch.equal(*each) for each in zip(decoder_alone, again, strict=True))
+    assert expected.isfinite().all()
+
+
+def test_details_finer_than_a_patch_reach_the_map(tiny):
+    model = FusMAEForSemanticSegmentation(tiny(num_labels=2)).train()
+    labels = (torch.arange(16) % 2).expand(4, 16, 16).contiguous()  # stripes of one pixel in patches of four
+    optical = labels[:, None].float().expand(4, 3, 16, 16)
+    optimiser = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    for _ in range(60):
+        optimiser.zero_grad()
+        model(optical, labels=labels).loss.backward()
+        optimiser.step()
+    assert (model(optical).logits.argmax(1) == labels).all()
+
+
+def test_the_dense_head_of_an_older_version_is_refused(tiny, tmp_path):
+    model = FusMAEForSemanticSegmentation(tiny(num_labels=3))
+    weights = {name: value for name, value in model.state_dict().items() if not name.startswith("decoder.")}
+    weights["decoder.layernorms.0.weight"] = torch.ones(16)
+    model.config.save_pretrained(tmp_path)
+    save_file(weights, tmp_path / "model.safetensors", {"format": "pt"})
+    with pytest.raises(ValueError, match="dense head of an older version"):
+        FusMAEForSemanticSegmentation.from_pretrained(tmp_path)
+    assert FusMAEModel.from_pretrained(tmp_path).num_parameters() > 0
 
 
 def test_no_data_of_bytes_is_no_negative_number(tiny, images):

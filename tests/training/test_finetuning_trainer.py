@@ -230,6 +230,26 @@ def test_a_sensor_left_out_of_training_is_never_shown(tmp_path, make_tuner):
     assert set(inputs) == {"pixel_values_sar", "labels"}
 
 
+def test_modality_dropout_shows_each_sensor_alone_in_its_share_of_the_steps(tmp_path, make_tuner):
+    tuner = make_tuner(tmp_path, "semantic_segmentation")
+    tuner.modality_dropout = 0.3
+    tuner.model.train()
+    shown = []
+    for tuner.state.global_step in range(200):
+        tuner._place = (tuner.state.global_step, 0)
+        shown.append(tuner.sensors_shown)
+    assert 40 < shown.count("sar") < 80
+    assert 40 < shown.count("optical") < 80
+    tuner._place = (7, 0)
+    assert tuner.sensors_shown == "both"  # no batch of this step: a trial, an evaluation
+    tuner.state.global_step = next(step for step, name in enumerate(shown) if name == "sar")
+    tuner._place = (tuner.state.global_step, 0)
+    inputs = tuner.model_inputs(tuner.collator(tuner.pairs.__getitems__([0, 1])))
+    assert {name for name in inputs if name.startswith("pixel_values")} == {"pixel_values_sar"}
+    tuner.model.eval()
+    assert tuner.sensors_shown == "both"
+
+
 def test_one_checkpoint_is_measured_with_each_sensor_alone(tmp_path, make_tuner, labelled):
     tuner = make_tuner(tmp_path)
     pairs = load_pairs(labelled("single_label_classification"), "test")

@@ -16,6 +16,7 @@ from transformers import AutoModelForImageClassification, AutoModelForSemanticSe
 from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
 from fusmae_hf import FusMAEConfig, FusMAEForImageClassification, FusMAEForPreTraining, FusMAEImageProcessor
+from fusmae_hf.cli.main import main as fusmae
 from fusmae_hf.data.tasks import FineTuningTask
 from fusmae_hf.evaluation.scores import average_precision
 from fusmae_hf.plots.scores import plot_confusion, plot_scores_by_class
@@ -30,6 +31,7 @@ from fusmae_hf.training.finetuning.labels import (
     read_columns,
 )
 from fusmae_hf.training.finetuning.metrics import SMALLER_IS_BETTER, choosable
+from fusmae_hf.training.finetuning.recipes import recipe_for
 from fusmae_hf.training.run_finetune import main
 from fusmae_hf.vocabulary import TASKS
 
@@ -291,11 +293,11 @@ def test_the_documented_example_needs_nothing_but_transformers_trainer(
     assert model.config.id2label == dict(enumerate(CLASSES))
 
 
-@pytest.mark.parametrize("name", ["classification", "segmentation", "smoke"])
+@pytest.mark.parametrize("name", ["classification", "segmentation", "regression", "smoke"])
 def test_shipped_configurations_parse(name, pytestconfig):
     path = pytestconfig.rootpath / "training" / "configs" / f"finetune-{name}.yaml"
     _, _, learning, arguments = parse_arguments(CLASSES_OF_ARGUMENTS, [str(path)])
-    assert learning.task in TASKS
+    assert learning.task in (*TASKS, None)
     assert arguments.load_best_model_at_end
 
 
@@ -411,3 +413,60 @@ def test_an_evaluation_gives_every_metric_to_choose_by(tmp_path, make_tuner, lab
 def test_inputs_in_metrics_are_refused_before_training(finetune):
     with pytest.raises(SystemExit, match="`include_for_metrics` inputs"):
         finetune(SINGLE, "--task", SINGLE, "--include_for_metrics", "inputs")
+
+
+# --- recipes -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "labels", "size", "options", "expected"),
+    [
+        (
+            "semantic_segmentation",
+            451,
+            (256, 256),
+            {},
+            {"max_steps": 2255, "preset": "nano", "patch": 16, "window": None},
+        ),
+        ("semantic_segmentation", 9, (512, 512), {}, {"max_steps": 600, "patch": 16, "window": 256}),
+        ("semantic_segmentation", 9, (120, 120), {}, {"patch": 15, "window": None}),
+        ("semantic_segmentation", 9, (512, 300), {"model": "x"}, {"patch": None, "window": 252, "preset": None}),
+        ("multi_label_classification", 10**6, (120, 120), {}, {"max_steps": 20_000, "preset": "tiny", "patch": 8}),
+        ("regression", 9, (256, 256), {"preset": "base", "preset_is_given": True}, {"patch": 8, "window": None}),
+    ],
+)
+def test_a_recipe_follows_task_labels_and_size(name, labels, size, options, expected):
+    task, model = FineTuningTask.of_pairs(INFOS[name], name), FineTuningModelArguments()
+    for field, value in options.items():
+        setattr(model, field, value)
+    values, said = recipe_for(task, labels, size, model, 12 if model.model else None)
+    found = values | {"patch": values.get("config", {}).get("patch_size")}
+    assert {key: found.get(key) for key in expected} == expected
+    assert f"{values['max_steps']:,} steps" in said
+    assert values.get("from_scratch", False) == (model.model is None)
+
+
+def test_one_line_fine_tunes_with_the_recipe_and_arguments_win(labelled, tmp_path, capsys):
+    shards = str(labelled("semantic_segmentation"))
+    given = ["--max_steps", "2", "--eval_steps", "1", "--save_steps", "1", "--report_to", "none", "--seed", "3"]
+    assert fusmae(["finetune", shards, str(tmp_path / "out"), "--preset", "nano", "--", *given]) == 0
+    printed = capsys.readouterr().out
+    assert "Recipe finetune-segmentation: 600 steps" in printed
+    record = json.loads((tmp_path / "out" / "run.json").read_text())
+    assert (record["steps"], record["seed"], record["from_scratch"]) == (2, 3, True)
+    assert "SAR alone" in (tmp_path / "out" / "README.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--modality_dropout", "0.7"], "must lie in"),
+        (["--modality_dropout", "0.2", "--sensors", "sar"], "hides one of two sensors"),
+        (["--window", "4096"], "at most the"),
+        (["--window", "7"], "multiple of the model's patches"),
+    ],
+)
+def test_impossible_windows_and_dropouts_are_refused_before_training(finetune, capsys, options, message):
+    with pytest.raises(SystemExit) as ended:
+        finetune("semantic_segmentation", "--task", "semantic_segmentation", *options)
+    assert message in f"{ended.value} {capsys.readouterr().err}"

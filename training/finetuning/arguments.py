@@ -2,7 +2,7 @@
 
 import os
 from dataclasses import dataclass, field
-from typing import Any, cast, get_args
+from typing import Any, ClassVar, cast, get_args
 
 from fusmae_hf.evaluation.features import Pooling
 from fusmae_hf.training.arguments import CheckpointArguments, RunArguments
@@ -24,6 +24,7 @@ class FineTuningModelArguments(CheckpointArguments):
     lora_save: str = argument("merged", "`merged` into the weights of a whole checkpoint, or `adapter` alone.")
     drop_path_rate: float = argument(0.0, "Stochastic depth of the last layer; 0 for none.")
     focal_gamma: float = argument(0.0, "Exponent of the focal loss; 0 for none.")
+    preset_is_given: ClassVar[bool] = False
     class_weights: str = argument("none", "`balanced` weighs classes by their rarity in the training labels; `none`.")
 
     def __post_init__(self) -> None:
@@ -53,6 +54,11 @@ class TaskArguments:
     )
     label_fraction: float = argument(1.0, "Share of the training labels to use, such as 0.01.")
     label_seed: int | None = argument(None, "Seed of that draw; the seed of the run where left out.")
+    modality_dropout: float = argument(
+        0.0,
+        "Share of the training steps in which the model sees SAR alone, and as large a share in which it sees optical "
+        "alone, so that it does well when a sensor is missing; at most 0.5.",
+    )
     threshold: float = argument(0.5, "Probability above which a class is predicted, for F1.")
     num_pictures: int = argument(4, "Pairs in the picture of segmented maps.")
     save_maps: bool = argument(False, "Write each predicted map of the test split as PNG.")
@@ -63,6 +69,13 @@ class TaskArguments:
                 raise ValueError(f"There are no sensors {name!r}: choose from {SENSOR_CHOICES}.")
         if not 0 < self.label_fraction <= 1:
             raise ValueError(f"`label_fraction` must be a share above 0, at most 1, not {self.label_fraction}.")
+        if not 0 <= self.modality_dropout <= 0.5:
+            raise ValueError(f"`modality_dropout` must lie in [0, 0.5], not {self.modality_dropout}.")
+        if self.modality_dropout and self.sensors != "both":
+            raise ValueError(
+                f"`modality_dropout` hides one of two sensors, but training sees `sensors` {self.sensors} alone: "
+                "leave one of the two out."
+            )
         if self.num_pictures < 0:
             raise ValueError(f"`num_pictures` must not be negative, not {self.num_pictures}.")
 

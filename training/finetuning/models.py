@@ -15,7 +15,7 @@ from fusmae_hf.training.finetuning.arguments import FineTuningModelArguments
 from fusmae_hf.training.loop.records import fresh_config, fresh_processor
 from fusmae_hf.training.sources import take_pixel_size
 
-HEAD_FIELDS = {"segmentation_hidden_size", "segmentation_indices", "classifier_norm"}
+HEAD_FIELDS = {"segmentation_hidden_size", "segmentation_detail_size", "segmentation_indices", "classifier_norm"}
 """Fields of the configuration that a pretraining checkpoint has no weights for."""
 
 HEADS = {"FusMAEForImageClassification": "classifies", "FusMAEForSemanticSegmentation": "segments into"}
@@ -82,7 +82,7 @@ def _fresh_or_loaded(
             f"may be set: {sorted(HEAD_FIELDS)}."
         )
     fields |= arguments.config_fields
-    config = _read_config(arguments.model)
+    config = read_config(arguments.model)
     fewer: dict[str, Any] = {}
     for name in ("optical_bands", "sar_bands"):
         wanted, there = list(getattr(config, name)), list(getattr(info, name))
@@ -97,14 +97,15 @@ def _fresh_or_loaded(
     return model, FusMAEImageProcessor.from_pretrained(arguments.model, **fewer)
 
 
-def _read_config(checkpoint: str) -> FusMAEConfig:
+def read_config(checkpoint: str) -> FusMAEConfig:
+    """Configuration of a checkpoint: a folder or a Hub id."""
     with looked_up(checkpoint):
         return FusMAEConfig.from_pretrained(checkpoint)
 
 
 def _has_head(checkpoint: str, task: FineTuningTask) -> bool:
     """Whether the checkpoint has the task's head already; raises where it is one for other classes."""
-    config = _read_config(checkpoint)
+    config = read_config(checkpoint)
     head = next((name for name in config.architectures or [] if name in HEADS), None)
     if head != task.model_class.__name__:
         return False

@@ -91,6 +91,7 @@ class FineTuningTrainer(PairTrainer):
         layer_decay: see `parameter_groups`.
         scale: mean and deviation of a quantity, by which its labels are normalised for the model.
         threshold: for F1.
+        modality_dropout: share of the steps that show SAR alone, and share of those that show optical alone.
         kwargs: as for transformers' Trainer.
 
     Raises:
@@ -112,12 +113,14 @@ class FineTuningTrainer(PairTrainer):
         layer_decay: float = 1.0,
         scale: tuple[float, float] = (0.0, 1.0),
         threshold: float = 0.5,
+        modality_dropout: float = 0.0,
         **kwargs,
     ):
         if not 0 < layer_decay <= 1:
             raise ValueError(f"`layer_decay` must lie in (0, 1], not {layer_decay}; 1 is one rate for all layers.")
         self.task, self.layer_decay, self.scale = task, layer_decay, scale
         self.metrics = TaskMetrics(task, threshold)
+        self.modality_dropout = modality_dropout
         self._place = (-1, 0)
         _check_smoothing(kwargs["args"].label_smoothing_factor, task, model.config)
         super().__init__(
@@ -158,15 +161,35 @@ class FineTuningTrainer(PairTrainer):
             )
         return super().create_optimizer(trained)
 
-    def prepare_pairs(self, batch: dict[str, Any]) -> dict[str, torch.Tensor]:
-        """The model's inputs for a batch of raw pairs, with their labels."""
-        inputs = super().prepare_pairs(batch)
+    @property
+    def sensors_shown(self) -> Sensors:
+        """Sensors that the model is shown now: those of a training batch are drawn from seed, step and batch, alike in
+        all processes."""
+        training = cast(PreTrainedModel, self.model).training
+        if not self.modality_dropout or not training or self._place[0] != self.state.global_step:
+            return self.sensors
+        drawn = np.random.default_rng([self.args.seed, *self._place]).random()
+        dropped = self.modality_dropout
+        return "sar" if drawn < dropped else "optical" if drawn < 2 * dropped else self.sensors
+
+    def identity(self) -> dict[str, Any]:
+        """What a run must have in common with this one to go on from its checkpoints."""
+        return super().identity() | {"modality_dropout": self.modality_dropout}
+
+    def prepare_pairs(self, batch: dict[str, Any], sensors: Sensors | None = None) -> dict[str, torch.Tensor]:
+        """The model's inputs for a batch of raw pairs, with their labels. Pairs that lack the one sensor shown have
+        labels that do not count."""
+        sensors = sensors or self.sensors_shown
+        inputs = super().prepare_pairs(batch, sensors)
         labels: Any = batch.get("labels")
         if self.task.dense:
             labels = self.task.dense_labels(inputs.pop("label_map"), given_size(batch), image_size(inputs))
         if self.task.is_regression:
             mean, deviation = self.scale
             labels = (labels - mean) / deviation
+        if (there := batch.get(f"{sensors}_available")) is not None:
+            nothing = float("nan") if self.task.is_regression else self.task.ignore_index
+            labels = torch.where(there.view(-1, *[1] * (labels.ndim - 1)), labels, nothing)
         return {**inputs, "labels": labels}
 
     def try_batch(self) -> None:

@@ -175,12 +175,13 @@ class PairTrainer(Trainer):
         self.speed.count(samples[0])
         return samples
 
-    def prepare_pairs(self, batch: dict[str, Any]) -> dict[str, torch.Tensor]:
+    def prepare_pairs(self, batch: dict[str, Any], sensors: Sensors | None = None) -> dict[str, torch.Tensor]:
         """The model's inputs for a batch of raw pairs, made on the device where the batch lies.
 
         In training each pair is one of its random views, if any are asked for.
         """
-        return self.inputs(batch, training=cast(PreTrainedModel, self.model).training, sensors=self.sensors)
+        training = cast(PreTrainedModel, self.model).training
+        return self.inputs(batch, training=training, sensors=sensors or self.sensors)
 
     def model_inputs(self, batch: dict[str, Any]) -> dict[str, torch.Tensor]:
         """The model's inputs for a batch of raw pairs, wherever it lies."""
