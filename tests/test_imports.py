@@ -42,6 +42,7 @@ def run(code, *arguments):
         ["--help"],
         ["prepare", "--help"],
         ["prepare", "geotiffs", "--help"],
+        ["finetune", "--help"],
         *(
             [name, "--help"]
             for name in ("merge", "inspect", "stats", "verify", "push", "show", "protocol", "doctor", "app")

@@ -109,6 +109,9 @@ class ModelArguments:
             ) from error
 
 
+INSTEAD_OF = {"num_train_epochs": "max_steps", "base_learning_rate": "learning_rate"}
+"""Arguments that count only while another is left out: to name one undoes the other of a file or a recipe."""
+
 SHORT_SEQUENCE = 256
 """Tokens up to which two matrix products and a softmax train faster on a CPU than PyTorch's fused attention."""
 
@@ -287,15 +290,22 @@ def parse_arguments(
     arguments = ["--help" if argument == "--help-all" else argument for argument in arguments]
     parser = HfArgumentParser(classes, description=description)
     parser.usage = "%(prog)s [config.yaml] [--name value ...]"
-    parser.set_defaults(**_typed(defaults or {}, parser))
+    values = _typed(defaults or {}, parser)
     if arguments and arguments[0].endswith((".yaml", ".yml")):
-        parser.set_defaults(**_read_yaml(Path(arguments.pop(0)), parser))
+        values |= _read_yaml(Path(arguments.pop(0)), parser)
+    undone = {INSTEAD_OF.get(name) for name in named(arguments)}
+    parser.set_defaults(**{name: value for name, value in values.items() if name not in undone})
     known = {action.dest for action in parser._actions}
     unknown = [argument for argument in parser.parse_known_args(arguments)[1] if argument.startswith("-")]
     for argument in unknown:
         name = argument.lstrip("-").split("=")[0]
         parser.error(f"there is no argument --{name}.{_did_you_mean(name, known)} See --help-all.")
     return parser.parse_args_into_dataclasses(arguments)
+
+
+def named(arguments: Sequence[str]) -> set[str]:
+    """Names of the arguments that a command line names."""
+    return {part[2:].split("=")[0].replace("-", "_") for part in arguments if part.startswith("--")}
 
 
 def _read_yaml(path: Path, parser: HfArgumentParser) -> dict:

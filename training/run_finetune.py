@@ -30,7 +30,7 @@ from fusmae_hf.data.tasks import FineTuningTask
 from fusmae_hf.files.finished import settings_hash, write_record
 from fusmae_hf.hub.cards import write_fine_tuned_card
 from fusmae_hf.shards.dataset import PairDataset
-from fusmae_hf.training.arguments import PairArguments, parse_arguments, spell_out_attention
+from fusmae_hf.training.arguments import PairArguments, named, parse_arguments, spell_out_attention
 from fusmae_hf.training.finetuning.arguments import FineTuningArguments, FineTuningModelArguments, TaskArguments
 from fusmae_hf.training.finetuning.labels import (
     PairSubset,
@@ -115,19 +115,25 @@ def follow_recipe(argv: list[str], given: tuple[Any, ...], splits: dict[str, Pai
     train = splits["train"]
     task = FineTuningTask.of_pairs(train.info, learning.task, learning.target)
     labels = max(1, round(len(train) * learning.label_fraction))
-    patch_size = read_config(model.model).patch_size if model.model else None
-    size = tuple(train[0]["sar"].shape[-2:])
-    model.preset_is_given = any(part.split("=")[0] == "--preset" for part in argv)
-    values, said = recipe_for(task, labels, size, model, patch_size)
+    pair = train[0]
+    size = tuple(pair["sar"].shape[-2:])
+    values, said = recipe_for(
+        task,
+        labels,
+        size,
+        model,
+        patch_size=read_config(model.model).patch_size if model.model else None,
+        preset=model.preset if "preset" in named(argv) else None,
+        windows=not task.dense or tuple(pair["label_map"].shape) == size,
+    )
     if learning.sensors != "both":
         values["modality_dropout"] = 0.0
-    if "num_train_epochs" in (part.split("=")[0].lstrip("-") for part in argv):
-        del values["max_steps"]
     if arguments.should_log:
         print(said)
     measured = data.measured
     settled = parse_arguments(ARGUMENTS, argv, description=__doc__, defaults=values)
     settled[0].measured = measured
+    settled[1].config = values.get("config", settled[1].config)  # with the fields that the user named
     return settled
 
 

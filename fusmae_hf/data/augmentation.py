@@ -140,7 +140,8 @@ class PairAugmentation:
             The same keys, dtypes and, unless there is a window, shapes.
 
         Raises:
-            ValueError: patches are not square, but `rotations` is set.
+            ValueError: patches are not square, but `rotations` is set; or windows are to be cut from label maps of
+                another size than the images.
         """
         changed = dict(inputs)
         first = PARAMETERS
@@ -163,6 +164,13 @@ class PairAugmentation:
                 changed[name] = self._window(cropped, parameters)[:, 0]
         if inputs.get("label_map") is not None:
             label_map = inputs["label_map"][:, None]
+            sizes = {tuple(inputs[name].shape[-2:]) for name in _IMAGES if inputs.get(name) is not None}
+            if self._has_window and sizes != {tuple(label_map.shape[-2:])}:
+                raise ValueError(
+                    f"Windows of images of {sorted(sizes)} px cannot be cut from label maps of "
+                    f"{tuple(label_map.shape[-2:])} px: train on whole images (`--window 0`) that patches fill, or "
+                    "prepare label maps on the same grid."
+                )
             # In double precision every class number is exact; torch has few kernels for 16 bits without sign.
             turned = self._turn(label_map.double(), parameters, "label_map")
             cropped = self._window(self._crop(turned, parameters, "nearest"), parameters)

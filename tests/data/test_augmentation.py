@@ -154,6 +154,14 @@ def test_training_sees_random_windows_of_the_size_asked_for(window, size, side):
     assert (len(corners) > 4) == (side < 12)
 
 
+def test_windows_are_not_cut_from_label_maps_of_another_resolution():
+    inputs = ground()
+    inputs["label_map"] = inputs["label_map"].repeat_interleave(2, 1).repeat_interleave(2, 2)
+    view(PairAugmentation(), inputs)
+    with pytest.raises(ValueError, match="cannot be cut from label maps"):
+        view(PairAugmentation(window_size=8), inputs)
+
+
 def test_label_maps_of_any_integer_type_keep_their_values():
     classes = torch.tensor([0, 40_000, 65_535], dtype=torch.int32).repeat(3, 1).to(torch.uint16)
     inputs = {"pixel_values": torch.zeros(16, 1, 3, 3), "label_map": classes.repeat(16, 1, 1)}

@@ -21,9 +21,9 @@ class NotInstalled:
 sys.meta_path.insert(0, NotInstalled())
 import torch
 import transformers
-from transformers import AutoConfig
-# Before 5.18 `from transformers import AutoImageProcessor` demands torchvision.
-from transformers.models.auto.image_processing_auto import AutoImageProcessor
+from transformers import AutoConfig, AutoImageProcessor
+if tuple(map(int, transformers.__version__.split(".")[:2])) < (5, 18):  # that one demands torchvision
+    from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
 folder, pairs, result = sys.argv[1:]
 pairs = torch.load(pairs, weights_only=True)

@@ -432,14 +432,15 @@ def test_inputs_in_metrics_are_refused_before_training(finetune):
         ("semantic_segmentation", 9, (120, 120), {}, {"patch": 15, "window": None}),
         ("semantic_segmentation", 9, (512, 300), {"model": "x"}, {"patch": None, "window": 252, "preset": None}),
         ("multi_label_classification", 10**6, (120, 120), {}, {"max_steps": 20_000, "preset": "tiny", "patch": 8}),
-        ("regression", 9, (256, 256), {"preset": "base", "preset_is_given": True}, {"patch": 8, "window": None}),
+        ("regression", 9, (256, 256), {"preset": "base"}, {"patch": 8, "window": None}),
     ],
 )
 def test_a_recipe_follows_task_labels_and_size(name, labels, size, options, expected):
-    task, model = FineTuningTask.of_pairs(INFOS[name], name), FineTuningModelArguments()
-    for field, value in options.items():
-        setattr(model, field, value)
-    values, said = recipe_for(task, labels, size, model, 12 if model.model else None)
+    task = FineTuningTask.of_pairs(INFOS[name], name)
+    model = FineTuningModelArguments(model=options.get("model"))
+    patch_size = 12 if model.model else None
+    values, said = recipe_for(task, labels, size, model, patch_size=patch_size, preset=options.get("preset"))
+    assert "window" not in recipe_for(task, labels, size, model, patch_size=patch_size, windows=False)[0]
     found = values | {"patch": values.get("config", {}).get("patch_size")}
     assert {key: found.get(key) for key in expected} == expected
     assert f"{values['max_steps']:,} steps" in said
@@ -448,13 +449,30 @@ def test_a_recipe_follows_task_labels_and_size(name, labels, size, options, expe
 
 def test_one_line_fine_tunes_with_the_recipe_and_arguments_win(labelled, tmp_path, capsys):
     shards = str(labelled("semantic_segmentation"))
+    config = '{"segmentation_hidden_size": 16}'
     given = ["--max_steps", "2", "--eval_steps", "1", "--save_steps", "1", "--report_to", "none", "--seed", "3"]
-    assert fusmae(["finetune", shards, str(tmp_path / "out"), "--preset", "nano", "--", *given]) == 0
+    assert (
+        fusmae(["finetune", shards, str(tmp_path / "out"), "--preset", "nano", "--", *given, "--config", config]) == 0
+    )
     printed = capsys.readouterr().out
     assert "Recipe finetune-segmentation: 600 steps" in printed
     record = json.loads((tmp_path / "out" / "run.json").read_text())
     assert (record["steps"], record["seed"], record["from_scratch"]) == (2, 3, True)
+    saved = FusMAEConfig.from_pretrained(tmp_path / "out")
+    assert (saved.segmentation_hidden_size, saved.patch_size) == (16, 16)
     assert "SAR alone" in (tmp_path / "out" / "README.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("given", "steps", "rate"),
+    [([], 5, 1e-3), (["--num_train_epochs", "2"], -1, 1e-3), (["--base-learning-rate=0.1"], 5, 0.0)],
+)
+def test_what_a_command_line_names_undoes_what_stands_for_the_same(tmp_path, given, steps, rate):
+    values = {"max_steps": 5, "learning_rate": 1e-3}
+    (tmp_path / "run.yaml").write_text(yaml.safe_dump(values))
+    for first, defaults in (([], values), ([str(tmp_path / "run.yaml")], {})):
+        *_, arguments = parse_arguments(CLASSES_OF_ARGUMENTS, [*first, *given], defaults=defaults)
+        assert (arguments.max_steps, arguments.learning_rate) == (steps, rate)
 
 
 @pytest.mark.parametrize(

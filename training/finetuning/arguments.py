@@ -2,7 +2,7 @@
 
 import os
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, cast, get_args
+from typing import Any, cast, get_args
 
 from fusmae_hf.evaluation.features import Pooling
 from fusmae_hf.training.arguments import CheckpointArguments, RunArguments
@@ -24,7 +24,6 @@ class FineTuningModelArguments(CheckpointArguments):
     lora_save: str = argument("merged", "`merged` into the weights of a whole checkpoint, or `adapter` alone.")
     drop_path_rate: float = argument(0.0, "Stochastic depth of the last layer; 0 for none.")
     focal_gamma: float = argument(0.0, "Exponent of the focal loss; 0 for none.")
-    preset_is_given: ClassVar[bool] = False
     class_weights: str = argument("none", "`balanced` weighs classes by their rarity in the training labels; `none`.")
 
     def __post_init__(self) -> None:

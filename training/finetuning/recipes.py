@@ -34,7 +34,14 @@ def name_of_recipe(task: FineTuningTask) -> str:
 
 
 def recipe_for(
-    task: FineTuningTask, labels: int, size: tuple[int, int], model: FineTuningModelArguments, patch_size: int | None
+    task: FineTuningTask,
+    labels: int,
+    size: tuple[int, int],
+    model: FineTuningModelArguments,
+    *,
+    patch_size: int | None = None,
+    preset: str | None = None,
+    windows: bool = True,
 ) -> tuple[dict[str, Any], str]:
     """Values of arguments that suit the data, and a sentence or two that say which and why.
 
@@ -44,6 +51,11 @@ def recipe_for(
         size: (height, width) of their images in pixels.
         model: what the user said about the model.
         patch_size: of the checkpoint; None for a fresh model, whose patch size is chosen.
+        preset: of a fresh model, if the user named one.
+        windows: whether windows can be cut: label maps lie on the grid of the images.
+
+    Returns:
+        Values by argument, and the sentences.
     """
     name = name_of_recipe(task)
     values = dict(yaml.safe_load((CONFIGS / f"{name}.yaml").read_text()))
@@ -57,7 +69,7 @@ def recipe_for(
     side = min(*size, LARGEST_WINDOW) if task.dense else min(size)
     if patch_size is None:
         values["from_scratch"] = True
-        preset = model.preset if model.preset_is_given else values["preset"]
+        preset = preset or values["preset"]
         wanted = model.config_fields.get("patch_size")
         nearest = PRESETS[preset].get("patch_size", 8) if preset in PRESETS else 8
         dividing = [patch for patch in FRESH_PATCHES if side % patch == 0]
@@ -68,7 +80,7 @@ def recipe_for(
         values.pop("preset", None)
     if model.freeze == "encoder" or model.lora_rank:
         values["drop_path_rate"] = 0.0
-    if task.dense and max(size) > LARGEST_WINDOW and (window := side // patch_size * patch_size):
+    if task.dense and windows and max(size) > LARGEST_WINDOW and (window := side // patch_size * patch_size):
         values["window"] = window
         said.append(f"Training sees random windows of {window} px of the {size[0]}x{size[1]} px images.")
     said.append("Arguments that you name win; --help-all lists them.")
