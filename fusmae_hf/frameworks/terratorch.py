@@ -1,4 +1,4 @@
-"""TerraTorch: `fusmae_tiny` ... `fusmae_large` in its registry of backbones.
+"""TerraTorch: `fusmae_nano` ... `fusmae_large` in its registry of backbones.
 
 Importing this module registers them.
 """
