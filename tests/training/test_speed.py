@@ -225,5 +225,5 @@ def test_bf16_is_emulated_where_it_is_slower_than_float32(monkeypatch, times, em
         return passed[0]
 
     monkeypatch.setattr(torch, "ones", chosen)
-    monkeypatch.setattr("fusmae_hf.training.loop.speed.time.perf_counter", now)
+    monkeypatch.setattr("fusmae_hf.training.loop.speed.time.process_time", now)
     assert emulates_bf16.__wrapped__() == emulates

@@ -45,16 +45,17 @@ def matrix_peak(device: torch.device, dtype: torch.dtype) -> float:
 @functools.cache
 def emulates_bf16() -> bool:
     """Whether products in bfloat16 take this CPU more than twice as long as in float32: those without instructions
-    for it convert every number, which was measured to take 60 times as long. Tried out once, in some milliseconds."""
+    for it convert every number, which was measured to take 55 times as long. Tried out once, in the CPU time of this
+    process, which other programs on a busy machine change little; a second where bfloat16 is slow."""
     fastest = {}
     for dtype in (torch.float32, torch.bfloat16):
-        matrix = torch.ones(256, 256, dtype=dtype)
+        matrix = torch.ones(512, 512, dtype=dtype)
         matrix @ matrix  # loads and chooses kernels
         seconds = []
         for _ in range(3):
-            start = time.perf_counter()
+            start = time.process_time()
             matrix @ matrix
-            seconds.append(time.perf_counter() - start)
+            seconds.append(time.process_time() - start)
         fastest[dtype] = min(seconds)
     return fastest[torch.bfloat16] > 2 * fastest[torch.float32]
 
