@@ -18,6 +18,7 @@ import argparse
 import json
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -335,21 +336,19 @@ def main() -> None:
     jobs: list[tuple[str, int, Callable[[], Predict], list[str]]] = []
     for seed in range(arguments.first_seed, arguments.first_seed + arguments.seeds):
         for name in arguments.methods.split(","):
+            given = (seed, arguments.seconds)
             if name == "fusmae":
-                for checkpoint in [None, *([arguments.model] if arguments.model else [])]:
+                for checkpoint in dict.fromkeys([None, arguments.model]):
                     title = f"fusmae, {Path(checkpoint).name if checkpoint else 'from scratch'} (one model)"
-                    options = (tiles, seed, arguments.seconds, checkpoint, arguments.preset)
-                    jobs.append((title, seed, lambda options=options: fusmae(*options), list(SENSORS)))
+                    jobs.append(
+                        (title, seed, partial(fusmae, tiles, *given, checkpoint, arguments.preset), [*SENSORS])
+                    )
+                continue
+            fit = partial(unet, tiles) if name == "unet" else partial(simple[name], tiles["train"])
+            if name in ("otsu", "regression") and seed > arguments.first_seed:  # they draw nothing, or next to nothing
                 continue
             for sensors in ["sar"] if name == "otsu" else SENSORS:
-                options = (sensors, seed, arguments.seconds)
-                if name == "unet":
-                    make: Callable[[], Predict] = lambda options=options: unet(tiles, *options)  # noqa: E731
-                elif name in simple and (name == "forest" or seed == arguments.first_seed):
-                    make = lambda options=options, fit=simple[name]: fit(tiles["train"], *options)  # noqa: E731
-                else:
-                    continue
-                jobs.append((f"{name} {sensors}", seed, make, [sensors]))
+                jobs.append((f"{name} {sensors}", seed, partial(fit, sensors, *given), [sensors]))
     for title, seed, make, shown in tqdm([job for job in jobs if (job[0], job[1]) not in done], "methods and seeds"):
         started = time.process_time()
         predict = make()
