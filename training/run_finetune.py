@@ -71,7 +71,7 @@ from fusmae_hf.training.loop.records import (
     tensorboard_in,
 )
 from fusmae_hf.training.loop.resuming import checkpoint_to_resume
-from fusmae_hf.training.loop.signals import ends_by_signal
+from fusmae_hf.training.loop.signals import ends_by_signal, interrupted_with_a_sentence
 from fusmae_hf.training.sources import augmentation_of, content_of, open_splits, what_is_read
 
 # What changes the outcome of a run, among the arguments that it shares with every Trainer.
@@ -357,6 +357,7 @@ def main(argv: list[str] | None = None) -> None:
     with explained():
         argv = list(sys.argv[1:] if argv is None else argv)
         given = parse_arguments(ARGUMENTS, argv, description=__doc__)
+        require_writable(given[3].output_dir)
         with in_turn():
             splits = open_splits(given[0], Path(str(given[3].output_dir)).parent / "shards")
         if not (argv and argv[0].endswith((".yaml", ".yml"))):
@@ -366,7 +367,6 @@ def main(argv: list[str] | None = None) -> None:
         arguments.scale_learning_rate()
         if arguments.should_log:
             print(f"Learning rate {arguments.learning_rate:.3g} for {arguments.global_batch_size} pairs a step.")
-        require_writable(arguments.output_dir)
         fork_workers_from_a_server(arguments, "fusmae_hf.training.run_finetune")
         if learning.sensors != "both" or learning.modality_dropout:
             arguments.ddp_find_unused_parameters = True  # the fusion sees one sensor
@@ -378,4 +378,5 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with interrupted_with_a_sentence():
+        main()

@@ -63,7 +63,7 @@ from fusmae_hf.training.loop.records import (
     tensorboard_in,
 )
 from fusmae_hf.training.loop.resuming import checkpoint_to_resume
-from fusmae_hf.training.loop.signals import ends_by_signal
+from fusmae_hf.training.loop.signals import ends_by_signal, interrupted_with_a_sentence
 from fusmae_hf.training.loop.trainer import PairTrainer
 from fusmae_hf.training.sources import augmentation_of, open_datasets, take_pixel_size
 from fusmae_hf.vocabulary import Sensors
@@ -341,4 +341,5 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with interrupted_with_a_sentence():
+        main()

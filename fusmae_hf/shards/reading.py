@@ -366,7 +366,7 @@ def _places(rows: RowsInFile, group: range, name: str, column: pq.ColumnChunkMet
     if present and not 0 <= place < 2**62:
         return None
     unaccounted = place - column.data_page_offset  # the header and the levels of the page: some tens of bytes
-    if len(present) < len(group) and unaccounted >= 4 + min(lengths.values(), default=4):
+    if present and len(present) < len(group) and unaccounted >= 4 + min(lengths.values()):
         return None  # a row that declares no array has one: places before it would be wrong
     for row in {*present[:1], *present[-1:]}:
         marked = np.zeros(4, np.uint8)

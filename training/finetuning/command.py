@@ -28,7 +28,8 @@ def add_finetune(commands: Any, parents: list[argparse.ArgumentParser]) -> None:
         metavar="X",
         help="share of the steps that show one sensor alone, for each sensor (recipes: 0.25)",
     )
-    command.set_defaults(run=_finetune, handed_on=())
+    again = "Run the same command with `-- --resume_from_checkpoint auto` to go on from its newest checkpoint."
+    command.set_defaults(run=_finetune, handed_on=(), interrupted=f"Interrupted. {again}")
 
 
 def _finetune(arguments: argparse.Namespace) -> int:

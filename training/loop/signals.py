@@ -145,8 +145,7 @@ class Preemption(TrainerCallback):
 
 @contextmanager
 def ends_by_signal() -> Iterator[None]:
-    """End with `EXIT_CODE` as soon as one of `SIGNALS` arrives, unless a `Preemption` is there to see to it; after
-    Ctrl-C with a message instead of a traceback."""
+    """End with `EXIT_CODE` as soon as one of `SIGNALS` arrives, unless a `Preemption` is there to see to it."""
 
     def end(number: int) -> None:
         message = f"{signal.Signals(number).name}: ended at once, with no further checkpoint. Start the same command "
@@ -159,12 +158,18 @@ def ends_by_signal() -> Iterator[None]:
         os.kill(os.getpid(), number)
 
     with _handlers(end, die):
-        try:
-            yield
-        except KeyboardInterrupt:
-            again = "Start the same command with `--resume_from_checkpoint auto` to go on from its newest checkpoint."
-            os.write(2, f"\nInterrupted. {again}\n".encode())
-            raise SystemExit(INTERRUPTED) from None
+        yield
+
+
+@contextmanager
+def interrupted_with_a_sentence() -> Iterator[None]:
+    """End the process with `INTERRUPTED` and a message after Ctrl-C, where nobody else wants to know of it."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        again = "Start the same command with `--resume_from_checkpoint auto` to go on from its newest checkpoint."
+        os.write(2, f"\nInterrupted. {again}\n".encode())
+        raise SystemExit(INTERRUPTED) from None
 
 
 @contextmanager
