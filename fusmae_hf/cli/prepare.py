@@ -66,6 +66,15 @@ WRITING: dict[str, dict[str, Any]] = {
         "metavar": "N",
         "help": "processes that read and write, a file each at a time (default 1); they take some seconds to start",
     },
+    "engine": {
+        "choices": ["local", "ray"],
+        "default": "local",
+        "help": "this machine (default), or the nodes of a Ray cluster, which all see the archive and OUT",
+    },
+    "ray_address": {
+        "metavar": "HOST:PORT",
+        "help": "of the cluster for --engine ray; by default one is started on this machine",
+    },
     "part": {
         "type": part_of,
         "default": (1, 1),

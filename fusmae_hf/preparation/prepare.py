@@ -3,13 +3,15 @@
 import dataclasses
 import time
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Mapping, Sequence
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 from tqdm.auto import tqdm
 
+from fusmae_hf.cluster import require_ray
 from fusmae_hf.data.checks import pair_to_store
 from fusmae_hf.data.findings import recorded_findings
 from fusmae_hf.data.pairs import Pair, PairReader
@@ -27,7 +29,7 @@ from fusmae_hf.preparation.state import (
     remove_state,
     write_summary,
 )
-from fusmae_hf.preparation.work import WritingOptions, read_pair, write_files
+from fusmae_hf.preparation.work import WritingOptions, read_pair, write_files, write_files_on_ray
 from fusmae_hf.shards.dataset_info import LEFT_OUT_NAME, DatasetInfo, LeftOut, read_dataset_info, read_left_out
 from fusmae_hf.shards.format import FILE_NAME as DATASET_INFO
 from fusmae_hf.shards.writing import row_checksum
@@ -115,6 +117,8 @@ def prepare(
     strict: bool = False,
     progress: bool = True,
     reader_options: Mapping[str, Any] | None = None,
+    engine: Literal["local", "ray"] = "local",
+    ray_address: str | None = None,
 ) -> PreparationReport:
     """Write all pairs of a dataset as shards, each split apart, and `dataset_info.json` last.
 
@@ -157,6 +161,10 @@ def prepare(
             at the end, without `dataset_info.json`.
         progress: show a progress bar where the output is a terminal.
         reader_options: with which arguments the reader was made, to be noted in `dataset_info.json`.
+        engine: `"local"`, or `"ray"`: the nodes of a Ray cluster write, as many files at a time as it has CPUs. Each
+            must see archive and `out` under the same names. A file that fails for want of disk, memory or its node is
+            tried again.
+        ray_address: of the cluster, host and port or `"auto"`; by default one is started on this machine.
 
     Returns:
         A report that prints as a short summary.
@@ -173,6 +181,16 @@ def prepare(
     started, folder = time.monotonic(), Path(out)
     if on_error not in ("skip", "stop"):
         raise ValueError(f"on_error is {on_error!r}, but must be 'skip' or 'stop'.")
+    if engine not in ("local", "ray"):
+        raise ValueError(f"engine is {engine!r}, but must be 'local' or 'ray'.")
+    if engine == "ray":
+        require_ray()
+        if num_proc > 1:
+            raise ValueError(
+                f"num_proc is {num_proc}, but with engine='ray' all CPUs of the cluster work: leave it out."
+            )
+    elif ray_address is not None:
+        raise ValueError("ray_address is given, but engine is 'local': give --engine ray (engine='ray') as well.")
     if not 1 <= part[0] <= part[1]:
         raise ValueError(f"part is {part[0]}/{part[1]}, but must be one of 1/{part[1]} to {part[1]}/{part[1]}.")
     if overwrite and part[1] > 1:
@@ -218,7 +236,9 @@ def prepare(
             on_error,
             require_both,
         ),
-        num_proc,
+        partial(write_files_on_ray, address=ray_address)
+        if engine == "ray"
+        else partial(write_files, num_proc=num_proc),
         tqdm(
             total=sum(len(file.indices) for file in mine),
             initial=sum(len(file.indices) for file in mine if file.name in kept),
@@ -285,7 +305,11 @@ def _begin(
 
 
 def _write(
-    reader: PairReader, files: Sequence[PlannedFile], options: WritingOptions, num_proc: int, bar: tqdm
+    reader: PairReader,
+    files: Sequence[PlannedFile],
+    options: WritingOptions,
+    writes: Callable[..., Generator[FinishedFile, None, None]],
+    bar: tqdm,
 ) -> list[FinishedFile]:
     """Write files, with a progress bar; what is unfinished when it is interrupted is swept away."""
     left_out = 0
@@ -300,7 +324,7 @@ def _write(
     paths = [path for file in files for path in (options.folder / file.name, record_path(options.folder, file.name))]
     sweep_incomplete(paths)
     try:
-        with bar, closing(write_files(reader, files, options, num_proc, progress)) as finished:
+        with bar, closing(writes(reader, files, options, progress=progress)) as finished:
             return list(finished)
     finally:
         sweep_incomplete(paths)

@@ -9,7 +9,7 @@ import threading
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from functools import partial
+from functools import lru_cache, partial
 from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 
+from fusmae_hf.cluster import connected, require_same_everywhere, run_tasks
 from fusmae_hf.data.findings import merge_seen
 from fusmae_hf.data.pairs import Pair, PairReader
 from fusmae_hf.data.plausibility import PairSample
@@ -25,7 +26,7 @@ from fusmae_hf.errors import PairError
 from fusmae_hf.preparation.plan import PlannedFile
 from fusmae_hf.preparation.state import FinishedFile, write_record
 from fusmae_hf.shards.dataset_info import LeftOut
-from fusmae_hf.shards.writing import ShardWriter
+from fusmae_hf.shards.writing import ShardWriter, row_checksum
 
 GIVE_UP_AFTER = 64
 """So many pairs in a row that cannot be read, in random order, mean that the archive is at fault: a disk that was
@@ -181,14 +182,69 @@ def write_files(
         for file in files:
             yield write_file(reader, file, options, progress)
         return
+    work = _pickled(reader, options, "with one: `--num-proc 1` (`num_proc=1`)")
+    yield from _write_in_workers(work, files, min(num_proc, len(files)), progress)
+
+
+def write_files_on_ray(
+    reader: PairReader,
+    files: Sequence[PlannedFile],
+    options: WritingOptions,
+    address: str | None,
+    progress: Progress,
+) -> Generator[FinishedFile, None, None]:
+    """`write_files` by the nodes of a Ray cluster, as many files at a time as it has CPUs.
+
+    Every node must see the archive and `options.folder` under the same names, which is tried first.
+
+    Args:
+        reader, files, options, progress: as there; progress is called when a file is finished.
+        address: of the cluster, see `connected`.
+
+    Raises:
+        ImportError: Ray is missing.
+        ConnectionError: there is no cluster at the address.
+        OSError: a node does not see what this machine sees, or a file cannot be written.
+        PairError, ValueError: as there.
+    """
+    work = _pickled(reader, options, "without Ray: `--engine local` (`engine='local'`)")
+    if not files:
+        return
+    with connected(address) as ray:
+        require_same_everywhere(ray, options.folder, partial(_first_pair, work, int(files[0].indices[0])))
+        sizes = {file.name: len(file.indices) for file in files}
+        in_flight = 2 * max(1, int(ray.cluster_resources().get("CPU", 1)))
+        for finished in run_tasks(ray, partial(_write_on_node, work), files, in_flight):
+            progress(sizes[finished.name], len(finished.left_out))
+            yield finished
+
+
+def _pickled(reader: PairReader, options: WritingOptions, instead: str) -> bytes:
     try:
-        work = bytes(ForkingPickler.dumps((reader, options)))
+        return bytes(ForkingPickler.dumps((reader, options)))
     except Exception as error:
         raise ValueError(
-            f"The reader {type(reader).__qualname__} cannot be sent to other processes ({error}), so prepare with "
-            "one: `--num-proc 1` (`num_proc=1`)."
+            f"The reader {type(reader).__qualname__} cannot be sent to other processes ({error}), so prepare "
+            f"{instead}."
         ) from error
-    yield from _write_in_workers(work, files, min(num_proc, len(files)), progress)
+
+
+@lru_cache(maxsize=1)
+def _unpickled(work: bytes) -> tuple[PairReader, WritingOptions]:
+    torch.set_num_threads(1)
+    pa.set_cpu_count(1)
+    return ForkingPickler.loads(work)
+
+
+def _write_on_node(work: bytes, file: PlannedFile) -> FinishedFile:
+    reader, options = _unpickled(work)
+    return write_file(reader, file, options, lambda *_: None)
+
+
+def _first_pair(work: bytes, index: int) -> int:
+    """Checksum of a pair."""
+    reader, _ = _unpickled(work)
+    return row_checksum(read_pair(reader, index), reader.info)
 
 
 def _write_in_workers(
