@@ -79,6 +79,12 @@ def inference_flops(config: FusMAEConfig, height: int, width: int, sensors: Sens
     return encoder_flops(config, patches if sensors != "sar" else 0, patches if sensors != "optical" else 0)
 
 
+def contrast_flops(config: FusMAEConfig, pairs: int) -> int:
+    """Of the projections of both sensors of one pair and its similarities to `pairs` pairs, forward."""
+    heads = 4 * config.hidden_size * (config.hidden_size + config.contrastive_projection_size)
+    return heads + 2 * pairs * config.contrastive_projection_size
+
+
 def pretraining_flops(
     config: FusMAEConfig,
     height: int,
@@ -95,7 +101,8 @@ def pretraining_flops(
         height, width: of the images in pixels.
         sensors: which of them the model is shown and reconstructs.
         batch_size: pairs that pass through the model at once, whole ones of which modality dropout strips of a
-            sensor. None: so many that its shares come out even.
+            sensor, and which the contrastive loss compares. None: so many that those shares come out even, without
+            the comparisons, which are few beside the rest.
         backward: whether to count the backward pass too, or the forward pass alone.
     """
     patches = (height // config.patch_size) * (width // config.patch_size)
@@ -118,5 +125,13 @@ def pretraining_flops(
             forward += decoder_flops(config, len(config.optical_bands), patches, optical, sar)
         if sensors != "optical":
             forward += decoder_flops(config, len(config.sar_bands), patches, sar, optical)
-        flops += share * (3 * forward - _patch_projections(config, optical, sar) if backward else forward)
+        projected = _patch_projections(config, optical, sar)
+        if config.contrastive_loss_weight and sensors == "both":
+            # Each sensor alone, but for the one that modality dropout has shown alone already.
+            for alone in ((seen["optical"], 0) if sar else (0, 0), (0, seen["sar"]) if optical else (0, 0)):
+                if any(alone):
+                    forward += encoder_flops(config, *alone)
+                    projected += _patch_projections(config, *alone)
+            forward += contrast_flops(config, batch_size or 0)
+        flops += share * (3 * forward - projected if backward else forward)
     return flops

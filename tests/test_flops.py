@@ -85,6 +85,16 @@ def test_modality_dropout_hides_whole_pairs_of_a_batch():
     assert pretraining_flops(config, 24, 32) < flops  # of 8 pairs, 1 and 2 lose a sensor, not 1.6 and 2.4
 
 
+@pytest.mark.parametrize("backward", [False, True], ids=["forward", "forward and backward"])
+@pytest.mark.parametrize("sensors", SENSORS)
+@pytest.mark.parametrize("fields", [{}, {"early_fusion": "none"}, {"modality_dropout": 0.25}], ids=str)
+def test_flops_of_the_contrastive_loss_are_those_that_torch_counts(fields, sensors, backward):
+    fields = fields | {"contrastive_loss_weight": 0.1, "contrastive_projection_size": 8}
+    flops, config = counted(FusMAEForPreTraining, fields, sensors, backward)
+    found = pretraining_flops(config, 24, 32, sensors=sensors, batch_size=BATCH_SIZE, backward=backward)
+    assert found == pytest.approx(flops, rel=1e-12)
+
+
 def test_flops_grow_with_the_batch_in_proportion_and_faster_than_the_image():
     config = FusMAEConfig.from_preset("tiny")
     one = pretraining_flops(config, 120, 120)

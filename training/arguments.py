@@ -14,6 +14,7 @@ import yaml
 from transformers import HfArgumentParser, PreTrainedModel, TrainingArguments
 
 from fusmae_hf import FusMAEForPreTraining
+from fusmae_hf.modeling.configuration_fusmae import OBJECTIVES
 from fusmae_hf.training.loop.processes import start_on_cpu
 from fusmae_hf.training.loop.speed import emulates_bf16
 from fusmae_hf.vocabulary import Sensors
@@ -257,10 +258,17 @@ class PretrainingArguments(RunArguments):
     """The defaults of masked-autoencoder pretraining."""
 
     output_dir: str | None = option("outputs/pretrain", "Where everything is written.")
+    objective: str | None = option(
+        None,
+        "What is learnt: `fusmae`, the paper's masked reconstruction, or `fusmae_contrastive`, ours, which adds a "
+        "contrastive loss between the sensors; left out: that of the checkpoint or of `config`.",
+    )
     num_reconstructions: int = option(4, "Held-out pairs in reconstructions.png; 0 for no such picture.")
     adam_beta2: float = option(0.95, "Second beta of AdamW.")
 
     def __post_init__(self):
+        if self.objective is not None and self.objective not in OBJECTIVES:
+            raise ValueError(f"`objective` must be one of {list(OBJECTIVES)}, not {self.objective!r}.")
         if self.num_reconstructions < 0:
             raise ValueError(f"`num_reconstructions` must not be negative, not {self.num_reconstructions}.")
         super().__post_init__()

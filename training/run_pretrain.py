@@ -37,6 +37,7 @@ from fusmae_hf.evaluation.baselines import (
 from fusmae_hf.flops import pretraining_flops
 from fusmae_hf.hub.cards import error_unit, results_table, write_model_card
 from fusmae_hf.hub.checkpoint_loading import looked_up
+from fusmae_hf.modeling.configuration_fusmae import OBJECTIVES
 from fusmae_hf.plots.model import plot_reconstructions, reconstruct_images
 from fusmae_hf.plots.scores import plot_losses
 from fusmae_hf.shards.dataset import PairDataset
@@ -71,8 +72,15 @@ from fusmae_hf.vocabulary import Sensors
 SENSORS = {"optical": "", "sar": "_sar"}
 """Suffix of the model's inputs and outputs by sensor."""
 
-HELD_OUT_METRICS = [f"{sensor}_loss{kind}" for sensor in SENSORS for kind in ("", "_visible_mean", "_interpolation")]
-"""Mean squared errors on masked, valid pixels: of the model, of the visible pixels' mean, of interpolating them."""
+PARTS = [*(f"{sensor}_loss" for sensor in SENSORS), "contrastive_loss"]
+"""Parts of the loss that are logged, where the model has them."""
+
+HELD_OUT_METRICS = [
+    *(f"{sensor}_loss{kind}" for sensor in SENSORS for kind in ("", "_visible_mean", "_interpolation")),
+    "contrastive_loss",
+]
+"""Mean squared errors on masked, valid pixels: of the model, of the visible pixels' mean, of interpolating them; and
+the contrastive loss of the batch that a pair was in."""
 
 
 class PretrainingCollator(PairCollator):
@@ -116,14 +124,17 @@ class FusMAETrainer(PairTrainer):
         return inputs | {name: batch[name][:, :patches] for name in ("noise", "noise_sar")}
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        """Loss of a batch; the losses of each sensor are kept for the next log."""
+        """Loss of a batch; its parts are kept for the next log."""
         loss, outputs = super().compute_loss(model, inputs, return_outputs=True)
         if model.training:
-            for sensor in SENSORS:
-                part = outputs.get(f"{sensor}_loss")
-                if part is not None:
-                    self.steps.note(f"{sensor}_loss", part)
+            for name in PARTS:
+                if (part := outputs.get(name)) is not None:
+                    self.steps.note(name, part)
         return (loss, outputs) if return_outputs else loss
+
+    def get_decay_parameter_names(self, model: Any) -> list[str]:
+        """Those of transformers, without the temperature of the contrastive loss."""
+        return [name for name in super().get_decay_parameter_names(model) if not name.endswith("log_scale")]
 
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:
         """Of the matrix products of a training step on a batch of raw pairs, see `fusmae_hf.flops`."""
@@ -169,6 +180,9 @@ class FusMAETrainer(PairTrainer):
             if (available := inputs.get(f"{sensor}_available")) is not None:
                 of_sensor = [torch.where(available, error, float("nan")) for error in of_sensor]
             columns += of_sensor
+        contrast = outputs.get("contrastive_loss")
+        none = torch.full_like(columns[0], float("nan"))
+        columns.append(none if contrast is None else contrast.detach().expand(len(none)))
         return torch.stack([column.to(outputs["loss"].device) for column in columns], dim=1)
 
 
@@ -224,18 +238,41 @@ class PictureCallback(TrainerCallback):
             self.draw()
 
 
-def build_model(arguments: ModelArguments, info: PairsInfo, size: tuple[int, int]) -> FusMAEForPreTraining:
-    """A fresh model for the bands and size of the data, or the checkpoint that was named."""
+def build_model(
+    arguments: ModelArguments, info: PairsInfo, size: tuple[int, int], objective: str | None = None
+) -> FusMAEForPreTraining:
+    """A fresh model for the bands and size of the data, or the checkpoint that was named; with a named objective."""
+    fields: dict[str, Any] = {} if objective is None else dict(OBJECTIVES[objective])
     attention = {"attn_implementation": arguments.attn_implementation} if arguments.attn_implementation else {}
     if arguments.model is not None:
         if arguments.config_fields:
             raise ValueError("`config` describes a fresh model; with `model` the checkpoint's configuration holds.")
         with looked_up(arguments.model):
-            model = FusMAEForPreTraining.from_pretrained(arguments.model, **attention)
+            model = FusMAEForPreTraining.from_pretrained(arguments.model, **fields, **attention)
         take_pixel_size(model, info)
         return model
-    config = fresh_config(arguments, info, size)
+    config = fresh_config(arguments, info, size, fields)
     return FusMAEForPreTraining._from_config(config, **attention)
+
+
+def check_contrast(config: FusMAEConfig, arguments: PretrainingArguments, pairs: PairDataset) -> None:
+    """Raise a ValueError where the contrastive loss would have nothing to compare in any step."""
+    batch_size = arguments.per_device_train_batch_size * arguments.world_size
+    if not config.contrastive_loss_weight:
+        return
+    instead = "or pretrain with `--objective fusmae`, the paper's, which has no contrastive loss."
+    if batch_size < 2:
+        raise ValueError(
+            "The contrastive loss tells the pairs of a batch from each other, but "
+            f"`per_device_train_batch_size` is {batch_size} on one process: give at least 2, better 32 and more, "
+            f"{instead} Accumulated batches are not compared with each other."
+        )
+    for sensor, absent in pairs.dataset_info.absent(pairs.split).items():
+        if absent >= len(pairs):
+            raise ValueError(
+                f"The contrastive loss compares both sensors of a pair, but none of the {len(pairs):,} training pairs "
+                f"has {sensor} images: add pairs of both, {instead}"
+            )
 
 
 def build_processor(
@@ -294,10 +331,11 @@ def main(argv: list[str] | None = None) -> None:
             arguments.choose_best_by(())
             print(f"Nothing is held out: {train.root} has no validation split, so no held-out loss is measured.")
         elif arguments.load_best_model_at_end or arguments.metric_is_given:
-            losses = ("loss", *(f"{sensor}_loss" for sensor in SENSORS))
+            losses = ("loss", *PARTS)
             arguments.choose_best_by([f"{name}_{loss}" for name in held_out for loss in losses])
         size = tuple(train[0]["optical"].shape[-2:])
-        model = build_model(model_arguments, train.info, size)
+        model = build_model(model_arguments, train.info, size, arguments.objective)
+        check_contrast(model.config, arguments, train)
         if arguments.bf16 and model_arguments.attn_implementation is None:
             spell_out_attention(model, arguments.device.type, size)
         processor = build_processor(data, model_arguments, train.info, model.config)

@@ -78,7 +78,8 @@ class Plan:
         left_out = ("output_dir", "seed", "seeds", "bootstrap", "features_dir", "batch_size", "num_workers", "device")
         decisive = {name: value for name, value in vars(self.arguments).items() if name not in left_out}
         content = [content_of(pairs) for pairs in self.splits.values()]
-        return settings_hash([decisive, self.task.name, self.record["weights"], self.record["preprocessing"], content])
+        encoder = [self.record[name] for name in ("weights", "feature_layers", "preprocessing")]
+        return settings_hash([decisive, self.task.name, *encoder, content])
 
 
 def open_data(data: SourceArguments, arguments: ProbeArguments) -> tuple[FineTuningTask, dict[str, PairDataset], str]:
@@ -140,6 +141,7 @@ def make_plan(checkpoint: CheckpointArguments, data: SourceArguments, arguments:
         "preset": checkpoint.preset if checkpoint.from_scratch else None,
         "encoder_seed": arguments.seed if checkpoint.from_scratch else None,
         "weights": weights_hash(encoder),
+        "feature_layers": encoder.config.feature_layers,
         "preprocessing": hashlib.sha256(processor.to_json_string().encode()).hexdigest()[:16],
     }
     return Plan(arguments, task, splits, measured_on, features, record)

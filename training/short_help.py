@@ -29,7 +29,13 @@ _MODEL = {
     "--config JSON": "fields of FusMAEConfig that differ from the preset",
 }
 
-PRETRAIN = {**_DATA, **_MODEL, "--model CHECKPOINT": "go on from a pretraining checkpoint instead", **_RUN}
+PRETRAIN = {
+    **_DATA,
+    **_MODEL,
+    "--model CHECKPOINT": "go on from a pretraining checkpoint instead",
+    "--objective NAME": "fusmae (the paper's) or fusmae_contrastive (with a contrastive loss between the sensors)",
+    **_RUN,
+}
 
 FINETUNE = {
     "--model CHECKPOINT": "checkpoint to start from; or --from_scratch true with --preset and --config",

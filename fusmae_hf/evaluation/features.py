@@ -30,6 +30,8 @@ from fusmae_hf.vocabulary import SENSOR_CHOICES, Sensors
 
 Pooling = Literal["mean", "class", "sensors"]
 
+Kind = Literal["features", "projected"]
+
 _PIXELS = {"sar", "optical"}
 _VOLATILE = ("_name_or_path", "transformers_version", "_commit_hash", "architectures", "id2label", "label2id", "dtype")
 """Fields of a configuration that features do not depend on (weights tell their dtype themselves)."""
@@ -79,6 +81,7 @@ def extract_features(
     *,
     sensors: Sensors = "both",
     pooling: Pooling = "mean",
+    kind: Kind = "features",
     batch_size: int = 64,
     device: str | torch.device | None = None,
     cache: str | os.PathLike[str] | None = None,
@@ -95,17 +98,23 @@ def extract_features(
             that lack the one sensor asked for; their number is printed.
         processor: the checkpoint's; it normalises on the device.
         sensors: what the encoder is given.
-        pooling: `"mean"` of the patch tokens present (`pooler_output`), the `"class"` token, or `"sensors"`: the mean
-            optical token and then the mean SAR token, twice as many numbers, for both sensors only.
+        pooling: `"mean"` of the patch tokens present, the `"class"` token, or `"sensors"`: the mean optical token and
+            then the mean SAR token, twice as many numbers, for both sensors only. Tokens are of the depths
+            `config.feature_layers`, side by side: `"mean"` gives `feature_output`, `config.feature_size` numbers, or
+            `pooler_output` where the configuration names none.
+        kind: `"features"`, or `"projected"`: each sensor alone, on the unit sphere that the contrastive loss has
+            taught both to share, `contrastive_projection_size` numbers of unit length; for both sensors their mean,
+            of unit length too. For [`FusMAEForPreTraining`] with `pooling="mean"` alone.
         batch_size: pairs at a time. It changes results only by rounding.
         device: that of the model where None.
         cache: folder where features are kept. They are found again for the same weights, configuration, pixels,
-            split, sensors, pooling, preprocessing and version of this package only; labels are always read afresh.
+            split, sensors, pooling, kind, preprocessing and version of this package only; labels are read afresh.
         num_workers: processes that read pairs.
         progress: show a progress bar.
 
     Raises:
-        ValueError: unknown sensors or pooling, `"sensors"` with one sensor, bands that the processor or the model
+        ValueError: unknown sensors, pooling or kind, `"sensors"` with one sensor, `"projected"` of a model without
+            projections, bands that the processor or the model
             does not know, features that are not finite, or a damaged file in the cache.
         DamagedShardError: a pair cannot be read.
     """
@@ -115,17 +124,22 @@ def extract_features(
         raise ValueError(f"pooling is {pooling!r}, but must be one of {get_args(Pooling)}.")
     if pooling == "sensors" and sensors != "both":
         raise ValueError(f"pooling='sensors' joins the tokens of both sensors, but sensors is {sensors!r}.")
+    if kind not in get_args(Kind):
+        raise ValueError(f"kind is {kind!r}, but must be one of {get_args(Kind)}.")
     encoder: Any = model.base_model
+    if kind == "projected":
+        _check_projected(model, pooling)
+        encoder = model
     ids, names = read_scene_labels(pairs)
     if len(ids) != len(pairs):
         raise ValueError(f"The files of split {pairs.split!r} hold {len(ids)} pairs, but {len(pairs)} were opened.")
     labels = None if names is None else label_matrix(names, pairs.info.class_names)
-    key = {} if cache is None else _cache_key(encoder, pairs, processor, sensors, pooling)
+    key = {} if cache is None else _cache_key(encoder, pairs, processor, sensors, pooling, kind)
     record = None if cache is None else Path(cache, _record_name(key))
     found = None if record is None else _read_cache(record, key, len(pairs))
     if found is None:
         encoder = encoder.to(device or encoder.device)
-        found = _compute(encoder, pairs, processor, sensors, pooling, batch_size, num_workers, progress)
+        found = _compute(encoder, pairs, processor, sensors, pooling, kind, batch_size, num_workers, progress)
         if record is not None:
             _write_cache(record, key, *found)
     values, rows = found
@@ -138,6 +152,18 @@ def extract_features(
     )
 
 
+def _check_projected(model: Any, pooling: Pooling) -> None:
+    """Raise a ValueError unless the model has projections and pooling is theirs."""
+    if pooling != "mean":
+        raise ValueError(f"kind='projected' projects the mean of the tokens: pooling must be 'mean', not {pooling!r}.")
+    if getattr(model, "contrast", None) is None:
+        raise ValueError(
+            f"kind='projected' needs the projections of a contrastive pretraining, which this {type(model).__name__} "
+            "does not have. Load the pretraining checkpoint with FusMAEForPreTraining.from_pretrained; if it has none, "
+            "its pretraining was without the contrastive loss (`contrastive_loss_weight` 0)."
+        )
+
+
 @torch.inference_mode()
 def _compute(
     encoder: Any,
@@ -145,6 +171,7 @@ def _compute(
     processor: FusMAEImageProcessor,
     sensors: Sensors,
     pooling: Pooling,
+    kind: Kind,
     batch_size: int,
     num_workers: int,
     progress: bool,
@@ -171,7 +198,10 @@ def _compute(
                 raw = {name: batch[name].to(encoder.device, non_blocking=True) for name in _PIXELS & batch.keys()}
                 inputs = prepare(batch | raw, sensors=sensors)
                 inputs.pop("label_map", None)
-                pooled = _pool(encoder(**inputs), inputs, pooling, encoder.config.patch_size).float().cpu()
+                if kind == "projected":
+                    pooled = encoder.embed(**inputs).embeds.cpu()
+                else:
+                    pooled = _pool(encoder(**inputs), inputs, pooling, encoder.config.patch_size).float().cpu()
                 sound = ~batch["replaced"] if "replaced" in batch else torch.ones(len(pooled), dtype=torch.bool)
                 sound &= batch.get(f"{sensors}_available", sound)
                 values.append(pooled[sound].numpy())
@@ -192,12 +222,15 @@ def _compute(
 
 def _pool(outputs: Any, inputs: dict[str, torch.Tensor], pooling: Pooling, patch_size: int) -> torch.Tensor:
     """One vector a pair, `(batch, size)`."""
+    several = getattr(outputs, "feature_output", None) is not None
     if pooling == "mean":
-        return outputs.pooler_output
+        return outputs.feature_output if several else outputs.pooler_output
+    hidden_states = outputs.feature_hidden_state if several else outputs.last_hidden_state
     if pooling == "class":
-        return outputs.last_hidden_state[:, 0]
+        return hidden_states[:, 0]
     means = []
-    for tokens, name in ((outputs.optical_hidden_state, "pixel_mask"), (outputs.sar_hidden_state, "pixel_mask_sar")):
+    of_sensors = hidden_states[:, 1:].chunk(2, dim=1)
+    for tokens, name in zip(of_sensors, ("pixel_mask", "pixel_mask_sar"), strict=True):
         mask = inputs.get(name)
         if mask is None:
             means.append(tokens.mean(dim=1))
@@ -209,7 +242,12 @@ def _pool(outputs: Any, inputs: dict[str, torch.Tensor], pooling: Pooling, patch
 
 
 def _cache_key(
-    encoder: Any, pairs: PairDataset, processor: FusMAEImageProcessor, sensors: Sensors, pooling: Pooling
+    encoder: Any,
+    pairs: PairDataset,
+    processor: FusMAEImageProcessor,
+    sensors: Sensors,
+    pooling: Pooling,
+    kind: Kind,
 ) -> dict[str, Any]:
     """Everything that features depend on."""
     config = {name: value for name, value in encoder.config.to_dict().items() if name not in _VOLATILE}
@@ -226,6 +264,7 @@ def _cache_key(
         "processor": processor.to_dict(),
         "sensors": sensors,
         "pooling": pooling,
+        "kind": kind,
         "version": fusmae_hf.__version__,
     }
     return json.loads(json.dumps(key, sort_keys=True, default=str))
@@ -242,7 +281,7 @@ def weights_hash(model: torch.nn.Module) -> str:
 
 def _record_name(key: dict[str, Any]) -> str:
     """Name of the record of some features; the features lie beside it."""
-    return f"{key['dataset']}-{key['split']}-{key['sensors']}-{key['pooling']}-{settings_hash(key)}.json"
+    return f"{key['dataset']}-{key['split']}-{key['sensors']}-{key['pooling']}-{key['kind']}-{settings_hash(key)}.json"
 
 
 def _read_cache(record: Path, key: dict[str, Any], num_pairs: int) -> tuple[np.ndarray, np.ndarray] | None:

@@ -57,6 +57,7 @@ class FusMAEBench(BenchModel):
         }
 
     def _forward_patch_features(self, images: torch.Tensor) -> torch.Tensor:
-        """Features `(batch, hidden_size)` of raw images `(batch, bands, height, width)`."""
+        """Features `(batch, feature_size)` of raw images `(batch, bands, height, width)`."""
         given = {sensor: images[:, numbers] for sensor, numbers in self.positions.items()}
-        return self.model(**self.processor(**given, **self.names, return_pixel_mask=True)).pooler_output
+        outputs = self.model(**self.processor(**given, **self.names, return_pixel_mask=True))
+        return outputs.pooler_output if outputs.feature_output is None else outputs.feature_output

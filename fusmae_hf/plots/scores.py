@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 _HELD_OUT = re.compile(
-    r"eval_(?:(?P<source>.+?)_)??(?P<key>optical_loss|sar_loss|loss)(?:_(?P<kind>visible_mean|interpolation))?"
+    r"eval_(?:(?P<source>.+?)_)??(?P<key>optical_loss|sar_loss|contrastive_loss|loss)(?:_(?P<kind>visible_mean|interpolation))?"
 )
 
 

@@ -68,6 +68,9 @@ class FusMAEModelTester:
             decoder_intermediate_size=24,
             mask_ratio=self.mask_ratio,
             segmentation_hidden_size=16,
+            contrastive_loss_weight=0.1 if self.masked else 0.0,
+            contrastive_projection_size=12,
+            feature_layers=None if self.masked else [0, 2],
         )
 
     def prepare_config_and_inputs_for_common(self) -> tuple[FusMAEConfig, dict[str, torch.Tensor]]:

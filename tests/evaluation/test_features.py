@@ -96,6 +96,33 @@ def test_features_of_each_sensor_stand_side_by_side(pairs, processor):
     np.testing.assert_allclose(both.values, expected, atol=1e-5)
 
 
+@pytest.mark.parametrize("pooling", ["mean", "class", "sensors"])
+def test_features_are_read_at_the_depths_of_the_configuration(pairs, processor, pooling):
+    model = make_model(feature_layers=[0, 1])
+    found = extract(model, pairs, processor, pooling=pooling)
+    last = extract(make_model(), pairs, processor, pooling=pooling)
+    assert found.values.shape == (12, 64 if pooling == "sensors" else 32)
+    columns = [*range(16, 32), *range(48, 64)] if pooling == "sensors" else range(16, 32)
+    np.testing.assert_allclose(found.values[:, columns], last.values, atol=1e-6)
+
+
+@pytest.mark.parametrize("sensors", ["both", "sar", "optical"])
+def test_projections_are_of_each_sensor_alone_and_of_unit_length(pairs, processor, sensors):
+    torch.manual_seed(0)
+    model = FusMAEForPreTraining(FusMAEConfig(**SMALL, contrastive_loss_weight=0.1, contrastive_projection_size=8))
+    found = extract(model, pairs, processor, kind="projected", sensors=sensors)
+    batch = pairs.__getitems__(range(len(pairs)))
+    vectors = []
+    for sensor, suffix in (("sar", "_sar"), ("optical", "")):
+        if sensors in ("both", sensor):
+            name = f"pixel_values{suffix}"
+            with torch.no_grad():
+                pooled = model.fusmae(**{name: processor(**{sensor: batch[sensor]})[name]}).pooler_output
+                vectors.append(getattr(model.contrast, sensor)(pooled))
+    mean = torch.stack(vectors).mean(dim=0)
+    np.testing.assert_allclose(found.values, mean / mean.norm(dim=1, keepdim=True), atol=1e-5)
+
+
 def test_a_sensor_left_out_has_no_influence(tmp_path, processor):
     values = []
     for name, level in (("first", 300), ("second", 850)):
@@ -254,6 +281,9 @@ def test_the_hash_of_weights_tells_values_types_and_names():
     [
         ({"sensors": "radar"}, "sensors is 'radar'"),
         ({"pooling": "max"}, "pooling is 'max'"),
+        ({"kind": "logits"}, "kind is 'logits'"),
+        ({"kind": "projected"}, "this FusMAEModel does not have. Load the pretraining checkpoint with FusMAEForPre"),
+        ({"kind": "projected", "pooling": "class"}, "pooling must be 'mean', not 'class'"),
         ({"pooling": "sensors", "sensors": "sar"}, "joins the tokens of both sensors"),
     ],
 )

@@ -73,6 +73,7 @@ def make_trainer(shards: Path) -> Callable[..., FusMAETrainer]:
         train_dataset: PairDataset | None = None,
         held_out: PairDataset | dict[str, PairDataset] | None = None,
         augmentation: PairAugmentation | None = None,
+        fields: dict | None = None,
         **arguments,
     ):
         torch.manual_seed(0)
@@ -88,7 +89,7 @@ def make_trainer(shards: Path) -> Callable[..., FusMAETrainer]:
             "seed": 5,
         }
         return FusMAETrainer(
-            model=FusMAEForPreTraining(FusMAEConfig(**SMALL)),
+            model=FusMAEForPreTraining(FusMAEConfig(**SMALL | (fields or {}))),
             processor=FusMAEImageProcessor(),
             train_dataset=train_dataset or load_pairs(shards, "train", streaming=streaming),
             eval_dataset=held_out,

@@ -170,6 +170,11 @@ def modality_dropout(folder):
     return train(folder, "dropout", config={"modality_dropout": 0.25}, max_steps=2, save_strategy="no")
 
 
+def contrastive(folder, batch_size=4):
+    config = {"contrastive_loss_weight": 1.0, "contrastive_projection_size": 8}
+    return train(folder, "contrastive", config=config, save_strategy="no", per_device_train_batch_size=batch_size)
+
+
 def without_a_sensor(folder):
     """Every batch lacks the optical side."""
     messages = {}

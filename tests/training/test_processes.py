@@ -36,8 +36,9 @@ DDP = (
     "whole", "resumed", "streamed_whole", "streamed_resumed", "resumed_from_one_process", "other_global_batch",
     "other_settings", "a_file_missing_for_one", "turns", "modality_dropout", "without_a_sensor", "fine_tuned",
     "fine_tuned_on_sar", "plain_whole", "plain_resumed", "plain_too_few_files",
+    "contrastive",
 )  # fmt: skip
-FSDP = ("whole", "resumed", "streamed_whole", "streamed_resumed", "fine_tuning_sharded")
+FSDP = ("whole", "resumed", "streamed_whole", "streamed_resumed", "fine_tuning_sharded", "contrastive")
 
 
 def launch(configuration: str, *arguments: str) -> list[str]:
@@ -150,6 +151,13 @@ def test_each_pair_is_seen_at_most_once_an_epoch_over_both_processes(two, name):
 def test_two_processes_learn_what_one_learns(two, one):
     assert two.of("whole")["losses"] == pytest.approx(one.of("one")["losses"], rel=1e-5)
     assert_close(two.weights("whole"), one.weights("one"))
+
+
+def test_two_processes_contrast_each_pair_with_those_of_both_as_one_does(two, tmp_path, shards, checkpoint):
+    folder = folder_with_data(tmp_path / "one", shards, checkpoint)
+    expected = process_scenarios.contrastive(folder, batch_size=8)
+    assert two.of("contrastive")["losses"] == pytest.approx(expected["losses"], rel=1e-4)
+    assert_close(two.weights("contrastive"), Results(folder).weights("contrastive"))
 
 
 def test_held_out_losses_count_each_pair_once(two, one):

@@ -15,7 +15,13 @@ from fusmae_hf.training.finetuning.arguments import FineTuningModelArguments
 from fusmae_hf.training.loop.records import fresh_config, fresh_processor
 from fusmae_hf.training.sources import take_pixel_size
 
-HEAD_FIELDS = {"segmentation_hidden_size", "segmentation_detail_size", "segmentation_indices", "classifier_norm"}
+HEAD_FIELDS = {
+    "segmentation_hidden_size",
+    "segmentation_detail_size",
+    "segmentation_indices",
+    "classifier_norm",
+    "feature_layers",
+}
 """Fields of the configuration that a pretraining checkpoint has no weights for."""
 
 HEADS = {"FusMAEForImageClassification": "classifies", "FusMAEForSemanticSegmentation": "segments into"}
