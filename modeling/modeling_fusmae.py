@@ -1025,7 +1025,7 @@ class FusMAEForPreTraining(FusMAEPreTrainedModel):
                 if contrast is not None:
                     alone = seen and not all(sees)  # modality dropout has shown it by itself already
                     again = encoded if alone else self._encode_alone(sensor, some, ids_keep[sensor][rows], gsd)
-                    pooled[sensor].append(again.pooler_output)
+                    pooled[sensor].append(cast(torch.Tensor, again.pooler_output))
                 suffix, mask = SENSORS[sensor], masked_patches(visible[sensor], num_patches)
                 found.setdefault(f"logits{suffix}", []).append(predicted[sensor])
                 found.setdefault(f"mask{suffix}", []).append(mask)
@@ -1176,7 +1176,9 @@ class FusMAEForPreTraining(FusMAEPreTrainedModel):
             if (present := presence[sensor]) is not None:
                 vectors = torch.where(present.any(dim=1, keepdim=True), vectors, 0.0)
             results[f"{sensor}_embeds"] = vectors
-        return FusMAEEmbeddingOutput(nn.functional.normalize(sum(results.values()), dim=-1), **results)
+        return FusMAEEmbeddingOutput(
+            nn.functional.normalize(torch.stack(list(results.values())).sum(dim=0), dim=-1), **results
+        )
 
     @torch.no_grad()
     def reconstruct(

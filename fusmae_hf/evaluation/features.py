@@ -159,8 +159,8 @@ def _check_projected(model: Any, pooling: Pooling) -> None:
     if getattr(model, "contrast", None) is None:
         raise ValueError(
             f"kind='projected' needs the projections of a contrastive pretraining, which this {type(model).__name__} "
-            "does not have. Load the pretraining checkpoint with FusMAEForPreTraining.from_pretrained; if it has none, "
-            "its pretraining was without the contrastive loss (`contrastive_loss_weight` 0)."
+            "does not have. Load the pretraining checkpoint with FusMAEForPreTraining.from_pretrained; if there are "
+            "none, its pretraining was without the contrastive loss (`contrastive_loss_weight` 0)."
         )
 
 
