@@ -9,15 +9,15 @@
 width) digital numbers without offset, B02 B03 B04 B08, or the bands that `optical_bands` in the file names; `labels`
 (N, classes) bool; `clc` (N, height, width), codes of a map; `patch_id`. `--peer NAME=FILE` adds features that another
 encoder gave for the same `patch_id`: `scene` (N, size) and `cells` (N, 25, size), row by row, of both sensors;
-`scene_sar`, `cells_sar`, `scene_optical` and `cells_optical` of one, where there are any. Each patch is scored by probes
-that never saw it: five folds, drawn anew `--repeats` times, and a probe is fitted on 8, 16 or all patches of the other
-four.
+`scene_sar`, `cells_sar`, `scene_optical` and `cells_optical` of one, where there are any. Each patch is scored by
+probes that never saw it: five folds, drawn anew `--repeats` times; a probe is fitted on 8, 16 or all patches of the
+other four.
 
 Simulated pairs (`--simulated N`, seed 2024; 0 for none) have fixed parts: probes learn from 1, 10 or 100 % of the pairs
 at three places of five, and are scored on the others.
 
-Scores: mean average precision of the classes of scenes; mean F1 of the classes of cells, of 5 x 5 to a patch, each of
-the code that most of its pixels have. A class counts if at least 5 of the scored patches have it. Probes are ridge
+Scores: mean average precision of the classes of scenes; mean F1 of the classes of cells, 5 x 5 to a patch, each of the
+code that most of its pixels have. A class counts if at least 5 of the scored patches have it. Probes are ridge
 regressions on standardised features (scikit-learn's `RidgeCV`, whose strength is chosen by leave-one-out on what it is
 fitted on). Intervals are of patches drawn again (simulated pairs by place, of four pairs each), the same for all
 methods; they cover neither pretraining again nor other regions.
