@@ -13,13 +13,13 @@ encoder gave for the same `patch_id`: `scene` (N, size) and `cells` (N, 25, size
 probes that never saw it: five folds, drawn anew `--repeats` times; a probe is fitted on 8, 16 or all patches of the
 other four.
 
-Simulated pairs (`--simulated N`, seed 2024; 0 for none) have fixed parts: probes learn from 1, 10 or 100 % of the pairs
-at three places of five, and are scored on the others.
+Simulated pairs (`--simulated N`, seed 2024; 0 for none) have fixed parts: probes learn from 1, 10 or 100 % of the
+pairs at three places of five, and are scored on the others.
 
-Scores: mean average precision of the classes of scenes; mean F1 of the classes of cells, 5 x 5 to a patch, each of the
-code that most of its pixels have. A class counts if at least 5 of the scored patches have it. Probes are ridge
-regressions on standardised features (scikit-learn's `RidgeCV`, whose strength is chosen by leave-one-out on what it is
-fitted on). Intervals are of patches drawn again (simulated pairs by place, of four pairs each), the same for all
+Scores: mean average precision of the classes of scenes; mean F1 of the classes of cells, 5 x 5 to a patch, each of
+the code that most of its pixels have. A class counts if at least 5 of the scored patches have it. Probes are ridge
+regressions on standardised features (scikit-learn's `RidgeCV`, whose strength is chosen by leave-one-out on what it
+is fitted on). Intervals are of patches drawn again (simulated pairs by place, of four pairs each), the same for all
 methods; they cover neither pretraining again nor other regions.
 """
 
