@@ -31,6 +31,10 @@ PRESETS = {
 """Named sizes; every field not listed keeps its default. Depth counts the early fusion layer: 11 + 1, nano 3 + 1,
 large 23 + 1."""
 
+OBJECTIVES = {"fusmae": {"contrastive_loss_weight": 0.0}, "fusmae_contrastive": {"contrastive_loss_weight": 0.1}}
+"""Named objectives of pretraining: `"fusmae"` is the paper's, masked reconstruction; `"fusmae_contrastive"` is ours,
+which adds a tenth of the contrastive loss between the sensors."""
+
 AUTO_MAP = {
     "AutoConfig": "configuration_fusmae.FusMAEConfig",
     "AutoModel": "modeling_fusmae.FusMAEModel",
@@ -102,6 +106,14 @@ class FusMAEConfig(BackboneConfigMixin, PreTrainedConfig):
             better for it, but reconstructions know no brightness: False for those.
         optical_loss_weight (`float`): weight of the optical reconstruction loss.
         sar_loss_weight (`float`): weight of the SAR reconstruction loss.
+        contrastive_loss_weight (`float`): weight of the contrastive loss between the visible patches of each sensor,
+            encoded alone. 0 is the paper's objective, without the projections that this loss needs.
+        contrastive_projection_size (`int`): width of the projections that the contrastive loss compares.
+        contrastive_temperature (`float`): temperature of the contrastive loss at the start, in [0.01, 1]; it is
+            learned.
+        feature_layers (`list[int]`): depths whose pooled tokens make the features of a scene side by side, 0 (after
+            the early fusion) to `num_hidden_layers`, increasing: what probes, `extract_features` and classifiers read.
+            None: the last, `pooler_output`.
         classifier_norm (`bool`): whether a layer norm stands between the pooled features and the classifier.
         segmentation_indices (`list[int]`): stages that the dense head joins, 0 (the input of the joint layers) to
             `num_hidden_layers`, increasing. None: four, evenly spaced up to the last.
@@ -168,6 +180,10 @@ class FusMAEConfig(BackboneConfigMixin, PreTrainedConfig):
     norm_pix_loss: bool = True
     optical_loss_weight: float | int = 1.0
     sar_loss_weight: float | int = 1.0
+    contrastive_loss_weight: float | int = 0.0
+    contrastive_projection_size: int = 128
+    contrastive_temperature: float | int = 0.1
+    feature_layers: list[int] | tuple[int, ...] | None = None
     classifier_norm: bool = True
     segmentation_indices: list[int] | tuple[int, ...] | None = None
     segmentation_hidden_size: int = 64
@@ -218,7 +234,7 @@ class FusMAEConfig(BackboneConfigMixin, PreTrainedConfig):
         """
         config_dict = dict(config_dict)
         if "num_hidden_layers" in kwargs:
-            for key in ("out_features", "out_indices", "segmentation_indices"):  # of the old depth
+            for key in ("out_features", "out_indices", "segmentation_indices", "feature_layers"):  # of the old depth
                 config_dict.pop(key, None)
         # As part of the dictionary, replaced fields are validated together with the others.
         config_dict.update({key: kwargs.pop(key) for key in cls._own_fields() & set(kwargs)})
@@ -258,6 +274,7 @@ class FusMAEConfig(BackboneConfigMixin, PreTrainedConfig):
             "patch_size",
             "segmentation_hidden_size",
             "segmentation_detail_size",
+            "contrastive_projection_size",
         ):
             if getattr(self, name) < 1:
                 raise ValueError(f"`{name}` must be at least 1, not {getattr(self, name)}.")
@@ -284,15 +301,36 @@ class FusMAEConfig(BackboneConfigMixin, PreTrainedConfig):
         if wrong:
             raise ValueError(f"`class_weights` must be finite and not negative, but hold {wrong}.")
 
-    def validate_segmentation_indices(self):
-        """Stages of the dense head exist and increase."""
-        if self.segmentation_indices is None:
-            return
-        stages = self.segmentation_stages
-        if not stages or stages != sorted(set(stages)) or stages[0] < 0 or stages[-1] > self.num_hidden_layers:
+    def validate_stages(self):
+        """Stages of the dense head and of the features exist and increase."""
+        for name, stages in (
+            ("segmentation_indices", self.segmentation_stages),
+            ("feature_layers", self.feature_stages),
+        ):
+            if getattr(self, name) is None:
+                continue
+            if not stages or stages != sorted(set(stages)) or stages[0] < 0 or stages[-1] > self.num_hidden_layers:
+                raise ValueError(
+                    f"`{name}` must increase from 0 at least to {self.num_hidden_layers} (the number of joint layers) "
+                    f"at most, not {stages}."
+                )
+
+    def validate_contrast(self):
+        """The contrastive loss has something to compare of both sensors."""
+        if not 0 <= self.contrastive_loss_weight < float("inf"):
             raise ValueError(
-                f"`segmentation_indices` must increase from 0 at least to {self.num_hidden_layers} (the number of "
-                f"joint layers) at most, not {stages}."
+                f"`contrastive_loss_weight` must be zero or a positive number, not {self.contrastive_loss_weight}."
+            )
+        if not 0.01 <= self.contrastive_temperature <= 1:
+            raise ValueError(
+                f"`contrastive_temperature` must lie in [0.01, 1], not {self.contrastive_temperature}: 0.1 is usual."
+            )
+        blind = [sensor for sensor, ratio in self.mask_ratios.items() if ratio == 1]
+        if self.contrastive_loss_weight and blind:
+            raise ValueError(
+                f"`contrastive_loss_weight` is {self.contrastive_loss_weight}, but `mask_ratio` hides every "
+                f"{blind[0]} patch: the loss compares visible patches of both sensors. Lower the ratio, or set the "
+                "weight to 0."
             )
 
     def validate_masking(self):
@@ -336,6 +374,16 @@ class FusMAEConfig(BackboneConfigMixin, PreTrainedConfig):
         return sorted({max(1, (depth * quarter + 2) // 4) for quarter in range(1, 5)})
 
     @property
+    def feature_stages(self) -> list[int]:
+        """Depths that features are read at: `feature_layers`, or the last."""
+        return [self.num_hidden_layers] if self.feature_layers is None else list(self.feature_layers)
+
+    @property
+    def feature_size(self) -> int:
+        """Numbers in the features of a scene."""
+        return len(self.feature_stages) * self.hidden_size
+
+    @property
     def mask_ratios(self) -> dict[str, float]:
         """Mask ratio by sensor, `{"optical": ..., "sar": ...}`."""
         return self._by_sensor("mask_ratio")
@@ -369,22 +417,26 @@ class FusMAEConfig(BackboneConfigMixin, PreTrainedConfig):
         return (height // self.patch_size) * (width // self.patch_size)
 
     @classmethod
-    def from_preset(cls, name: str, **kwargs) -> "FusMAEConfig":
-        """Configuration of a named size.
+    def from_preset(cls, name: str, objective: str | None = None, **kwargs) -> "FusMAEConfig":
+        """Configuration of a named size, and of a named objective of pretraining.
 
         Args:
             name: `"nano"` (96 wide, 3 layers, patches of 16 px: for a CPU and few labels), `"tiny"` (192 wide),
                 `"small"` (384), `"base"` (768) or `"large"` (1024).
+            objective: `"fusmae"` (the paper's: masked reconstruction), `"fusmae_contrastive"` (ours: with a
+                contrastive loss between the sensors), or None for the default.
             kwargs: fields that differ from the preset.
 
         Raises:
-            ValueError: there is no such preset.
+            ValueError: there is no such preset or objective.
         """
         if name not in PRESETS:
             raise ValueError(f"Unknown preset {name!r}; known: {list(PRESETS)}.")
-        return cls(**{**PRESETS[name], **kwargs})
+        if objective is not None and objective not in OBJECTIVES:
+            raise ValueError(f"Unknown objective {objective!r}; known: {list(OBJECTIVES)}.")
+        return cls(**{**PRESETS[name], **OBJECTIVES.get(objective or "", {}), **kwargs})
 
 
 FusMAEConfig.register_for_auto_class()
 
-__all__ = ["PRESETS", "FusMAEConfig"]
+__all__ = ["OBJECTIVES", "PRESETS", "FusMAEConfig"]

@@ -25,6 +25,7 @@ from transformers.utils.output_capturing import capture_outputs, maybe_install_c
 
 from .bands_fusmae import BandSelectionMixin
 from .configuration_fusmae import FusMAEConfig
+from .contrast_fusmae import FusMAEContrast
 from .dense_head_fusmae import FusMAESegmentationDecoder
 from .keywords_fusmae import known_keywords
 from .labels_fusmae import check_labels, count_labels, dense_loss, scene_loss
@@ -62,6 +63,12 @@ class FusMAEModelOutput(ModelOutput):
             The optical tokens, or None. Tokens of a sample without optical data are zero.
         pooler_output (`torch.FloatTensor` of shape `(batch_size, hidden_size)`):
             Mean over the patch tokens of both sensors that are present.
+        feature_hidden_state (`torch.FloatTensor` of shape `(batch_size, 1 + optical + sar, feature_size)`):
+            With `config.feature_layers`: the tokens of those depths after the last layer norm, side by side; zero like
+            those of `last_hidden_state`. Otherwise None, and `last_hidden_state` takes its place.
+        feature_output (`torch.FloatTensor` of shape `(batch_size, feature_size)`):
+            Their mean over the patch tokens that are present, the features of the scene. Otherwise None, and
+            `pooler_output` takes its place.
         hidden_states (`tuple(torch.FloatTensor)`):
             Input of the first joint layer and output of each, `(batch_size, 1 + optical + sar, hidden_size)`.
         attentions (`tuple(torch.FloatTensor)`):
@@ -75,6 +82,8 @@ class FusMAEModelOutput(ModelOutput):
     sar_hidden_state: torch.Tensor | None = None
     optical_hidden_state: torch.Tensor | None = None
     pooler_output: torch.Tensor | None = None
+    feature_hidden_state: torch.Tensor | None = None
+    feature_output: torch.Tensor | None = None
     hidden_states: tuple[torch.Tensor, ...] | None = None
     attentions: tuple[torch.Tensor, ...] | None = None
     cross_attentions: tuple[torch.Tensor, ...] | None = None
@@ -88,7 +97,10 @@ class FusMAEForPreTrainingOutput(ModelOutput):
 
     Args:
         loss (`torch.FloatTensor` of shape `()`):
-            Weighted sum of `optical_loss` and `sar_loss`. None with `return_loss=False`.
+            Weighted sum of `optical_loss`, `sar_loss` and `contrastive_loss`. None with `return_loss=False`.
+        contrastive_loss (`torch.FloatTensor` of shape `()`):
+            With `config.contrastive_loss_weight`: cross-entropy of telling which optical and which SAR patches are of
+            one pair; 0 where fewer than two pairs are complete. Otherwise None.
         optical_loss, sar_loss (`torch.FloatTensor` of shape `()`):
             Mean squared error on the masked, valid pixels of each sensor, in squared normalised units.
         logits, logits_sar (`torch.FloatTensor` of shape `(batch_size, N, bands * patch_size ** 2)`):
@@ -105,6 +117,7 @@ class FusMAEForPreTrainingOutput(ModelOutput):
     loss: torch.Tensor | None = None
     optical_loss: torch.Tensor | None = None
     sar_loss: torch.Tensor | None = None
+    contrastive_loss: torch.Tensor | None = None
     logits: torch.Tensor | None = None
     logits_sar: torch.Tensor | None = None
     mask: torch.Tensor | None = None
@@ -135,6 +148,24 @@ class FusMAEReconstruction(ModelOutput):
     reconstructed: torch.Tensor | None = None
     reconstructed_sar: torch.Tensor | None = None
     assumed_levels: bool | None = None
+
+
+@dataclass
+class FusMAEEmbeddingOutput(ModelOutput):
+    r"""
+    What a pair shows, on the unit sphere that both sensors share (`contrastive_loss_weight`). All are float32 of unit
+    length, and zero for a sample without that sensor.
+
+    Args:
+        embeds (`torch.FloatTensor` of shape `(batch_size, contrastive_projection_size)`):
+            Mean of those of the sensors that are there.
+        optical_embeds, sar_embeds (`torch.FloatTensor` of shape `(batch_size, contrastive_projection_size)`):
+            Of each sensor alone, or None where it was not given.
+    """
+
+    embeds: torch.Tensor | None = None
+    optical_embeds: torch.Tensor | None = None
+    sar_embeds: torch.Tensor | None = None
 
 
 @dataclass
@@ -439,8 +470,8 @@ class FusMAEPreTrainedModel(BandSelectionMixin, PreTrainedModel):
     _input_embed_layer = "class_token"
     # The Trainer divides the loss by the accumulated batches itself.
     accepts_loss_kwargs = False
-    # A pretraining checkpoint serves every head; its decoders are not worth a report there.
-    _keys_to_ignore_on_load_unexpected = [r"^optical_decoder\.", r"^sar_decoder\."]  # noqa: RUF012
+    # A pretraining checkpoint serves every head; its decoders and projections are not worth a report there.
+    _keys_to_ignore_on_load_unexpected = [r"^optical_decoder\.", r"^sar_decoder\.", r"^contrast\."]  # noqa: RUF012
 
     def init_parallel_plans(self) -> None:
         """Collect the sharding plans, without blocks that this configuration leaves out."""
@@ -459,6 +490,8 @@ class FusMAEPreTrainedModel(BandSelectionMixin, PreTrainedModel):
             init.normal_(module.weight, std=self.config.initializer_range)
         elif isinstance(module, FusMAEDecoder):
             init.normal_(module.mask_token, std=self.config.initializer_range)
+        elif isinstance(module, FusMAEContrast):
+            module.init_scale(self.config)
 
     def enable_input_require_grads(self):
         """Let gradients reach adapters under reentrant checkpointing, those of the early fusion too: its inputs are
@@ -698,24 +731,33 @@ class FusMAEModel(FusMAEPreTrainedModel):
                 inputs_embeds=hidden_states,
                 attention_mask=torch.cat([present.new_ones((present.shape[0], 1)), present], dim=1),
             )
-        for layer in self.layers:
+        depths = self.config.feature_layers or ()
+        read = [hidden_states] if 0 in depths else []
+        for depth, layer in enumerate(self.layers, start=1):
             hidden_states = layer(hidden_states, attention_mask, **kwargs)
-        hidden_states = self.layernorm(hidden_states)
-
-        patches = hidden_states[:, 1:]
-        if present is None:
-            pooled = patches.mean(dim=1)
-        else:
-            patches = torch.where(present[..., None], patches, 0.0)
-            hidden_states = torch.cat([hidden_states[:, :1], patches], dim=1)
-            pooled = patches.sum(dim=1) / present.sum(dim=1, keepdim=True).clamp(min=1)
-        num_optical = 0 if optical is None else optical.shape[1]
+            if depth in depths:
+                read.append(hidden_states)
+        hidden_states, pooled = self._finish(hidden_states, present)
+        features = [self._finish(state, present) for state in read]
+        patches, num_optical = hidden_states[:, 1:], 0 if optical is None else optical.shape[1]
         return FusMAEModelOutput(
             last_hidden_state=hidden_states,
             sar_hidden_state=None if sar is None else patches[:, num_optical:],
             optical_hidden_state=None if optical is None else patches[:, :num_optical],
             pooler_output=pooled,
+            feature_hidden_state=torch.cat([tokens for tokens, _ in features], dim=-1) if features else None,
+            feature_output=torch.cat([mean for _, mean in features], dim=-1) if features else None,
         )
+
+    def _finish(self, hidden_states: torch.Tensor, present: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
+        """Tokens after the last layer norm, zero where absent, and the mean of the patch tokens that are present."""
+        hidden_states = self.layernorm(hidden_states)
+        patches = hidden_states[:, 1:]
+        if present is None:
+            return hidden_states, patches.mean(dim=1)
+        patches = torch.where(present[..., None], patches, 0.0)
+        hidden_states = torch.cat([hidden_states[:, :1], patches], dim=1)
+        return hidden_states, patches.sum(dim=1) / present.sum(dim=1, keepdim=True).clamp(min=1)
 
 
 class FusMAEDecoder(nn.Module):
@@ -808,6 +850,11 @@ class FusMAEForPreTraining(FusMAEPreTrainedModel):
     half the cost; the other is reconstructed whole. The encoder runs once for each slice, and hidden states and
     attentions are not returned then.
 
+    With `config.contrastive_loss_weight`, the visible patches of each sensor are encoded once more, alone: tokens that
+    have attended to the other sensor would give it away. What modality dropout shows alone is not encoded twice. The
+    mean tokens of both are projected onto one sphere, where those of a pair are to be closest. In training the pairs
+    of all processes are compared with each other, as many in each process.
+
     Example:
 
     ```python
@@ -830,6 +877,7 @@ class FusMAEForPreTraining(FusMAEPreTrainedModel):
         self.fusmae = FusMAEModel(config)
         self.optical_decoder = FusMAEDecoder(config, len(config.optical_bands))
         self.sar_decoder = FusMAEDecoder(config, len(config.sar_bands))
+        self.contrast = FusMAEContrast(config) if config.contrastive_loss_weight else None
         self.post_init()
 
     def _band_layers(self, sensor: str) -> list[tuple[nn.Linear, int]]:
@@ -961,6 +1009,8 @@ class FusMAEForPreTraining(FusMAEPreTrainedModel):
         groups = [(slice(None), True, True)]
         if self.training and len(given) == 2:
             groups = self.dropout_groups(batch_size)
+        contrast = self.contrast if return_loss and len(given) == 2 else None
+        pooled: dict[str, list[torch.Tensor]] = {sensor: [] for sensor in SENSORS}
         found: dict[str, list[torch.Tensor]] = {}
         for rows, *sees in groups:
             some: dict[str, Any] = {name: None if values is None else values[rows] for name, values in inputs.items()}
@@ -972,6 +1022,10 @@ class FusMAEForPreTraining(FusMAEPreTrainedModel):
             for sensor, seen in zip(SENSORS, sees, strict=True):
                 if sensor not in given:
                     continue
+                if contrast is not None:
+                    alone = seen and not all(sees)  # modality dropout has shown it by itself already
+                    again = encoded if alone else self._encode_alone(sensor, some, ids_keep[sensor][rows], gsd)
+                    pooled[sensor].append(cast(torch.Tensor, again.pooler_output))
                 suffix, mask = SENSORS[sensor], masked_patches(visible[sensor], num_patches)
                 found.setdefault(f"logits{suffix}", []).append(predicted[sensor])
                 found.setdefault(f"mask{suffix}", []).append(mask)
@@ -989,12 +1043,44 @@ class FusMAEForPreTraining(FusMAEPreTrainedModel):
             error = results[f"{sensor}_loss"] = results[f"{sensor}_loss"].mean()
             weighted = getattr(self.config, f"{sensor}_loss_weight") * error
             loss = weighted if loss is None else loss + weighted
+        if contrast is not None:
+            complete = self._complete_pairs(inputs, ids_keep)
+            term = results["contrastive_loss"] = contrast(*(torch.cat(means) for means in pooled.values()), complete)
+            loss = loss + self.config.contrastive_loss_weight * term
+        elif self.contrast is not None and loss is not None:
+            results["contrastive_loss"] = loss.new_zeros(())
         if len(groups) == 1:
             names = ("hidden_states", "attentions", "cross_attentions")
             results |= {name: getattr(encoded, name) for name in names}
             if kwargs.get("output_attentions", self.config.output_attentions):
                 results["decoder_cross_attentions"] = maps
         return FusMAEForPreTrainingOutput(loss=loss, **results)
+
+    def _encode_alone(
+        self,
+        sensor: str,
+        inputs: Mapping[str, torch.Tensor | None],
+        ids_keep: torch.Tensor | None,
+        gsd: float | None,
+    ) -> FusMAEModelOutput:
+        """The encoder's output for one sensor of each sample, without the other; zero where a sample lacks it."""
+        suffix = SENSORS[sensor]
+        images = inputs[f"pixel_values{suffix}"]
+        # As a pixel mask, since the encoder refuses a sample that has no sensor.
+        valid = valid_pixels(inputs[f"pixel_mask{suffix}"], inputs[f"{sensor}_available"], images)
+        shown = {f"pixel_values{suffix}": images, f"pixel_mask{suffix}": valid, f"ids_keep{suffix}": ids_keep}
+        return self.fusmae(**shown, gsd=gsd)
+
+    def _complete_pairs(
+        self, inputs: Mapping[str, torch.Tensor | None], ids_keep: Mapping[str, torch.Tensor | None]
+    ) -> torch.Tensor | None:
+        """Samples `(batch_size,)` bool with data in the patches `ids_keep` of both sensors; None: all have."""
+        complete = None
+        for sensor, present in self._present_patches(**inputs).items():
+            if present is not None:
+                some = take_tokens(present, ids_keep[sensor]).any(dim=1)
+                complete = some if complete is None else complete & some
+        return complete
 
     def _encode_and_decode(
         self,
@@ -1031,6 +1117,68 @@ class FusMAEForPreTraining(FusMAEPreTrainedModel):
             if weights is not None:
                 maps.append(weights)
         return encoded, logits, tuple(maps)
+
+    @torch.no_grad()
+    def embed(
+        self,
+        pixel_values: torch.Tensor | None = None,
+        pixel_values_sar: torch.Tensor | None = None,
+        pixel_mask: torch.Tensor | None = None,
+        pixel_mask_sar: torch.Tensor | None = None,
+        optical_available: torch.Tensor | None = None,
+        sar_available: torch.Tensor | None = None,
+        gsd: float | None = None,
+    ) -> FusMAEEmbeddingOutput:
+        r"""
+        Where each sensor of a pair, seen alone and whole, lies on the sphere that the contrastive loss has taught them
+        to share. The cosine of two places is the product of their vectors, of one sensor or of two.
+
+        Args:
+            pixel_values, pixel_values_sar, pixel_mask, pixel_mask_sar, optical_available, sar_available, gsd:
+                As in [`FusMAEModel`].
+
+        Raises:
+            ValueError: the model was pretrained without the contrastive loss; or as in [`FusMAEModel`].
+
+        Example:
+
+        ```python
+        >>> import torch
+        >>> from fusmae_hf import FusMAEConfig, FusMAEForPreTraining
+
+        >>> config = FusMAEConfig.from_preset("tiny", objective="fusmae_contrastive")
+        >>> model = FusMAEForPreTraining(config).eval()
+        >>> sar = model.embed(pixel_values_sar=torch.randn(3, 2, 64, 64)).embeds
+        >>> optical = model.embed(pixel_values=torch.randn(5, 12, 64, 64)).embeds
+        >>> (sar @ optical.T).shape
+        torch.Size([3, 5])
+        ```"""
+        if self.contrast is None:
+            raise ValueError(
+                "This model has no projections: it was pretrained without the contrastive loss, with "
+                "`contrastive_loss_weight` 0. Pretrain with `--objective fusmae_contrastive`, or read its features."
+            )
+        inputs = {
+            "pixel_values": pixel_values,
+            "pixel_values_sar": pixel_values_sar,
+            "pixel_mask": pixel_mask,
+            "pixel_mask_sar": pixel_mask_sar,
+            "optical_available": optical_available,
+            "sar_available": sar_available,
+        }
+        presence = self._present_patches(**inputs)  # refuses what does not fit
+        results: dict[str, torch.Tensor] = {}
+        for sensor, suffix in SENSORS.items():
+            if inputs[f"pixel_values{suffix}"] is None:
+                continue
+            projection: Any = getattr(self.contrast, sensor)
+            vectors = projection(self._encode_alone(sensor, inputs, None, gsd).pooler_output)
+            if (present := presence[sensor]) is not None:
+                vectors = torch.where(present.any(dim=1, keepdim=True), vectors, 0.0)
+            results[f"{sensor}_embeds"] = vectors
+        return FusMAEEmbeddingOutput(
+            nn.functional.normalize(torch.stack(list(results.values())).sum(dim=0), dim=-1), **results
+        )
 
     @torch.no_grad()
     def reconstruct(
@@ -1173,7 +1321,8 @@ class FusMAEForPreTraining(FusMAEPreTrainedModel):
 
 class FusMAEForImageClassification(FusMAEPreTrainedModel):
     r"""
-    Fus-MAE with a linear classifier on the mean of the patch tokens: single label, multi-label or regression.
+    Fus-MAE with a linear classifier on the mean of the patch tokens (with `config.feature_layers` of several depths
+    side by side): single label, multi-label or regression.
 
     The kind of problem is `config.problem_type`; where that is None it follows from the first labels: floats for one
     output mean regression, integers one class a sample, floats for several outputs several labels a sample.
@@ -1198,9 +1347,9 @@ class FusMAEForImageClassification(FusMAEPreTrainedModel):
         self.fusmae = FusMAEModel(config)
         # Not `layernorm`: loading would take the encoder's weights of that name for it.
         self.pooled_layernorm = (
-            nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps) if config.classifier_norm else nn.Identity()
+            nn.LayerNorm(config.feature_size, eps=config.layer_norm_eps) if config.classifier_norm else nn.Identity()
         )
-        self.classifier = nn.Linear(config.hidden_size, self.num_labels)
+        self.classifier = nn.Linear(config.feature_size, self.num_labels)
         self.loss_function = scene_loss
         self.post_init()
 
@@ -1234,7 +1383,8 @@ class FusMAEForImageClassification(FusMAEPreTrainedModel):
             check_labels(labels, given_images(pixel_values, pixel_values_sar), self.config)
         inputs = (pixel_values, pixel_values_sar, pixel_mask, pixel_mask_sar, optical_available, sar_available)
         encoded = self.fusmae(*inputs, gsd=gsd, **kwargs)
-        logits = self.classifier(self.pooled_layernorm(encoded.pooler_output))
+        features = encoded.pooler_output if encoded.feature_output is None else encoded.feature_output
+        logits = self.classifier(self.pooled_layernorm(features))
         return FusMAEHeadOutput(
             loss=None if labels is None else self.loss_function(labels, logits, self.config),
             logits=logits,
