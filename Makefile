@@ -8,7 +8,7 @@ CONFIG ?= training/configs/smoke.yaml
 ARGS ?=
 ACCELERATE ?= training/accelerate/$(if $(shell command -v nvidia-smi),gpu-bf16,cpu).yaml
 
-.PHONY: help install pretrain test test-oldest test-newest notebooks browser docs chaos conformance lint types wheel smoke-wheel check clean
+.PHONY: help install pretrain test test-oldest test-newest test-oldest-subset notebooks browser docs chaos conformance lint types wheel smoke-wheel check clean
 
 help:
 	@echo "make install                  set up .venv with everything; then: source .venv/bin/activate"
@@ -17,6 +17,7 @@ help:
 	@echo "              CONFIG=<yaml> OUT=<folder> ARGS='--num_train_epochs 3'   change the run"
 	@echo "make test                     unit tests"
 	@echo "make test-oldest test-newest  the tests on the oldest and on today's newest releases that are allowed"
+	@echo "make test-oldest-subset       a few of them, on the oldest releases laid over .venv"
 	@echo "make notebooks                run the three notebooks"
 	@echo "make browser                  drive the demo page in a real browser (needs chromium)"
 	@echo "make docs                     build the documentation into site/, links checked"
@@ -49,8 +50,7 @@ pretrain: install
 test: install
 	$(BIN)/python -m pytest -n auto --ignore tests/conformance -m "not notebooks and not browser" $(ARGS)
 
-# The ends of the range of versions. Left out: transformers' own tests, and the server that plays the Hub, which speak
-# to one release.
+# The ends of the range of versions. Left out: the server that plays the Hub, which speaks to one release.
 $(VENV)-oldest/.installed: pyproject.toml constraints-oldest.txt
 	$(PYTHON) -m venv $(VENV)-oldest
 	$(VENV)-oldest/bin/python -m pip install --quiet --disable-pip-version-check -c constraints-oldest.txt \
@@ -69,8 +69,24 @@ ENDS_OF_RANGE := tests/modeling tests/shards tests/data tests/preparation tests/
 
 test-oldest test-newest: test-%: $(VENV)-%/.installed
 	$(VENV)-$*/bin/python -m pytest -n auto $(ENDS_OF_RANGE) $(ARGS)
+	$(MAKE) -o install conformance BIN=$(VENV)-$*/bin TRANSFORMERS=$$($(VENV)-$*/bin/python -c \
+		"from importlib.metadata import version; print(version('transformers'))")
 	$(VENV)-$*/bin/accelerate launch --config_file $(ACCELERATE) training/run_pretrain.py $(CONFIG) \
 		--output_dir outputs/pretrain-$* --max_steps 20 --eval_steps 10
+
+# Building an environment takes minutes. This lays the oldest releases over those of .venv: what is on PYTHONPATH goes
+# first, metadata included, and torch is the same.
+OLDEST := .cache/oldest
+$(OLDEST)/.installed: constraints-oldest.txt | install
+	rm -rf $(OLDEST)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --target $(OLDEST) \
+		$$(grep == $< | grep -v ^torch==)
+	@touch $@
+
+SUBSET := tests/modeling/test_modeling.py
+
+test-oldest-subset: install $(OLDEST)/.installed
+	PYTHONPATH=$(abspath $(OLDEST)) $(BIN)/python -m pytest -n auto $(SUBSET) $(ARGS)
 
 notebooks: install
 	$(BIN)/python -m pytest -m notebooks tests/test_notebooks.py $(ARGS)

@@ -44,6 +44,7 @@ from fusmae_hf.training.finetuning.results import (
     write_summary,
 )
 from fusmae_hf.training.loop.records import data_record, explained, fresh_processor, require_writable
+from fusmae_hf.training.loop.signals import interrupted_with_a_sentence
 from fusmae_hf.training.sources import content_of, open_splits
 from fusmae_hf.vocabulary import Sensors
 
@@ -262,4 +263,5 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with interrupted_with_a_sentence("Start the same command again."):
+        main()

@@ -1,5 +1,6 @@
 """What the training programs print for `--help`: the arguments that people need, before torch is imported."""
 
+import signal
 import sys
 import textwrap
 
@@ -68,13 +69,16 @@ PROBE = {
 def answer_early(description: str | None, arguments: dict[str, str]) -> None:
     """End the process with a short help where the command line asks for it, or if a library is of an unfit release.
 
-    `--help-all` is left to the parser.
+    `--help-all` is left to the parser. Ctrl-C ends the process at once from here on, until somebody handles it: what
+    is being imported may take it for a missing package.
 
     Args:
         description: what the program does.
         arguments: what to list, with what each means.
     """
     if not {"-h", "--help"} & set(sys.argv[1:]):
+        if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+            signal.signal(signal.SIGINT, signal.SIG_DFL)
         try:
             return require_libraries()
         except ImportError as error:

@@ -22,6 +22,7 @@ from fusmae_hf.cli.stats import add_stats
 from fusmae_hf.cli.verify import add_verify
 from fusmae_hf.errors import USER_ERRORS
 from fusmae_hf.files.retries import is_passing
+from fusmae_hf.interrupts import INTERRUPTED, heeding_interrupts
 from fusmae_hf.requirements import require_libraries
 
 ENTRY_POINTS = "fusmae_hf.commands"
@@ -42,18 +43,19 @@ def main(argv: Sequence[str] | None = None) -> int:
         arguments = _parse(list(sys.argv[1:] if argv is None else argv))
     except KeyboardInterrupt:
         _say("Interrupted.")
-        return 130
+        return INTERRUPTED
     with warnings.catch_warnings():
         warnings.showwarning = _show_warning
         try:
-            if not getattr(arguments, "any_release", False):
-                require_libraries()
-            return arguments.run(arguments) or 0
+            with heeding_interrupts():
+                if not getattr(arguments, "any_release", False):
+                    require_libraries()
+                return arguments.run(arguments) or 0
         except KeyboardInterrupt:
             if arguments.debug:
                 raise
             _say(getattr(arguments, "interrupted", "Interrupted."))
-            return 130
+            return INTERRUPTED
         except USER_ERRORS as error:
             if arguments.debug:
                 raise

@@ -249,8 +249,8 @@ def check_lengths(rows: ShardRows, optical_factors: Sequence[int]) -> None:
             _common_kind([(rows, row)], name, optical_factors if name == "optical" else ())
 
 
-_spare_memory: dict[tuple[int, int], deque[np.ndarray]] = {}
-"""Memory of batches that are gone, by rows and bytes of a row."""
+_lent_memory: dict[tuple[int, int], deque[tuple[np.ndarray, weakref.ref[np.ndarray]]]] = {}
+"""Memory of batches with what each holds as long as it is there, by rows and bytes of a row."""
 
 _MOST_SIZES = 16
 
@@ -265,17 +265,26 @@ def _batch_memory(rows: int, length: int) -> torch.Tensor:
     if get_worker_info() is not None:
         storage = torch.UntypedStorage._new_shared(rows * length, device="cpu")
         return torch.empty(0, dtype=torch.uint8).set_(storage).view(rows, length)
-    if len(_spare_memory) > _MOST_SIZES:
-        _spare_memory.clear()
-    spare = _spare_memory.setdefault((rows, length), deque(maxlen=4))
-    try:
-        memory = spare.pop()
-    except IndexError:
+    if len(_lent_memory) > _MOST_SIZES:
+        _lent_memory.clear()
+    lent = _lent_memory.setdefault((rows, length), deque(maxlen=8))
+    memory = None
+    for _ in range(len(lent)):
+        try:
+            known, borrower = lent.pop()
+        except IndexError:  # another thread has it
+            break
+        if borrower() is None:
+            memory = known
+            break
+        lent.appendleft((known, borrower))
+    if memory is None:
         memory = np.empty((rows, length), np.uint8)
-    lent = memory.view()
-    # Every tensor, view or array made of the batch holds `lent`, so the memory comes back when all of them are gone.
-    weakref.finalize(lent, spare.append, memory).atexit = False
-    return torch.from_numpy(lent)
+    view = memory.view()
+    # Every tensor, view or array made of the batch holds `view`: when all are gone, so is it. Nothing is called then:
+    # of what comes while Python calls something that way, such as Ctrl-C, it says no more than that it ignored it.
+    lent.append((memory, weakref.ref(view)))
+    return torch.from_numpy(view)
 
 
 class _Kind(NamedTuple):

@@ -3,6 +3,7 @@
 import multiprocessing
 import pickle
 import shutil
+import sys
 from collections import Counter
 from itertools import islice
 from pathlib import Path
@@ -578,3 +579,14 @@ def test_arrays_are_read_where_they_lie_if_the_file_allows(prepare, make_pair, o
         batch = pairs.__getitems__([7, 2, 9])
         assert np.array_equal(batch["optical"].numpy(), np.stack([make_pair(row).optical for row in (7, 2, 9)]))
         assert np.array_equal(batch["label_map"].numpy(), np.stack([label_map] * 3))
+
+
+def test_giving_memory_back_calls_nothing(prepare):
+    """Python ignores a Ctrl-C that comes in what it calls for an object that is gone."""
+    batches, called = [load_pairs(prepare()).__getitems__([0, 1, 2])], []
+    sys.setprofile(lambda frame, event, argument: called.append(frame.f_code.co_qualname) if event == "call" else None)
+    try:
+        batches.clear()
+    finally:
+        sys.setprofile(None)
+    assert called == []

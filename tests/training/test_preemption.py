@@ -212,16 +212,11 @@ def test_who_does_not_want_a_checkpoint_keeps_the_handlers_there_were(tmp_path, 
     assert trainer.state.global_step == 2
 
 
-def test_interrupting_from_the_keyboard_stays_what_it_was(tmp_path, make_trainer):
+def test_interrupting_from_the_keyboard_stays_what_it_was(tmp_path, make_trainer, ctrl_c_as_in_a_terminal):
     trainer = make_trainer(tmp_path)
     trainer.add_callback(At("on_step_end", 2, signal.SIGINT))
-    # What Python sets at its start, unless it was started with SIGINT ignored, as in the background of a shell.
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    try:
-        with pytest.raises(KeyboardInterrupt):
-            trainer.train()
-    finally:
-        signal.signal(signal.SIGINT, before)
+    with pytest.raises(KeyboardInterrupt):
+        trainer.train()
 
 
 @pytest.mark.parametrize(("context", "dies"), [(ends_by_signal, True), (Preemption(None).watching, False)])
@@ -334,7 +329,7 @@ def test_a_program_whose_whole_job_is_told_to_end_goes_on_to_the_same_weights(tm
 
 
 @pytest.mark.slow
-def test_ctrl_c_ends_a_program_with_a_sentence(tmp_path, shards):
+def test_ctrl_c_ends_a_program_with_a_sentence(tmp_path, shards, ctrl_c_as_in_a_terminal):
     log = tmp_path / "log"
     arguments = ["--data", shards, "--config", json.dumps(SMALL), "--num_train_epochs", 500, "--logging_steps", 1]
     process = start(command("run_pretrain", tmp_path / "run", *arguments), log)

@@ -14,6 +14,7 @@ from typing import Any
 
 from transformers import Trainer, TrainerCallback
 
+from fusmae_hf.interrupts import INTERRUPTED, heeding_interrupts
 from fusmae_hf.training.loop.processes import maximum_everywhere
 
 SIGNALS = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGUSR1") if hasattr(signal, name))
@@ -21,9 +22,6 @@ SIGNALS = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGUSR1") if hasa
 
 EXIT_CODE = 75
 """Exit code of a run that was ended by one of `SIGNALS`: EX_TEMPFAIL of sysexits.h, "try again later"."""
-
-INTERRUPTED = 130
-"""Exit code after Ctrl-C, as of shells and of `fusmae`."""
 
 ORPHANED = 5.0
 """Seconds within which the worker of a loader ends once the process that started it is gone."""
@@ -161,13 +159,20 @@ def ends_by_signal() -> Iterator[None]:
         yield
 
 
+RESUME = "Start the same command with `--resume_from_checkpoint auto` to go on from its newest checkpoint."
+
+
 @contextmanager
-def interrupted_with_a_sentence() -> Iterator[None]:
-    """End the process with `INTERRUPTED` and a message after Ctrl-C, where nobody else wants to know of it."""
+def interrupted_with_a_sentence(again: str = RESUME) -> Iterator[None]:
+    """End the process with `INTERRUPTED` and a message after Ctrl-C, where nobody else wants to know of it.
+
+    Args:
+        again: how to go on.
+    """
     try:
-        yield
+        with heeding_interrupts():
+            yield
     except KeyboardInterrupt:
-        again = "Start the same command with `--resume_from_checkpoint auto` to go on from its newest checkpoint."
         os.write(2, f"\nInterrupted. {again}\n".encode())
         raise SystemExit(INTERRUPTED) from None
 
