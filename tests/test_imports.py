@@ -45,7 +45,7 @@ def run(code, *arguments):
         ["finetune", "--help"],
         *(
             [name, "--help"]
-            for name in ("merge", "inspect", "stats", "verify", "push", "show", "protocol", "doctor", "app")
+            for name in ("merge", "inspect", "stats", "verify", "push", "show", "map", "protocol", "doctor", "app")
         ),
     ],
     ids=" ".join,

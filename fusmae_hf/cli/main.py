@@ -14,6 +14,7 @@ from fusmae_hf import __version__
 from fusmae_hf.cli.app import add_app
 from fusmae_hf.cli.doctor import add_doctor
 from fusmae_hf.cli.inspect import add_inspect
+from fusmae_hf.cli.map import add_map
 from fusmae_hf.cli.merge import add_merge
 from fusmae_hf.cli.prepare import add_prepare
 from fusmae_hf.cli.push import add_push
@@ -36,8 +37,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: arguments without the name of the program; those of the process by default.
 
     Returns:
-        Exit code: 0, 1 where `verify` found errors, a step of `protocol` failed or `doctor` found something required
-        broken, 2 after a user's mistake, 130 after an interrupt.
+        Exit code: 0, 1 where `verify` found errors, a step of `protocol` or a part of `map` failed, or `doctor` found
+        something required broken, 2 after a user's mistake, 130 after an interrupt.
     """
     try:
         arguments = _parse(list(sys.argv[1:] if argv is None else argv))
@@ -69,7 +70,23 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 class Parser(argparse.ArgumentParser):
-    """Says what is wrong with arguments in a line or two: all options are in `--help`."""
+    """Says what is wrong with arguments in a line or two: all options are in `--help`.
+
+    Options of all commands may be written with hyphens or underscores.
+    """
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """As in argparse."""
+        given = sys.argv[1:] if args is None else list(args)
+        return super().parse_known_args([self._spelt(argument) for argument in given], namespace)
+
+    def _spelt(self, argument: str) -> str:
+        """An option as this parser knows it."""
+        name, sign, value = argument.partition("=")
+        if not name.startswith("--") or name in self._option_string_actions:
+            return argument
+        others = (f"--{name[2:].replace(*pair)}" for pair in (("_", "-"), ("-", "_")))
+        return next((f"{other}{sign}{value}" for other in others if other in self._option_string_actions), argument)
 
     def error(self, message: str) -> NoReturn:
         """Exit with code 2."""
@@ -83,8 +100,8 @@ def build_parser() -> argparse.ArgumentParser:
     """
     parser = Parser(
         prog="fusmae",
-        description="Prepare, check, measure and share pairs of Sentinel-1 and Sentinel-2 patches for Fus-MAE, and "
-        "measure its checkpoints.",
+        description="Prepare, check, measure and share pairs of Sentinel-1 and Sentinel-2 patches for Fus-MAE, "
+        "measure its checkpoints, and map scenes with them.",
     )
     parser.add_argument("--version", action="version", version=f"fusmae {__version__}")
     debugging = argparse.ArgumentParser(add_help=False)
@@ -98,6 +115,7 @@ def build_parser() -> argparse.ArgumentParser:
         add_verify,
         add_push,
         add_show,
+        add_map,
         *(entry.load() for entry in sorted(entry_points(group=ENTRY_POINTS), key=lambda entry: entry.name)),
         add_doctor,
         add_app,

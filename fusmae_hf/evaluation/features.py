@@ -2,7 +2,6 @@
 
 import copy
 import dataclasses
-import hashlib
 import json
 import os
 from collections.abc import Sequence
@@ -24,6 +23,7 @@ from fusmae_hf.data.inputs import PairInputs
 from fusmae_hf.evaluation.label_fractions import split_content_hash
 from fusmae_hf.files.atomic import follow_umask, incomplete_path
 from fusmae_hf.files.finished import read_record, settings_hash, write_record
+from fusmae_hf.hub.checkpoint_loading import weights_hash
 from fusmae_hf.modeling.image_processing_fusmae import FusMAEImageProcessor
 from fusmae_hf.shards.dataset import PairDataset
 from fusmae_hf.vocabulary import SENSOR_CHOICES, Sensors
@@ -268,15 +268,6 @@ def _cache_key(
         "version": fusmae_hf.__version__,
     }
     return json.loads(json.dumps(key, sort_keys=True, default=str))
-
-
-def weights_hash(model: torch.nn.Module) -> str:
-    """Hash over names, types, shapes and values of all weights, as 32 hexadecimal digits."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
-    return digest.hexdigest()[:32]
 
 
 def _record_name(key: dict[str, Any]) -> str:

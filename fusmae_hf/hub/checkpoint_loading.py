@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
 import xxhash
 
 from fusmae_hf.modeling.configuration_fusmae import FusMAEConfig
@@ -69,6 +70,15 @@ def checksum_of_file(path: Path) -> str:
         return hashlib.file_digest(file, xxhash.xxh3_128).hexdigest()
 
 
+def weights_hash(model: torch.nn.Module) -> str:
+    """Hash over names, types, shapes and values of all weights, as 32 hexadecimal digits."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()[:32]
+
+
 @contextmanager
 def looked_up(checkpoint: str | os.PathLike[str]) -> Iterator[None]:
     """Say, where a checkpoint cannot be found, that there is no such folder: a mistyped one is looked up on the Hub.
@@ -82,6 +92,21 @@ def looked_up(checkpoint: str | os.PathLike[str]) -> Iterator[None]:
         if Path(checkpoint).is_dir():
             raise
         raise OSError(f"There is no folder {checkpoint}, so it was looked up on the Hub: {error}") from error
+
+
+def newest_model(checkpoint: str | os.PathLike[str]) -> str | os.PathLike[str]:
+    """The folder that holds the model: the one given, or of a run that has not ended its newest `checkpoint-N`.
+
+    Raises:
+        FileNotFoundError: the folder holds no model.
+    """
+    folder = Path(checkpoint)
+    if not folder.is_dir() or (folder / "config.json").is_file():
+        return checkpoint
+    newest = next((path for path in checkpoints_in(folder) if (path / "config.json").is_file()), None)
+    if newest is None:
+        raise FileNotFoundError(f"{checkpoint} holds no model: there is no config.json in it or a checkpoint-*.")
+    return newest
 
 
 def load_checkpoint(
@@ -99,12 +124,7 @@ def load_checkpoint(
         OSError: there is no such checkpoint, or it lacks a file.
         ValueError: it has no decoders, but they are wanted.
     """
-    folder = Path(checkpoint)
-    if folder.is_dir() and not (folder / "config.json").is_file():
-        newest = next((path for path in checkpoints_in(folder) if (path / "config.json").is_file()), None)
-        if newest is None:
-            raise FileNotFoundError(f"{checkpoint} holds no model: there is no config.json in it or a checkpoint-*.")
-        checkpoint = newest
+    checkpoint = newest_model(checkpoint)
     with looked_up(checkpoint):
         architectures = FusMAEConfig.from_pretrained(checkpoint).architectures or []
     if decoders and "FusMAEForPreTraining" not in architectures:

@@ -89,7 +89,7 @@ def _spelled(name: str) -> str:
     return name if name.lower().startswith("band") else sentinel_bands([name], "")[0]
 
 
-def bands_to_read(path: Path, file: Any, stated: Stated, alpha: int | None) -> tuple[list[int], tuple[str, ...]]:
+def bands_to_read(path: Path | str, file: Any, stated: Stated, alpha: int | None) -> tuple[list[int], tuple[str, ...]]:
     """Numbers and names of the bands to read; descriptions that name bands must agree with the names stated."""
     if stated.kind == "label_map":
         if file.count - (alpha is not None) != 1:
@@ -137,7 +137,7 @@ def bands_to_read(path: Path, file: Any, stated: Stated, alpha: int | None) -> t
     return [number for number, _ in read], tuple(name for _, name in read)
 
 
-def _require_band(path: Path, file: Any, stated: Stated, alpha: int) -> None:
+def _require_band(path: Path | str, file: Any, stated: Stated, alpha: int) -> None:
     """Refuse a name for a band that is transparency by what the file says and by its values, which are 0 and 255.
 
     GDAL calls the fourth band of any file of four bands of 8 bits alpha, so its word alone does not settle it.
@@ -153,7 +153,7 @@ def _require_band(path: Path, file: Any, stated: Stated, alpha: int) -> None:
         )
 
 
-def no_data_values(path: Path, file: Any, bands: Sequence[int], stated: Stated) -> tuple[float | None, ...]:
+def no_data_values(path: Path | str, file: Any, bands: Sequence[int], stated: Stated) -> tuple[float | None, ...]:
     """Value without data of each band: the tag, or what is stated."""
     of_file = file.nodatavals
     tags = [of_file[number - 1] for number in bands]
@@ -170,7 +170,7 @@ def no_data_values(path: Path, file: Any, bands: Sequence[int], stated: Stated) 
 
 
 def declared_scaling(
-    path: Path, file: Any, bands: Sequence[int], stated: Stated
+    path: Path | str, file: Any, bands: Sequence[int], stated: Stated
 ) -> tuple[tuple[float, ...], tuple[float, ...], float | None]:
     """Scales and offsets to apply to each band, and the optical offset that the tags imply."""
     measures = {(unit or "").lower() for unit in file.units}

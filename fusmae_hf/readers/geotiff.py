@@ -206,7 +206,7 @@ def require_same_footprint(path: Path, patch: Patch, optical_path: Path, optical
         )
 
 
-def require_codes(path: Path, codes: np.ndarray, known: Collection[int | None], expected: str) -> None:
+def require_codes(path: Path | str, codes: np.ndarray, known: Collection[int | None], expected: str) -> None:
     """Refuse a label map that holds other codes than the known ones.
 
     Raises:

@@ -181,8 +181,44 @@ def source_window(source: Grid, target: Grid) -> Window | None:
     return top, left, bottom - top, right - left
 
 
+def integer_shift(source: Grid, target: Grid) -> tuple[int, int] | None:
+    """Row and column of `source` at which the upper left pixel of `target` lies, where their pixels coincide.
+
+    None where the CRS differ, or pixels of the two are more than `SAME_GRID_TOLERANCE` apart anywhere.
+    """
+    if source.crs != target.crs:
+        return None
+    columns, rows = np.array([0, target.width, 0, target.width]), np.array([0, 0, target.height, target.height])
+    there = np.array(source.to_pixels(*target.to_map(columns, rows))) - (columns, rows)
+    shift = np.rint(there[:, :1])
+    if np.abs(there - shift).max() > SAME_GRID_TOLERANCE:
+        return None
+    return int(shift[1, 0]), int(shift[0, 0])
+
+
+def scale_between(source: Grid, target: Grid) -> tuple[float, float]:
+    """Pixels of `target` in one of `source` along columns and rows, at the centre of the target.
+
+    GDAL would estimate this anew for each window, and resample neighbouring windows differently.
+    """
+    from rasterio.warp import transform
+
+    middle = np.array([0.0, 1.0, 0.0]) + target.width // 2, np.array([0.0, 0.0, 1.0]) + target.height // 2
+    x, y = target.to_map(*middle)
+    if source.crs != target.crs:
+        x, y = (np.asarray(values) for values in transform(target.crs, source.crs, x, y))
+    columns, rows = source.to_pixels(x, y)
+    lengths = np.hypot(columns[1:] - columns[0], rows[1:] - rows[0])
+    across, down = (1.0 if not np.isfinite(length) or abs(length - 1) < 0.01 else 1 / length for length in lengths)
+    return float(across), float(down)
+
+
 def resample(
-    read: Callable[[int, int, int, int], np.ndarray], source: Grid, target: Grid, resampling: str
+    read: Callable[[int, int, int, int], np.ndarray],
+    source: Grid,
+    target: Grid,
+    resampling: str,
+    scale: tuple[float, float] | None = None,
 ) -> np.ndarray:
     """Interpolate the part of a raster that fills a grid.
 
@@ -192,6 +228,7 @@ def resample(
         target: the grid to fill.
         resampling: `"nearest"` or `"bilinear"`, which averages where the target is coarser. Pixels without data have
             no weight; each band has its own.
+        scale: of the whole, from `scale_between`, where `target` is a part of it; GDAL's own estimate by default.
 
     Returns:
         `(bands, height, width)` in the dtype of `read`, NaN where there is no data.
@@ -218,5 +255,6 @@ def resample(
             dst_crs=target.crs,
             dst_nodata=np.nan,
             resampling=Resampling[resampling],
+            **({} if scale is None else {"XSCALE": scale[0], "YSCALE": scale[1]}),
         )
     return filled

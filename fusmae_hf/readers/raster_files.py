@@ -40,7 +40,7 @@ class _File:
         factor: by how much its pixels are larger than those of the raster.
     """
 
-    path: Path
+    path: Path | str
     file: Any
     grid: Grid
     bands: list[int]
@@ -87,7 +87,7 @@ class Raster:
     """Bands of one sensor, or a label map: an open file, or one a band.
 
     Attributes:
-        path: of the file, or the one with `BAND_FIELD`.
+        path: of the file, or the one with `BAND_FIELD`; a string is given to rasterio as it is.
         files: what is open.
         grid: where its pixels lie.
         names: of the bands.
@@ -98,7 +98,7 @@ class Raster:
         kind: as in `Stated`.
     """
 
-    path: Path
+    path: Path | str
     files: tuple[_File, ...]
     grid: Grid
     names: tuple[str, ...]
@@ -171,7 +171,7 @@ class KeptFiles(threading.local):
         self.files.close()
 
 
-def open_raster(files: ExitStack, path: Path, stated: Stated) -> Raster:
+def open_raster(files: ExitStack, path: Path | str, stated: Stated) -> Raster:
     """Open a file, or one a band where the path has a `BAND_FIELD`, until `files` is closed.
 
     Raises:
@@ -182,7 +182,7 @@ def open_raster(files: ExitStack, path: Path, stated: Stated) -> Raster:
     if BAND_FIELD in str(path):
         spelled = zip(stated.names, stated.file_names or stated.names, strict=True)
         opened = [
-            _open_file(files, Path(str(path).replace(BAND_FIELD, of_file)), replace(stated, names=(name,)))
+            _open_file(files, type(path)(str(path).replace(BAND_FIELD, of_file)), replace(stated, names=(name,)))
             for name, of_file in spelled
             if name != SKIPPED_BAND
         ]
@@ -209,20 +209,21 @@ def open_raster(files: ExitStack, path: Path, stated: Stated) -> Raster:
     )
 
 
-def _open_file(files: ExitStack, path: Path, stated: Stated) -> _File:
+def _open_file(files: ExitStack, path: Path | str, stated: Stated) -> _File:
     """Open one file, and hold what it declares against what is stated."""
     rasterio = require_rasterio()
     from rasterio.enums import ColorInterp, MaskFlags
 
+    ending = Path(path).suffix.lower()
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", rasterio.errors.NotGeoreferencedWarning)  # `crs` is then None
-            file = files.enter_context(rasterio.open(path, driver=_DRIVERS.get(path.suffix.lower())))
+            file = files.enter_context(rasterio.open(path, driver=_DRIVERS.get(ending)))
             grid = Grid(file.crs, tuple(file.transform)[:6], file.height, file.width)
-        if file.driver in _FOLLOWING and path.suffix.lower() not in _DRIVERS:
+        if file.driver in _FOLLOWING and ending not in _DRIVERS:
             raise ValueError(f"it is {file.driver} by what it holds, and names other files")
     except (rasterio.errors.RasterioError, ValueError) as error:
-        found = "cannot be read as" if path.exists() else "no such file, so cannot be read as"
+        found = "cannot be read as" if isinstance(path, str) or path.exists() else "no such file, so cannot be read as"
         raise PairError(
             f"{path}: {found} {_kind_of_file(path)} ({error}). Is it complete, and yours to read?"
         ) from error
@@ -241,8 +242,9 @@ def _open_file(files: ExitStack, path: Path, stated: Stated) -> _File:
     )
 
 
-def _kind_of_file(path: Path) -> str:
-    return "GeoTIFF" if path.suffix.lower() in (".tif", ".tiff") else f"a raster ({path.suffix or 'no ending'})"
+def _kind_of_file(path: Path | str) -> str:
+    ending = Path(path).suffix
+    return "GeoTIFF" if ending.lower() in (".tif", ".tiff") else f"a raster ({ending or 'no ending'})"
 
 
 def _on_one_grid(opened: Sequence[_File]) -> list[_File]:

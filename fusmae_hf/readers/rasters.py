@@ -8,7 +8,7 @@ from fusmae_hf.data.pairs import PairsInfo
 from fusmae_hf.errors import PairError
 from fusmae_hf.modeling.no_data_fusmae import looks_like_db
 from fusmae_hf.readers.geotiff import require_codes
-from fusmae_hf.readers.grids import Grid, Window, problem_between, resample, source_window
+from fusmae_hf.readers.grids import Grid, Window, problem_between, resample, scale_between, source_window
 from fusmae_hf.readers.raster_files import Raster
 
 
@@ -71,9 +71,10 @@ def read_sar(raster: Raster, whole: Grid, window: Window, *, units: str, resampl
 
     if resampling is None or raster.grid.same_as(whole):
         return read(*window)
+    target, scale = whole.window(*window), scale_between(raster.grid, whole)
     if units != "db" or resampling == "nearest":
-        return resample(read, raster.grid, whole.window(*window), resampling)
-    power = resample(lambda *part: 10 ** (read(*part) / 10), raster.grid, whole.window(*window), resampling)
+        return resample(read, raster.grid, target, resampling, scale)
+    power = resample(lambda *part: 10 ** (read(*part) / 10), raster.grid, target, resampling, scale)
     return 10 * np.log10(power)
 
 
@@ -101,7 +102,8 @@ def read_optical(raster: Raster, whole: Grid, window: Window, *, resampling: str
         values[:, missing] = np.nan
         return values
 
-    values = np.nan_to_num(resample(read, raster.grid, whole.window(*window), resampling), copy=False)
+    scale = scale_between(raster.grid, whole)
+    values = np.nan_to_num(resample(read, raster.grid, whole.window(*window), resampling, scale), copy=False)
     return (np.rint(values) if raster.dtype.kind in "iu" else values).astype(raster.dtype)
 
 

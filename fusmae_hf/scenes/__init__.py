@@ -1,0 +1,1 @@
+"""Maps of whole scenes: windows on one lattice, blended into georeferenced rasters."""
