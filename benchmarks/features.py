@@ -90,10 +90,10 @@ class Patches:
 
 @dataclasses.dataclass(frozen=True)
 class Described:
-    """Features of patches: `scenes` `(N, size)`, and `cells` `(N, CELLS ** 2, size)`."""
+    """Features: `scenes` `(N, size)`, and `cells` `(N, CELLS ** 2, size)`, None where cells have no classes."""
 
     scenes: np.ndarray
-    cells: np.ndarray
+    cells: np.ndarray | None
 
 
 Encoder = Callable[[Patches, str], Described | None]
@@ -173,7 +173,8 @@ def statistics_of_bands(patches: Patches, sensors: str) -> Described:
     given = [patches.optical] * (sensors != "sar") + [patches.sar] * (sensors != "optical")
     bands = [band.astype(np.float32) for images in given for band in images.swapaxes(0, 1)]
     scenes = [summary(band.reshape(len(band), -1)) for band in bands]
-    return Described(np.concatenate(scenes, axis=-1), np.concatenate([summary(cells_of(b)) for b in bands], axis=-1))
+    cells = None if patches.cells is None else np.concatenate([summary(cells_of(band)) for band in bands], axis=-1)
+    return Described(np.concatenate(scenes, axis=-1), cells)
 
 
 @torch.no_grad()
@@ -200,7 +201,7 @@ def encoded(checkpoint: str, depths: list[int] | None, patches: Patches, sensors
         maps = torch.cat(model.feature_maps(model.config.feature_stages, outputs.hidden_states, *given, None, None), 1)
         scenes.append(pooled.numpy())
         cells.append(functional.adaptive_avg_pool2d(maps, CELLS).flatten(2).transpose(1, 2).numpy())
-    return Described(np.concatenate(scenes), np.concatenate(cells))
+    return Described(np.concatenate(scenes), None if patches.cells is None else np.concatenate(cells))
 
 
 def precomputed(file: Path, ids: np.ndarray, patches: Patches, sensors: str) -> Described | None:
@@ -292,7 +293,7 @@ def measure(patches: Patches, encoders: dict[str, Encoder], resamples: int) -> l
                 continue
             for labels, repeats in patches.splits.items():
                 found = {"AP of scenes": scene_scores(features.scenes, patches, repeats, weights)}
-                if patches.cells is not None:
+                if features.cells is not None:
                     found["F1 of cells"] = cell_scores(features.cells, patches, repeats, weights)
                 place = {"data": patches.name, "sensors": sensors, "labels": labels, "method": method}
                 rows += [{**place, "score": score, "draws": 100 * values} for score, values in found.items()]

@@ -7,8 +7,11 @@ import re
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+
+from fusmae_hf import FusMAEConfig, FusMAEImageProcessor, FusMAEModel
 
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 TINY = {
@@ -186,3 +189,66 @@ def test_levers_refuse_a_way_that_changes_the_loss(monkeypatch, load, run_main):
     monkeypatch.setattr(script, "ways", lambda compiled: {"as it is": script.Way(), "wrong": script.Way(worse)})
     with pytest.raises(SystemExit, match="wrong: the loss is"):
         run_main(script, "--preset", "tiny", "--batch_size", 1, "--rounds", 1)
+
+
+@pytest.fixture
+def maps(tmp_path):
+    """A file of 12 patches of 40x40 px, the first half bright and of one class, and features of a peer that knows."""
+    rng = np.random.default_rng(0)
+    bright = np.arange(12) < 6
+    ids = np.array([f"patch-{number}" for number in range(12)])
+    np.savez(
+        tmp_path / "patches.npz",
+        sar=rng.normal(-15, 2, (12, 2, 40, 40)).astype(np.float32),
+        optical=(rng.integers(300, 900, (12, 4, 40, 40)) + 3000 * bright[:, None, None, None]).astype(np.uint16),
+        labels=np.stack([bright, ~bright], axis=1),
+        clc=np.broadcast_to(np.where(bright, 111, 512)[:, None, None], (12, 40, 40)),
+        patch_id=ids,
+    )
+    order = rng.permutation(12)
+    told = np.eye(2)[bright.astype(int)][order].astype(np.float32)
+    cells = np.repeat(told[:, None], 25, axis=1)
+    np.savez(tmp_path / "peer.npz", scene=told, cells=cells, patch_id=ids[order])
+    return tmp_path
+
+
+def test_features_are_compared_on_patches_that_no_probe_has_seen(maps, load, run_main, capsys):
+    torch.manual_seed(0)
+    fields = {**TINY, "image_size": 40, "patch_size": 8, "intermediate_size": 32}
+    FusMAEModel(FusMAEConfig.from_preset("tiny", **fields)).save_pretrained(maps / "model")
+    FusMAEImageProcessor().save_pretrained(maps / "model")
+    model = str(maps / "model")
+    options = ["--model", model, "--model", f"{model}@0,1", "--maps", maps / "patches.npz"]
+    options += ["--peer", f"told={maps / 'peer.npz'}", "--simulated", 0, "--repeats", 1, "--resamples", 20]
+    run_main(load("features"), *options, "--output", maps / "rows.json")
+    rows = json.loads((maps / "rows.json").read_text())
+    values = {(r["score"], r["sensors"], r["labels"], r["method"]): r["draws"] for r in rows}
+    for score in ("AP of scenes", "F1 of cells"):
+        assert values[score, "both", "all", "told"] == [100.0] * 21
+        assert values[score, "optical", "all", "statistics of bands"][0] == 100
+        assert values[score, "sar", "all", "statistics of bands"][0] < 95
+        assert ("told", "sar") not in {(method, sensors) for _, sensors, _, method in values}
+    assert len(rows) == 2 * 3 * (3 * 3 + 1)
+    assert "| told | 100.0 [100.0, 100.0] |" in capsys.readouterr().out
+
+
+def test_average_precision_of_drawn_samples_is_that_of_scikit_learn(load):
+    from sklearn.metrics import average_precision_score
+
+    rng, script = np.random.default_rng(0), load("features")
+    scores, truth = rng.integers(0, 6, 30).astype(float), rng.random(30) < 0.4
+    weights = script.draws(np.arange(30) // 2, 5)
+    expected = [average_precision_score(truth, scores, sample_weight=drawn) for drawn in weights]
+    np.testing.assert_allclose(script.weighted_average_precision(scores, truth, weights), expected)
+    assert (weights[:, ::2] == weights[:, 1::2]).all()  # those of a group are drawn together
+    assert (weights.sum(axis=1) == 30).all()
+
+
+def test_simulated_pairs_of_one_place_are_never_on_both_sides(monkeypatch, load):
+    script = load("features")
+    monkeypatch.setattr(script, "FRACTIONS", (0.1, 1.0))
+    patches = script.simulated_patches(40, 2)
+    for splits in patches.splits.values():
+        for (split,) in splits:
+            assert not set(patches.groups[split.fitted]) & set(patches.groups[split.scored])
+    assert [len(patches.splits[share][0][0].fitted) for share in ("10 %", "100 %")] == [2, 24]
