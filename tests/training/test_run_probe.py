@@ -49,6 +49,11 @@ def ids_of(folder):
 # --- what it leaves ------------------------------------------------------------------------------------------------
 
 
+def test_the_depths_at_which_features_are_read_may_be_named(probe):
+    folder = probe(TASKS[0], "--task", TASKS[0], "--config", '{"feature_layers": [0, 1]}', "--probes", "knn")
+    assert json.loads((folder / "run.json").read_text())["features"]["feature_layers"] == [0, 1]
+
+
 def test_every_probe_of_every_view_is_measured_and_written(probe, labelled, capsys):
     task = "multi_label_classification"
     folder = probe(task, "--task", task, "--pooling", "mean,class,sensors", "--sensors", "both,sar")
