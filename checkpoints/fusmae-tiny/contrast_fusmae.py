@@ -5,7 +5,6 @@ import math
 from typing import Any
 
 import torch
-import torch.distributed.nn.functional
 from torch import nn
 from torch.nn import functional
 from transformers import initialization as init
@@ -67,9 +66,10 @@ class FusMAEContrast(nn.Module):
             complete = optical.new_ones(len(optical), dtype=torch.bool)
         if self.training and torch.distributed.is_available() and torch.distributed.is_initialized():
             # Every process computes the loss of all pairs: averaged, its gradients are those of one process.
-            gather = torch.distributed.nn.functional.all_gather
-            embeds = [torch.cat(gather(each)) for each in embeds]
-            complete = torch.cat(gather(complete.to(torch.uint8))).bool()
+            from torch.distributed.nn.functional import all_gather  # some builds of torch lack it
+
+            embeds = [torch.cat(all_gather(each)) for each in embeds]
+            complete = torch.cat(all_gather(complete.to(torch.uint8))).bool()
         device = optical.device.type
         available = torch.amp.is_autocast_available(device)
         with torch.autocast(device, enabled=False) if available else contextlib.nullcontext():
