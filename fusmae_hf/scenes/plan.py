@@ -10,6 +10,7 @@ from typing import Any, Literal, get_args, get_type_hints
 import numpy as np
 
 from fusmae_hf import __version__
+from fusmae_hf.errors import PairError
 from fusmae_hf.readers.declarations import BAND_FIELD, Stated
 from fusmae_hf.readers.geotiff import require_rasterio
 from fusmae_hf.readers.grids import Window
@@ -367,7 +368,12 @@ def _judge(plan: Plan, model: SceneModel) -> None:
     chosen = [places[index] for index in np.unique(np.linspace(0, len(places) - 1, _SAMPLED_WINDOWS).astype(int))]
     images: dict[str, list[np.ndarray]] = {}
     for row, column in chosen:
-        found = plan.reader.read(row, column, plan.lattice.height, plan.lattice.width)
+        try:
+            found = plan.reader.read(row, column, plan.lattice.height, plan.lattice.width)
+        except PairError:
+            if plan.on_error == "stop":
+                raise
+            continue
         for sensor, image in found.items():
             if (image != 0).any() if sensor == "optical" else np.isfinite(image).any():
                 images.setdefault(sensor, []).append(image)

@@ -115,7 +115,9 @@ class Mosaic:
             if not missing[place].any():
                 continue
             of_tile, without = tile.read(top - first_row, left - first_column, bottom - top, right - left)
-            fill = missing[place] if without is None else missing[place] & ~without
+            fill = missing[place].copy() if without is None else missing[place] & ~without
+            if of_tile.dtype.kind == "f":
+                fill &= np.isfinite(of_tile)
             if self.kind == "optical":
                 fill &= (of_tile != 0).any(axis=0)
             values[place][fill] = of_tile[fill]
