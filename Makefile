@@ -8,7 +8,7 @@ CONFIG ?= training/configs/smoke.yaml
 ARGS ?=
 ACCELERATE ?= training/accelerate/$(if $(shell command -v nvidia-smi),gpu-bf16,cpu).yaml
 
-.PHONY: help install pretrain test test-oldest test-newest test-oldest-subset notebooks browser docs chaos conformance lint types wheel smoke-wheel check clean
+.PHONY: help install pretrain test test-oldest test-newest test-oldest-subset conformance-oldest conformance-newest notebooks browser docs chaos conformance lint types wheel smoke-wheel check clean
 
 help:
 	@echo "make install                  set up .venv with everything; then: source .venv/bin/activate"
@@ -50,7 +50,8 @@ pretrain: install
 test: install
 	$(BIN)/python -m pytest -n auto --ignore tests/conformance -m "not notebooks and not browser" $(ARGS)
 
-# The ends of the range of versions. Left out: the server that plays the Hub, which speaks to one release.
+# The ends of the range of versions. Left out: transformers' own tests, which `make conformance-oldest` and
+# `conformance-newest` run, and the server that plays the Hub, which speaks to one release.
 $(VENV)-oldest/.installed: pyproject.toml constraints-oldest.txt
 	$(PYTHON) -m venv $(VENV)-oldest
 	$(VENV)-oldest/bin/python -m pip install --quiet --disable-pip-version-check -c constraints-oldest.txt \
@@ -69,8 +70,6 @@ ENDS_OF_RANGE := tests/modeling tests/shards tests/data tests/preparation tests/
 
 test-oldest test-newest: test-%: $(VENV)-%/.installed
 	$(VENV)-$*/bin/python -m pytest -n auto $(ENDS_OF_RANGE) $(ARGS)
-	$(MAKE) -o install conformance BIN=$(VENV)-$*/bin TRANSFORMERS=$$($(VENV)-$*/bin/python -c \
-		"from importlib.metadata import version; print(version('transformers'))")
 	$(VENV)-$*/bin/accelerate launch --config_file $(ACCELERATE) training/run_pretrain.py $(CONFIG) \
 		--output_dir outputs/pretrain-$* --max_steps 20 --eval_steps 10
 
@@ -83,10 +82,11 @@ $(OLDEST)/.installed: constraints-oldest.txt | install
 		$$(grep == $< | grep -v ^torch==)
 	@touch $@
 
-SUBSET := tests/modeling/test_modeling.py
+SUBSET := tests/test_goldens.py tests/modeling/test_modeling.py tests/shards/test_rows.py tests/shards/test_shards.py \
+	tests/shards/test_streams.py tests/training/test_trainer.py
 
 test-oldest-subset: install $(OLDEST)/.installed
-	PYTHONPATH=$(abspath $(OLDEST)) $(BIN)/python -m pytest -n auto $(SUBSET) $(ARGS)
+	PYTHONPATH=$(abspath $(OLDEST)) $(BIN)/python -m pytest -n auto -m "not slow" $(SUBSET) $(ARGS)
 
 notebooks: install
 	$(BIN)/python -m pytest -m notebooks tests/test_notebooks.py $(ARGS)
@@ -116,6 +116,10 @@ $(UPSTREAM)/tests/test_modeling_common.py: | install
 
 conformance: install $(UPSTREAM)/tests/test_modeling_common.py
 	$(BIN)/python -m pytest -m conformance tests/conformance $(ARGS)
+
+conformance-oldest conformance-newest: conformance-%: $(VENV)-%/.installed
+	$(MAKE) -o install conformance BIN=$(VENV)-$*/bin TRANSFORMERS=$$($(VENV)-$*/bin/python -c \
+		"from importlib.metadata import version; print(version('transformers'))")
 
 lint: install
 	$(BIN)/ruff check .
