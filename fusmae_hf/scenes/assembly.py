@@ -239,7 +239,8 @@ def draw_quicklook(plan: Plan, marks: Mapping[int, Mapping[str, Any]], folder: P
         else:
             name = f"{product}: {bands_of(plan, product)[0][0]}"
             panels.append((name, values, {"cmap": "viridis"}))
-    figure, axes = plt.subplots(1, len(panels), figsize=(4.2 * len(panels), 4.8), squeeze=False)
+    tall = min(max(4.2 * shape[0] / shape[1], 1.5), 9.0) + 0.8
+    figure, axes = plt.subplots(1, len(panels), figsize=(4.2 * len(panels), tall), squeeze=False)
     for axis, (title, picture, style) in zip(axes[0], panels, strict=True):
         shown = axis.imshow(picture, interpolation="nearest", **style)
         if style:
