@@ -4,14 +4,17 @@
 
 OMBRIA is a folder in the layout of that data set (`fusmae prepare ombria --help`). Without `--test` whole events are
 held out by blocks of numbers: `EVENTS` of its reader. All methods train on the same tiles, on one thread, for the same
-seconds of process CPU time. Those that train in steps keep the weights of the third of the time after which they map
-the validation events best. Nothing is chosen on the test events.
+seconds of process CPU time. Those that train in steps keep the weights after two thirds of the time, or the last ones,
+whichever map the validation events better.
 
-With `--by_tile` each tile is normalised by its own mean and deviation, for all methods: the SAR tiles of OMBRIA were
-stretched one by one, so that their brightness cannot be compared.
+Each method tries its `TRIALS`, as many as any other, with a seed that the table does not use, and keeps the settings
+that map the validation events best; Fus-MAE, one model for all sensors, those with the best mean over both sensors and
+each alone. One setting is whether each tile is normalised by its own mean and deviation, or all by those of the
+training tiles: the SAR tiles of OMBRIA were stretched one by one. Nothing is chosen on the test events.
 
 One table, `wins.md`: pooled IoU of the flood, and the mean over images of the two classes' mean IoU; mean over seeds
-with a 95 % interval (t). Every finished row is kept in `rows.jsonl`: the same command goes on where it was.
+with a 95 % interval (t), and paired differences. Every finished row is kept in `rows.jsonl`: the same command goes on
+where it was.
 """
 
 import argparse
@@ -34,12 +37,14 @@ from fusmae_hf.readers.ombria import OMBRIA
 
 SENSORS = {"both": (True, True), "sar": (False, True), "optical": (True, False)}
 RATE, DECAY = 1e-3, 0.05
-BATCH = 2
-"""Tiles of a step. With 8 the U-Net and Fus-MAE were both worse after 60 seconds, on one or two seeds."""
-
+TRIAL_SEED = 1000
 EVALUATED = 8
-PIXELS_OF_A_TILE = 200
-"""Pixels drawn from each training tile for the methods that look at single pixels."""
+TRIALS: dict[str, list[dict[str, int]]] = {
+    "otsu": [{"by_tile": 0}],  # its threshold does not depend on it
+    "pixels": [{"by_tile": by_tile, "pixels": pixels} for by_tile in (0, 1) for pixels in (50, 200)],
+    "steps": [{"by_tile": by_tile, "batch": batch} for by_tile in (0, 1) for batch in (2, 8)],
+}
+"""Settings that are tried: pixels drawn from each training tile, or tiles of a step."""
 
 Predict = Callable[[torch.Tensor | None, torch.Tensor | None], torch.Tensor]
 
@@ -52,6 +57,11 @@ class Tiles:
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    def part(self, share: float, seed: int) -> "Tiles":
+        """A random share of the tiles, at least two."""
+        rows = np.random.default_rng(seed).permutation(len(self))[: max(2, round(share * len(self)))]
+        return Tiles(self.optical[rows], self.sar[rows], self.labels[rows])
 
     def shown(self, rows: Any, sensors: str) -> tuple[torch.Tensor | None, torch.Tensor | None]:
         """Optical and SAR images of some tiles, None for a sensor that is not shown."""
@@ -69,8 +79,8 @@ def read(root: Path, splits: str, time: str = "after") -> dict[str, tuple[np.nda
     return {name: tuple(map(np.stack, zip(*pairs, strict=True))) for name, pairs in found.items()}  # type: ignore[misc]
 
 
-def load(train: Path, test: Path | None, by_tile: bool) -> dict[str, Tiles]:
-    """Training, validation and test tiles, normalised by the training tiles or each by itself."""
+def load(train: Path, test: Path | None) -> list[dict[str, Tiles]]:
+    """Training, validation and test tiles, normalised by the training tiles, and again each by itself."""
     arrays = read(train, "events")
     if test is not None:  # all events of the training folder but those of validation are trained on
         both = zip(arrays["train"], arrays["test"], strict=True)
@@ -78,17 +88,18 @@ def load(train: Path, test: Path | None, by_tile: bool) -> dict[str, Tiles]:
         every = read(test, "official").values()
         arrays["test"] = tuple(np.concatenate(each) for each in zip(*every, strict=True))  # type: ignore[assignment]
     scale = [(values.mean((0, 2, 3)), values.std((0, 2, 3))) for values in arrays["train"][:2]]
-    tiles = {}
+    found: list[dict[str, Tiles]] = [{}, {}]
     for name, (*images, labels) in arrays.items():
-        normed = []
-        for values, (mean, std) in zip(images, scale, strict=True):
-            if by_tile:
-                mean, std = (f(values, axis=(2, 3), keepdims=True) for f in (np.mean, np.std))
-            else:
-                mean, std = mean[:, None, None], std[:, None, None]
-            normed.append(torch.from_numpy(((values - mean) / np.maximum(std, 1e-3)).astype(np.float32)))
-        tiles[name] = Tiles(*normed, torch.from_numpy(labels).long())
-    return tiles
+        for by_tile in (0, 1):
+            normed = []
+            for values, (mean, std) in zip(images, scale, strict=True):
+                if by_tile:
+                    mean, std = (f(values, axis=(2, 3), keepdims=True) for f in (np.mean, np.std))
+                else:
+                    mean, std = mean[:, None, None], std[:, None, None]
+                normed.append(torch.from_numpy(((values - mean) / np.maximum(std, 1e-3)).astype(np.float32)))
+            found[by_tile][name] = Tiles(*normed, torch.from_numpy(labels).long())
+    return found
 
 
 def flood_iou(predict: Predict, tiles: Tiles, sensors: str) -> tuple[float, float]:
@@ -107,10 +118,15 @@ def flood_iou(predict: Predict, tiles: Tiles, sensors: str) -> tuple[float, floa
     return 100 * pooled[0] / max(pooled[1], 1), 100 * float(torch.cat(images).mean())
 
 
+def score_on(predict: Predict, tiles: Tiles, sensors: list[str]) -> float:
+    """Mean over choices of sensors of the IoU of the flood."""
+    return float(np.mean([flood_iou(predict, tiles, each)[0] for each in sensors]))
+
+
 # --- simple methods --------------------------------------------------------------------------------------------------
 
 
-def otsu(tiles: Tiles, sensors: str, seed: int, seconds: float) -> Predict:
+def otsu(tiles: dict[str, Tiles], sensors: str, seed: int, seconds: float) -> Predict:
     """Water is what lies below the threshold of each SAR tile that parts its values best (Otsu, 1979)."""
 
     def predict(optical: torch.Tensor | None, sar: torch.Tensor | None) -> torch.Tensor:
@@ -131,20 +147,22 @@ def otsu(tiles: Tiles, sensors: str, seed: int, seconds: float) -> Predict:
 def of_pixels(make: Callable[[int], Any]) -> Callable[..., Predict]:
     """A classifier of scikit-learn on the values of single pixels."""
 
-    def fit(tiles: Tiles, sensors: str, seed: int, seconds: float) -> Predict:
-        def pixels(images: tuple[torch.Tensor | None, torch.Tensor | None]) -> np.ndarray:
+    def fit(tiles: dict[str, Tiles], sensors: str, seed: int, seconds: float, pixels: int) -> Predict:
+        train = tiles["train"]
+
+        def rows_of(images: tuple[torch.Tensor | None, torch.Tensor | None]) -> np.ndarray:
             return (
                 torch.cat([each for each in images if each is not None], 1).permute(0, 2, 3, 1).flatten(1, 2).numpy()
             )
 
         rng, model = np.random.default_rng(seed), make(seed)
-        values, labels = pixels(tiles.shown(slice(None), sensors)), tiles.labels.flatten(1).numpy()
-        chosen = rng.integers(values.shape[1], size=(len(values), PIXELS_OF_A_TILE))
+        values, labels = rows_of(train.shown(slice(None), sensors)), train.labels.flatten(1).numpy()
+        chosen = rng.integers(values.shape[1], size=(len(values), pixels))
         rows = np.arange(len(values))[:, None]
         model.fit(values[rows, chosen].reshape(-1, values.shape[2]), labels[rows, chosen].ravel())
 
         def predict(*images: torch.Tensor | None) -> torch.Tensor:
-            given = pixels(images)  # type: ignore[arg-type]
+            given = rows_of(images)  # type: ignore[arg-type]
             side = next(each for each in images if each is not None).shape[-2:]
             return torch.from_numpy(model.predict(given.reshape(-1, given.shape[2]))).view(len(given), *side)
 
@@ -203,14 +221,15 @@ class UNet(nn.Module):
 def trained(
     model: nn.Module,
     forward: Callable[..., torch.Tensor],
-    train: Tiles,
-    validation: Tiles,
-    sensors: str,
+    tiles: dict[str, Tiles],
+    sensors: list[str],
     seed: int,
     seconds: float,
-    dropout: float,
+    batch: int,
 ) -> Predict:
-    """Train a model for some seconds of CPU time; `dropout` is the share of steps with either sensor alone."""
+    """Train a model for some seconds of CPU time; each step shows one choice of `sensors`, half of them the first."""
+    train, validation = tiles["train"], tiles["validation"]
+    shares = [0.5, *[0.5 / (len(sensors) - 1)] * (len(sensors) - 1)] if len(sensors) > 1 else [1.0]
 
     def predict(*images: torch.Tensor | None) -> torch.Tensor:
         model.eval()
@@ -222,16 +241,16 @@ def trained(
     others = [p for p in model.parameters() if p.ndim <= 1]
     groups: list[dict[str, Any]] = [{"params": decayed}, {"params": others, "weight_decay": 0.0}]
     optimiser = torch.optim.AdamW(groups, lr=RATE, weight_decay=DECAY)
-    spent, best, kept, due = 0.0, -1.0, model.state_dict(), 1
+    spent, best, kept, due = 0.0, -1.0, model.state_dict(), 2
     while spent < seconds:
         started = time.process_time()
         share = spent / seconds
         for group in optimiser.param_groups:
             group["lr"] = RATE * min(1.0, share / 0.05 + 0.02) * 0.5 * (1 + np.cos(np.pi * share))
-        if len(order) < BATCH:
+        while len(order) < batch:
             order += rng.permutation(len(train)).tolist()
-        rows, order = order[:BATCH], order[BATCH:]
-        shown = rng.choice([sensors, "sar", "optical"], p=[1 - 2 * dropout, dropout, dropout])
+        rows, order = order[:batch], order[batch:]
+        shown = rng.choice(sensors, p=shares)
         turns, flip = int(rng.integers(4)), bool(rng.integers(2))
 
         def view(values: torch.Tensor | None, turns: int = turns, flip: bool = flip) -> torch.Tensor | None:
@@ -250,14 +269,14 @@ def trained(
         spent += time.process_time() - started
         if spent >= due * seconds / 3:
             due = int(3 * spent / seconds) + 1
-            score, _ = flood_iou(predict, validation, sensors)
+            score = score_on(predict, validation, sensors)
             if score > best:
                 best, kept = score, {name: values.clone() for name, values in model.state_dict().items()}
     model.load_state_dict(kept)
     return predict
 
 
-def unet(tiles: dict[str, Tiles], sensors: str, seed: int, seconds: float) -> Predict:
+def unet(tiles: dict[str, Tiles], sensors: str, seed: int, seconds: float, batch: int) -> Predict:
     """A U-Net for one choice of sensors."""
     torch.manual_seed(seed)
     model = UNet(3 * SENSORS[sensors][0] + SENSORS[sensors][1])
@@ -265,11 +284,12 @@ def unet(tiles: dict[str, Tiles], sensors: str, seed: int, seconds: float) -> Pr
     def forward(model: nn.Module, *images: torch.Tensor | None) -> torch.Tensor:
         return model(*images)
 
-    split = tiles["train"], tiles["validation"]
-    return trained(model, forward, *split, sensors, seed, seconds, 0.0)
+    return trained(model, forward, tiles, [sensors], seed, seconds, batch)
 
 
-def fusmae(tiles: dict[str, Tiles], seed: int, seconds: float, checkpoint: str | None, preset: str) -> Predict:
+def fusmae(
+    checkpoint: str | None, preset: str, tiles: dict[str, Tiles], sensors: str, seed: int, seconds: float, batch: int
+) -> Predict:
     """One model for both sensors and each alone: the recipe of `fusmae finetune`."""
     torch.manual_seed(seed)
     fields: dict[str, Any] = {"num_labels": 2}
@@ -282,8 +302,7 @@ def fusmae(tiles: dict[str, Tiles], seed: int, seconds: float, checkpoint: str |
     def forward(model: nn.Module, optical: torch.Tensor | None, sar: torch.Tensor | None) -> torch.Tensor:
         return model(pixel_values=optical, pixel_values_sar=sar).logits
 
-    split = tiles["train"], tiles["validation"]
-    return trained(model, forward, *split, "both", seed, seconds, 0.25)
+    return trained(model, forward, tiles, [*SENSORS], seed, seconds, batch)
 
 
 # --- the table -------------------------------------------------------------------------------------------------------
@@ -295,10 +314,32 @@ def interval(values: list[float]) -> str:
     return f"{np.mean(values):.1f} ± {half:.1f}"
 
 
+def differences(rows: list[dict[str, Any]]) -> list[str]:
+    """Lines that compare Fus-MAE with the other methods, and both sensors with each alone, seed by seed."""
+    by_seed: dict[tuple[str, str], dict[int, float]] = {}
+    for row in rows:
+        by_seed.setdefault((row["method"], row["sensors"]), {})[row["seed"]] = row["flood"]
+
+    def line(ours: tuple[str, str], theirs: tuple[str, str]) -> str:
+        other = by_seed[theirs]
+        # a method that draws nothing has one row, which stands for every seed
+        pairs = [
+            (value, next(iter(other.values())) if len(other) == 1 else other.get(seed))
+            for seed, value in by_seed[ours].items()
+        ]
+        gaps = [value - against for value, against in pairs if against is not None]
+        return f"| {ours[0]}, {ours[1]} | {theirs[0]}, {theirs[1]} | {len(gaps)} | {interval(gaps)} |"
+
+    ours = [key for key in by_seed if key[0].startswith("fusmae")]
+    found = [line(key, other) for key in ours for other in by_seed if other[1] == key[1] and other[0] != key[0]]
+    return found + [line(key, (key[0], each)) for key in ours if key[1] == "both" for each in ("sar", "optical")]
+
+
 def table(rows: list[dict[str, Any]], seconds: float) -> str:
     """Markdown of all rows."""
-    lines = [f"{seconds:g} CPU seconds on one thread; {torch.__version__}; test events.", ""]
-    lines += ["| method | sensors | seeds | CPU s | IoU of flood | mean IoU of images |", "|---|---|---|---|---|---|"]
+    lines = [f"{seconds:g} CPU seconds on one thread; torch {torch.__version__}; test events.", ""]
+    lines += ["| method | sensors | seeds | CPU s | settings | IoU of flood | mean IoU of images |"]
+    lines += ["|---|---|---|---|---|---|---|"]
     kinds = dict.fromkeys((row["method"], row["sensors"]) for row in rows)
     for sensors in SENSORS:
         for method, of in kinds:
@@ -306,8 +347,10 @@ def table(rows: list[dict[str, Any]], seconds: float) -> str:
                 continue
             found = [row for row in rows if (row["method"], row["sensors"]) == (method, sensors)]
             spent = np.mean([row["seconds"] for row in found])
+            settings = ", ".join(f"{name} {value}" for name, value in found[0]["settings"].items())
             scores = " | ".join(interval([row[name] for row in found]) for name in ("flood", "images"))
-            lines.append(f"| {method} | {sensors} | {len(found)} | {spent:.0f} | {scores} |")
+            lines.append(f"| {method} | {sensors} | {len(found)} | {spent:.0f} | {settings} | {scores} |")
+    lines += ["", "| IoU of flood of | minus that of | seeds | difference |", "|---|---|---|---|", *differences(rows)]
     return "\n".join(lines) + "\n"
 
 
@@ -316,51 +359,87 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--train", type=Path, required=True, metavar="FOLDER", help="in OMBRIA's layout")
     parser.add_argument("--test", type=Path, metavar="FOLDER", help="other events; left out: blocks of --train")
-    parser.add_argument("--by_tile", action="store_true", help="normalise each tile by itself, for all methods")
     parser.add_argument("--seconds", type=float, default=60, help="CPU seconds of training (default 60)")
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--first_seed", type=int, default=0)
+    parser.add_argument("--label_shares", type=float, nargs="+", default=[1.0], help="shares of the training tiles")
     parser.add_argument("--model", metavar="CHECKPOINT", help="pretrained on the same bands; adds its rows")
     parser.add_argument("--preset", default="nano", help="of the fresh model (default nano)")
     parser.add_argument("--methods", default="otsu,regression,forest,unet,fusmae", help="separated by commas")
     parser.add_argument("--out", type=Path, default=Path("outputs/wins"))
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    tiles = load(arguments.train, arguments.test, arguments.by_tile)
-    print({name: len(split) for name, split in tiles.items()})
+    images = load(arguments.train, arguments.test)
+    print({name: len(split) for name, split in images[0].items()})
     arguments.out.mkdir(parents=True, exist_ok=True)
     kept = arguments.out / "rows.jsonl"
     rows = [json.loads(line) for line in kept.read_text().splitlines()] if kept.is_file() else []
-    done = {(row["method"], row["seed"]) for row in rows}
-    simple = {"otsu": otsu, "regression": of_pixels(regression), "forest": of_pixels(forest)}
-    jobs: list[tuple[str, int, Callable[[], Predict], list[str]]] = []
-    for seed in range(arguments.first_seed, arguments.first_seed + arguments.seeds):
-        for name in arguments.methods.split(","):
-            given = (seed, arguments.seconds)
-            if name == "fusmae":
-                for checkpoint in dict.fromkeys([None, arguments.model]):
-                    title = f"fusmae, {Path(checkpoint).name if checkpoint else 'from scratch'} (one model)"
-                    jobs.append(
-                        (title, seed, partial(fusmae, tiles, *given, checkpoint, arguments.preset), [*SENSORS])
-                    )
-                continue
-            fit = partial(unet, tiles) if name == "unet" else partial(simple[name], tiles["train"])
-            if name in ("otsu", "regression") and seed > arguments.first_seed:  # they draw nothing, or next to nothing
-                continue
-            for sensors in ["sar"] if name == "otsu" else SENSORS:
-                jobs.append((f"{name} {sensors}", seed, partial(fit, sensors, *given), [sensors]))
-    for title, seed, make, shown in tqdm([job for job in jobs if (job[0], job[1]) not in done], "methods and seeds"):
+
+    methods: list[tuple[str, str, Callable[..., Predict], list[str]]] = []
+    for name in arguments.methods.split(","):
+        if name == "fusmae":
+            for checkpoint in dict.fromkeys([None, arguments.model]):
+                title = f"fusmae, {Path(checkpoint).name if checkpoint else 'from scratch'} (one model)"
+                methods.append((title, "steps", partial(fusmae, checkpoint, arguments.preset), [*SENSORS]))
+        elif name == "otsu":
+            methods.append(("otsu", "otsu", otsu, ["sar"]))
+        else:
+            kind = "steps" if name == "unet" else "pixels"
+            fit = {"unet": unet, "regression": of_pixels(regression), "forest": of_pixels(forest)}[name]
+            methods += [(name, kind, fit, [sensors]) for sensors in SENSORS]
+
+    def run(method: Any, seed: int, settings: dict[str, int], share: float) -> None:
+        title, _, fit, shown = method
+        tiles = dict(images[settings["by_tile"]])
+        tiles["train"] = tiles["train"].part(share, seed)
         started = time.process_time()
-        predict = make()
+        predict = fit(
+            tiles, shown[0], seed, arguments.seconds, **{k: v for k, v in settings.items() if k != "by_tile"}
+        )
         spent = time.process_time() - started
-        for sensors in shown:
-            flood, images = flood_iou(predict, tiles["test"], sensors)
-            row = {"method": title, "sensors": sensors, "seed": seed, "flood": flood, "images": images}
-            rows.append(row | {"seconds": spent})
+        found = [
+            {"method": title, "seed": seed, "settings": settings, "share": share, "seconds": spent} for _ in shown
+        ]
+        for row, sensors in zip(found, shown, strict=True):
+            validation, _ = flood_iou(predict, tiles["validation"], sensors)
+            row |= {"sensors": sensors, "validation": validation}
+            if seed != TRIAL_SEED:
+                row["flood"], row["images"] = flood_iou(predict, tiles["test"], sensors)
         with kept.open("a") as file:
-            file.writelines(json.dumps(row) + "\n" for row in rows[-len(shown) :])
-        (arguments.out / "wins.md").write_text(table(rows, arguments.seconds))
-    print(table(rows, arguments.seconds))
+            file.writelines(json.dumps(row) + "\n" for row in found)
+        rows.extend(found)
+
+    def done(method: Any, seed: int, share: float, settings: dict[str, int] | None = None) -> list[float]:
+        """Scores on validation events of rows that are there."""
+        return [
+            row["validation"]
+            for row in rows
+            if (row["method"], row["seed"], row["share"]) == (method[0], seed, share) and row["sensors"] in method[3]
+            if settings is None or row["settings"] == settings
+        ]
+
+    chosen = []
+    for method in tqdm(methods, "trials"):
+        trials = TRIALS[method[1]]
+        for settings in trials:
+            if len(trials) > 1 and not done(method, TRIAL_SEED, 1.0, settings):
+                run(method, TRIAL_SEED, settings, 1.0)
+        chosen.append(max(trials, key=lambda each: np.mean(done(method, TRIAL_SEED, 1.0, each) or 0)))
+    for seed in tqdm(range(arguments.first_seed, arguments.first_seed + arguments.seeds), "seeds"):
+        for share in arguments.label_shares:
+            for method, settings in zip(methods, chosen, strict=True):
+                draws = method[0] not in ("otsu", "regression") or share < 1
+                if not done(method, seed, share) and (draws or seed == arguments.first_seed):
+                    run(method, seed, settings, share)
+        final = [row for row in rows if row["seed"] != TRIAL_SEED]
+        shares = sorted({row["share"] for row in final}, reverse=True)
+        tables = [
+            f"{100 * share:g} % of the training tiles.\n\n"
+            + table([row for row in final if row["share"] == share], arguments.seconds)
+            for share in shares
+        ]
+        (arguments.out / "wins.md").write_text("\n".join(tables))
+    print((arguments.out / "wins.md").read_text())
 
 
 if __name__ == "__main__":

@@ -59,7 +59,7 @@ _LAZY = {
     "example_pairs": "fusmae_hf.readers.archives",
     "extract_features": "fusmae_hf.evaluation.features",
     "inspect_shards": "fusmae_hf.preparation.inspection",
-    "interpolate_visible": "fusmae_hf.evaluation.baselines",
+    "interpolate_visible": "fusmae_hf.modeling.patches_fusmae",
     "linear_probe": "fusmae_hf.evaluation.probes",
     "load_pairs": "fusmae_hf.shards.loading",
     "map_scenes": "fusmae_hf.scenes.mapping",
@@ -70,7 +70,7 @@ _LAZY = {
     "plot_embedding": "fusmae_hf.plots.model",
     "plot_errors": "fusmae_hf.plots.model",
     "plot_pair": "fusmae_hf.plots.pairs",
-    "predict_visible_mean": "fusmae_hf.evaluation.baselines",
+    "predict_visible_mean": "fusmae_hf.modeling.patches_fusmae",
     "prepare": "fusmae_hf.preparation.prepare",
     "push_model": "fusmae_hf.hub.push_model",
     "push_shards": "fusmae_hf.hub.push_shards",
@@ -78,7 +78,7 @@ _LAZY = {
     "serve_app": "fusmae_hf.app.page",
     "stream_pairs": "fusmae_hf.shards.rows",
     "verify_shards": "fusmae_hf.preparation.verification",
-    "visible_pixels": "fusmae_hf.evaluation.baselines",
+    "visible_pixels": "fusmae_hf.modeling.patches_fusmae",
 }
 """Where the public names are defined, which are loaded when asked for."""
 

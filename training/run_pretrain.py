@@ -28,16 +28,12 @@ from fusmae_hf.data.augmentation import PairAugmentation
 from fusmae_hf.data.collation import PairCollator
 from fusmae_hf.data.inputs import image_size
 from fusmae_hf.data.pairs import PairsInfo
-from fusmae_hf.evaluation.baselines import (
-    as_logits,
-    interpolate_visible,
-    predict_visible_mean,
-    visible_pixels,
-)
+from fusmae_hf.evaluation.baselines import as_logits
 from fusmae_hf.flops import pretraining_flops
 from fusmae_hf.hub.cards import error_unit, results_table, write_model_card
 from fusmae_hf.hub.checkpoint_loading import looked_up
 from fusmae_hf.modeling.configuration_fusmae import OBJECTIVES
+from fusmae_hf.modeling.patches_fusmae import interpolate_visible, predict_visible_mean, visible_pixels
 from fusmae_hf.plots.model import plot_reconstructions, reconstruct_images
 from fusmae_hf.plots.scores import plot_losses
 from fusmae_hf.shards.dataset import PairDataset

@@ -12,10 +12,10 @@ import torch
 
 from fusmae_hf.data.inputs import PairInputs, image_size
 from fusmae_hf.data.pairs import Pair, PairsInfo
-from fusmae_hf.evaluation.baselines import interpolate_visible
 from fusmae_hf.files.plain_text import inline
 from fusmae_hf.modeling.image_processing_fusmae import FusMAEImageProcessor
 from fusmae_hf.modeling.modeling_fusmae import FusMAEForPreTraining, FusMAEReconstruction
+from fusmae_hf.modeling.patches_fusmae import interpolate_visible
 from fusmae_hf.plots.model import plot_cross_attention, plot_errors
 from fusmae_hf.plots.pairs import pair_title
 

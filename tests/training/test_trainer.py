@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 
 from fusmae_hf import FusMAEImageProcessor
 from fusmae_hf.data.augmentation import PairAugmentation
-from fusmae_hf.evaluation.baselines import interpolate_visible, predict_visible_mean, visible_pixels
+from fusmae_hf.modeling.patches_fusmae import interpolate_visible, predict_visible_mean, visible_pixels
 from fusmae_hf.modeling.sensors_fusmae import OPTICAL_BANDS, OPTICAL_RESOLUTION
 from fusmae_hf.shards.loading import load_pairs
 from fusmae_hf.shards.writing import write_dataset_info, write_shard
