@@ -104,6 +104,8 @@ class FusMAEConfig(BackboneConfigMixin, PreTrainedConfig):
             rounded down to whole samples of each process' micro-batch. Batches must come shuffled.
         norm_pix_loss (`bool`): whether targets are normalised by the mean and variance of their patch. Features are
             better for it, but reconstructions know no brightness: False for those.
+        predict_residual (`bool`): whether the decoders predict what an interpolation of the visible pixels leaves,
+            instead of the pixels themselves. Needs `norm_pix_loss=False`.
         optical_loss_weight (`float`): weight of the optical reconstruction loss.
         sar_loss_weight (`float`): weight of the SAR reconstruction loss.
         contrastive_loss_weight (`float`): weight of the contrastive loss between the visible patches of each sensor,
@@ -178,6 +180,7 @@ class FusMAEConfig(BackboneConfigMixin, PreTrainedConfig):
     mask_strategy: Literal["independent", "consistent", "complementary"] = "independent"
     modality_dropout: float | int | dict[str, float | int] = 0.0
     norm_pix_loss: bool = True
+    predict_residual: bool = False
     optical_loss_weight: float | int = 1.0
     sar_loss_weight: float | int = 1.0
     contrastive_loss_weight: float | int = 0.0
@@ -361,6 +364,11 @@ class FusMAEConfig(BackboneConfigMixin, PreTrainedConfig):
                     f"`modality_dropout` hides {hidden} of some samples, of which `mask_ratio` hides all {shown} "
                     "patches: nothing would be visible. Lower either."
                 )
+        if self.predict_residual and self.norm_pix_loss:
+            raise ValueError(
+                "`predict_residual` adds an interpolation of pixels, but `norm_pix_loss` removes the level of each "
+                "patch. Set `norm_pix_loss=False` with it."
+            )
         for name in ("optical_loss_weight", "sar_loss_weight"):
             if getattr(self, name) < 0:
                 raise ValueError(f"`{name}` must not be negative, not {getattr(self, name)}.")

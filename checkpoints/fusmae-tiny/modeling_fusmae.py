@@ -31,6 +31,7 @@ from .keywords_fusmae import known_keywords
 from .labels_fusmae import check_labels, count_labels, dense_loss, scene_loss
 from .patches_fusmae import (
     fuse_map,
+    interpolate_visible,
     join_streams,
     masked_patches,
     patchify,
@@ -39,6 +40,7 @@ from .patches_fusmae import (
     take_tokens,
     unpatchify,
     valid_pixels,
+    visible_pixels,
 )
 
 logger = logging.get_logger(__name__)
@@ -1116,7 +1118,24 @@ class FusMAEForPreTraining(FusMAEPreTrainedModel):
             )
             if weights is not None:
                 maps.append(weights)
+            if self.config.predict_residual:
+                logits[sensor] = logits[sensor] + self._interpolated(sensor, ids_keep[sensor], inputs)
         return encoded, logits, tuple(maps)
+
+    def _interpolated(
+        self, sensor: str, ids_keep: torch.Tensor | None, inputs: dict[str, torch.Tensor | None]
+    ) -> torch.Tensor | float:
+        """What the visible pixels of a sensor tell of each place, in the shape of `logits`; 0 without any."""
+        suffix, size = SENSORS[sensor], self.config.patch_size
+        pixels = inputs[f"pixel_values{suffix}"]
+        if pixels is None:
+            return 0.0
+        visible = valid_pixels(inputs[f"pixel_mask{suffix}"], inputs.get(f"{sensor}_available"), pixels)
+        if ids_keep is not None:
+            height, width = pixels.shape[-2:]
+            shown = visible_pixels(masked_patches(ids_keep, height * width // size**2), height, width, size)
+            visible = shown if visible is None else visible & shown
+        return 0.0 if visible is None else patchify(interpolate_visible(pixels, visible, size), size).flatten(2)
 
     @torch.no_grad()
     def embed(
