@@ -1,0 +1,1 @@
+"""Vectors of places: tables that GIS and data frames open, and vectors in eight bits."""
