@@ -1,6 +1,5 @@
 """Vectors in eight bits, with a scale and an offset for each dimension that belong to a checkpoint."""
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
