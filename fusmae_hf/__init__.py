@@ -63,6 +63,7 @@ _LAZY = {
     "linear_probe": "fusmae_hf.evaluation.probes",
     "load_pairs": "fusmae_hf.shards.loading",
     "map_scenes": "fusmae_hf.scenes.mapping",
+    "measure_quantisation": "fusmae_hf.embeddings.ranges",
     "open_archive": "fusmae_hf.readers.archives",
     "plot_backscatter": "fusmae_hf.plots.pairs",
     "plot_composite": "fusmae_hf.plots.pairs",

@@ -127,8 +127,10 @@ def _called(function: Callable[[Any], Any], item: Any) -> Any:
     return function(item)
 
 
-def run_tasks(ray: Any, function: Callable[[Any], Any], items: Iterable[Any], in_flight: int) -> Iterator[Any]:
-    """Call a function for each item, as tasks of one CPU each, and give the results as they come.
+def run_tasks(
+    ray: Any, function: Callable[[Any], Any], items: Iterable[Any], in_flight: int, cpus: int = 1, gpus: int = 0
+) -> Iterator[Any]:
+    """Call a function for each item, as tasks, and give the results as they come.
 
     A task whose node dies, or that raises an `OSError` or runs out of memory, is tried again. Another error of a
     task is raised, and the others are cancelled.
@@ -138,8 +140,11 @@ def run_tasks(ray: Any, function: Callable[[Any], Any], items: Iterable[Any], in
         function: can be pickled; may be called twice for one item.
         items: can be pickled.
         in_flight: most tasks that wait or run at a time.
+        cpus, gpus: that a task takes.
     """
-    task = ray.remote(num_cpus=1, max_retries=TRIES - 1, retry_exceptions=[OSError, MemoryError])(_called)
+    task = ray.remote(num_cpus=cpus, num_gpus=gpus, max_retries=TRIES - 1, retry_exceptions=[OSError, MemoryError])(
+        _called
+    )
     shared = ray.put(function)
     rest, running = iter(items), list[Any]()
     try:

@@ -46,7 +46,8 @@ OPTIONS: dict[str, dict[str, dict[str, Any]]] = {
         "what": {
             "type": names,
             "metavar": "NAMES",
-            "help": "classes,probabilities,confidence, or values, or scores (default: the first the checkpoint has)",
+            "help": "classes,probabilities,confidence, or values, or scores (default: the first that the checkpoint "
+            "has); or embeddings, of any checkpoint",
         },
         "target": {"metavar": "optical|sar|FILE", "help": "whose grid the map has (default: the optical scene's)"},
         "crs": {"metavar": "CRS", "help": "another CRS, such as EPSG:32632"},
@@ -61,6 +62,20 @@ OPTIONS: dict[str, dict[str, dict[str, Any]]] = {
             "help": "map pixels of another size than those of training, too",
         },
     },
+    "embeddings": {
+        "embedding_unit": {"choices": ["patch", "window"], "help": "what a vector is of (default patch)"},
+        "embedding_sensors": {
+            "type": names,
+            "metavar": "NAMES",
+            "help": "columns, some of fused,sar,optical: of all sensors, or one alone (default fused)",
+        },
+        "embedding_dtype": {
+            "choices": ["float32", "float16", "uint8"],
+            "help": "uint8 needs `fusmae stats SHARDS --embeddings CHECKPOINT` once (default float32)",
+        },
+        "optical_time": {"metavar": "TIME", "help": "when the optical scene was taken, in ISO 8601, to be noted"},
+        "sar_time": {"metavar": "TIME", "help": "the same of the SAR scene"},
+    },
     "work": {
         "overlap": {"type": int, "metavar": "PX", "help": "of windows, a multiple of the patch (default: about half)"},
         "tta": {"choices": ["none", "d4"], "help": "d4: mean over the eight symmetries of each window (default none)"},
@@ -71,6 +86,11 @@ OPTIONS: dict[str, dict[str, dict[str, Any]]] = {
             "choices": ["stop", "skip"],
             "help": "stop where pixels cannot be read (default), or leave what touches them without data",
         },
+        "engine": {
+            "choices": ["local", "ray"],
+            "help": "this machine (default), or the nodes of a Ray cluster, which all see the scenes and OUT",
+        },
+        "ray_address": {"metavar": "HOST:PORT", "help": "of the cluster (default: one is started on this machine)"},
         "overwrite": {"action": "store_true", "help": "delete the map that is in OUT and start anew"},
     },
 }

@@ -35,12 +35,27 @@ def add_stats(commands: Any, parents: list[argparse.ArgumentParser]) -> None:
         help="put mean and std into the preprocessor_config.json of this folder, or start one there",
     )
     command.add_argument(
+        "--embeddings",
+        type=Path,
+        metavar="CHECKPOINT",
+        help="instead of bands, measure the range of this checkpoint's embeddings, which `fusmae map --what "
+        "embeddings --embedding-dtype uint8` needs; written into its folder",
+    )
+    command.add_argument(
         "--num-proc", type=int, default=1, metavar="N", help="row groups read at the same time (default 1)"
     )
     command.set_defaults(run=_stats)
 
 
 def _stats(arguments: argparse.Namespace) -> int:
+    if arguments.embeddings:
+        from fusmae_hf.embeddings.ranges import measure_quantisation
+
+        record = measure_quantisation(
+            arguments.embeddings, arguments.shards, arguments.split, max_pairs=arguments.max_pairs
+        )
+        print(f"Range of each dimension: {record}")
+        return 0
     from fusmae_hf.preparation.statistics import band_statistics, write_processor
     from fusmae_hf.shards.loading import load_pairs
 

@@ -4,19 +4,23 @@ Each row is a footprint on the ground: a polygon of longitude and latitude (OGC:
 antimeridian. https://geoparquet.org/releases/v1.1.0/ says what the metadata `geo` must hold.
 """
 
+from __future__ import annotations
+
 import json
 import os
 import struct
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from fusmae_hf.files.atomic import explain_failed_write, flush_to_disk, incomplete_path
-from fusmae_hf.readers.grids import Grid
+
+if TYPE_CHECKING:
+    from fusmae_hf.readers.grids import Grid
 
 GEOMETRY, BOUNDS = "geometry", "bbox"
 

@@ -2,12 +2,13 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from fusmae_hf.files.finished import write_record
+from fusmae_hf.files.finished import settings_hash, write_record
 from fusmae_hf.files.strict_json import parse_json
 
 FILE = "embedding_quantisation.json"
@@ -47,6 +48,40 @@ class Quantisation:
     def to_json(self) -> dict[str, list[float]]:
         """Scale and offset as JSON has them."""
         return {"scale": self.scale.tolist(), "offset": self.offset.tolist()}
+
+
+@dataclass(frozen=True)
+class VectorColumns:
+    """How vectors of places are written.
+
+    Attributes:
+        columns: of vectors, each of as many numbers.
+        dtype: `"float32"`, `"float16"` or `"uint8"`.
+        quantisation: by column, for uint8.
+        times: acquisition time of each sensor in ISO 8601, where it is known.
+    """
+
+    columns: tuple[str, ...]
+    dtype: str = "float32"
+    quantisation: Mapping[str, Quantisation] | None = None
+    times: Mapping[str, str | None] | None = None
+
+    def __post_init__(self) -> None:
+        for name, text in (self.times or {}).items():
+            try:
+                _ = text is None or datetime.fromisoformat(text)
+            except ValueError as error:
+                raise ValueError(f"--{name}-time is {text}, but must be like 2026-05-31T10:20:31Z.") from error
+
+    def to_json(self) -> dict[str, Any]:
+        """All of it, as JSON has it."""
+        ranges = {name: each.to_json() for name, each in (self.quantisation or {}).items()}
+        return {
+            "columns": list(self.columns),
+            "dtype": self.dtype,
+            "quantisation": settings_hash(ranges),
+            "times": dict(self.times or {}),
+        }
 
 
 def quantisation_of(values: np.ndarray) -> Quantisation:
@@ -100,8 +135,8 @@ def read_quantisation(folder: Path, weights: str, unit: str, columns: list[str])
     remedy = f"Make it from shards of many scenes: `fusmae stats SHARDS --embeddings {folder}`."
     if not path.is_file():
         raise ValueError(
-            "Embeddings in uint8 need a scale and an offset for each dimension that belong to the checkpoint, but there is "
-            f"no {path}. {remedy} Or take --embedding-dtype float16."
+            "Embeddings in uint8 need a scale and an offset for each dimension that belong to the checkpoint, but "
+            f"there is no {path}. {remedy} Or take --embedding-dtype float16."
         )
     try:
         content = parse_json(path.read_bytes())

@@ -225,7 +225,7 @@ def draw_quicklook(plan: Plan, marks: Mapping[int, Mapping[str, Any]], folder: P
         panels += [("optical", _stretched(looks[:optical]), {})] if optical else []
         panels += [("SAR", _stretched(looks[optical:]), {})] if optical < len(looks) else []
     legend: list[Any] = []
-    for product in plan.what:
+    for product in (name for name in plan.what if name != "embeddings"):
         with rasterio.open(out.parent / f"{product}.tif") as file, warnings.catch_warnings():
             warnings.simplefilter("ignore")
             size = tuple(min(side, whole) for side, whole in zip(shape, (file.height, file.width), strict=True))

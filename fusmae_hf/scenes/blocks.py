@@ -25,6 +25,7 @@ import torch
 
 from fusmae_hf.readers.grids import Window
 from fusmae_hf.scenes.models import Inputs, SceneModel, valid_of, window_of
+from fusmae_hf.scenes.places import Tokens, Windows
 from fusmae_hf.scenes.slabs import Counts, Slab, read_slabs
 
 if TYPE_CHECKING:
@@ -71,7 +72,7 @@ def compute_block(
         ValueError: the model gives values that are no numbers where there is data, unless they are skipped.
     """
     counts = Counts() if counts is None else counts
-    sink = (_Scores if plan.kind == "scores" else _Pixels)(plan, block, counts)
+    sink = _sink(plan, block, counts)
     if not sink.rows or not sink.columns:
         return
     lattice, step = plan.lattice, plan.lattice.stride[0]
@@ -98,6 +99,15 @@ def compute_block(
     for place, result in queue.finished():
         yield from sink.take(place, result)
     yield from sink.rest()
+
+
+def _sink(plan: Plan, block: Window, counts: Counts) -> Any:
+    """What takes the windows of a block and makes strips of them."""
+    if plan.kind == "tokens":
+        return Tokens(plan, block, counts, _Pixels, Strip)
+    if plan.kind in ("scores", "vectors"):
+        return Windows(plan, block, counts, _Scores, Strip)
+    return _Pixels(plan, block, counts)
 
 
 class _Queue:
@@ -171,7 +181,7 @@ class _Queue:
         results = self.model.run(given, self.plan.batch_size, self.plan.symmetries)
         self.counts.windows += len(windows)
         for (place, _, wanted), result in zip(windows, results, strict=True):
-            there = result[:, wanted] if result.ndim == 3 else result
+            there = result[:, wanted] if result.shape[1:] == wanted.shape else result
             if np.isfinite(there).all():
                 self.results[place] = result
                 continue

@@ -5,22 +5,26 @@ import math
 import os
 import shutil
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from fusmae_hf.embeddings.quantisation import read_quantisation
 from fusmae_hf.errors import USER_ERRORS
 from fusmae_hf.files.finished import write_record
+from fusmae_hf.hub.checkpoint_loading import newest_model
 from fusmae_hf.readers.geotiff import require_rasterio
 from fusmae_hf.scenes.assembly import areas, assemble, draw_quicklook
 from fusmae_hf.scenes.blocks import Counts
-from fusmae_hf.scenes.models import SceneModel, load_scene_model
-from fusmae_hf.scenes.parts import PARTS, RUN, finished_block, open_folder, shape_of, write_block
+from fusmae_hf.scenes.models import SceneModel, load_embedding_model, load_scene_model
+from fusmae_hf.scenes.parts import PARTS, RUN, finished_block, open_folder, shape_of, write_block, write_blocks_on_ray
+from fusmae_hf.scenes.places import clipped_share, write_tables
 from fusmae_hf.scenes.plan import GDAL_CACHE_MB, MapOptions, Plan, make_plan
 
 Paths = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
@@ -39,6 +43,7 @@ class MapResult:
         failed: windows that could not be predicted: what they touch is no data.
         no_data: share of the pixels, or of the cells of scores, without a result.
         error: why there is no map; then all else is empty.
+        clipped: share of the numbers of embeddings in uint8 that lay outside of what these can say.
     """
 
     folder: Path
@@ -49,6 +54,7 @@ class MapResult:
     failed: int
     no_data: float
     error: str = ""
+    clipped: float = 0.0
 
     def __str__(self) -> str:
         if self.error:
@@ -56,6 +62,8 @@ class MapResult:
         lines = [f"{self.folder}: {', '.join(path.name for path in self.files.values())}"]
         lines += [f"  {name:30} {area:12,.6g} km2" for name, area in self.areas_km2.items() if area]
         lines.append(f"  no data: {self.no_data:.1%}; windows predicted: {self.windows:,}")
+        if self.clipped:
+            lines.append(f"  clipped: {self.clipped:.3%} of the numbers of the embeddings")
         if self.failed:
             lines.append(
                 f"  {self.failed:,} windows failed, and what they touch is no data: {RUN} says why. The same command "
@@ -100,16 +108,34 @@ def map_scenes(
     """
     options = options or MapOptions()
     _limit_cache()
-    model = checkpoint if isinstance(checkpoint, SceneModel) else load_scene_model(checkpoint, options.device)
+    model = _model(checkpoint, options)
     results = []
     for scene in scenes_of(out, optical, sar, items, options):
         try:
-            results.append(_map_scene(model, scene, progress))
+            results.append(_map_scene(checkpoint, model, scene, progress))
         except USER_ERRORS as error:
             if items is None or options.on_error == "stop":
                 raise
             results.append(MapResult(scene.out, {}, {}, {}, 0, 0, 1.0, str(error)))
     return results
+
+
+def _model(checkpoint: str | os.PathLike[str] | SceneModel, options: MapOptions) -> SceneModel:
+    if isinstance(checkpoint, SceneModel):
+        return checkpoint
+    if "embeddings" not in options.what:
+        return load_scene_model(checkpoint, options.device)
+    if len(options.what) > 1:
+        raise ValueError(
+            f"--what is {', '.join(options.what)}, but embeddings are a run of their own, into another OUT."
+        )
+    sensors = options.embedding_sensors
+    model = load_embedding_model(checkpoint, options.embedding_unit, sensors, options.device)
+    if options.embedding_dtype != "uint8":
+        return model
+    weights, _, _ = model.content_hash.partition("-")
+    ranges = read_quantisation(Path(newest_model(checkpoint)), weights, options.embedding_unit, list(sensors))
+    return replace(model, quantisation=ranges)
 
 
 def plan_scenes(
@@ -124,7 +150,7 @@ def plan_scenes(
     """What `map_scenes` would do: a paragraph for each scene. Arguments and errors as there; nothing is written."""
     options = options or MapOptions()
     _limit_cache()
-    model = checkpoint if isinstance(checkpoint, SceneModel) else load_scene_model(checkpoint, options.device)
+    model = _model(checkpoint, options)
     texts = []
     for scene in scenes_of(out, optical, sar, items, options):
         plan = make_plan(model, scene.optical, scene.sar, scene.options)
@@ -253,7 +279,9 @@ def locked(out: Path) -> Iterator[None]:
         lock.release()
 
 
-def _map_scene(model: SceneModel, scene: Scene, progress: bool) -> MapResult:
+def _map_scene(
+    checkpoint: str | os.PathLike[str] | SceneModel, model: SceneModel, scene: Scene, progress: bool
+) -> MapResult:
     rasterio = require_rasterio()
     with rasterio.Env(GDAL_CACHEMAX=int(os.environ["GDAL_CACHEMAX"]) * 2**20):
         plan = make_plan(model, scene.optical, scene.sar, scene.options)
@@ -262,7 +290,8 @@ def _map_scene(model: SceneModel, scene: Scene, progress: bool) -> MapResult:
             if done is not None:
                 return _result(scene.out, done, 0)
             _require_space(plan, scene.out)
-            marks = run_blocks(plan, model, scene.out / PARTS, scene.options.num_workers, progress)
+            load = partial(_model, checkpoint, replace(scene.options, device=model.device))
+            marks = run_blocks(plan, model, scene.out / PARTS, scene.options, load, progress)
             return finish(plan, scene.out, marks)
 
 
@@ -276,7 +305,12 @@ def _require_space(plan: Plan, out: Path) -> None:
 
 
 def run_blocks(
-    plan: Plan, model: SceneModel, folder: Path, num_workers: int = 2, progress: bool = True
+    plan: Plan,
+    model: SceneModel,
+    folder: Path,
+    options: MapOptions,
+    load: Callable[[], SceneModel],
+    progress: bool = True,
 ) -> dict[int, dict[str, Any]]:
     """Compute the blocks that are missing, one after the other; threads read ahead and write.
 
@@ -284,7 +318,8 @@ def run_blocks(
         plan: of the map.
         model: that predicts.
         folder: of the parts.
-        num_workers: threads that read.
+        options: engine and number of threads that read.
+        load: gives the model on another machine.
         progress: whether to show a bar.
 
     Returns:
@@ -305,9 +340,14 @@ def run_blocks(
     total = sum(rows * columns for rows, columns in numbers.values())
     empty = 0
     with (
-        ThreadPoolExecutor(num_workers) as readers,
+        ThreadPoolExecutor(options.num_workers) as readers,
         tqdm(total=total, unit=" windows", disable=not progress or not total) as bar,
     ):
+        if options.engine == "ray" and missing:
+            for number, mark in write_blocks_on_ray(plan, load, missing, folder, options.ray_address):
+                marks[number] = mark
+                bar.update(numbers[number][0] * numbers[number][1])
+            missing = []
         for number in missing:
             before = bar.n
 
@@ -333,12 +373,14 @@ def finish(plan: Plan, out: Path, marks: dict[int, dict[str, Any]]) -> MapResult
         OSError: a file cannot be written.
     """
     folder = out / PARTS
-    checksums = {product: assemble(plan, product, marks, folder, out / f"{product}.tif") for product in plan.what}
+    rasters = [product for product in plan.what if product != "embeddings"]
+    checksums = {product: assemble(plan, product, marks, folder, out / f"{product}.tif") for product in rasters}
+    tables = write_tables(marks, folder, out, plan.what[0]) if plan.vectors else []
     draw_quicklook(plan, marks, folder, out / "quicklook.png")
     counts = [mark["counts"] for mark in marks.values()]
     failed = sum(of_block["failed"] for of_block in counts)
     cells = math.prod(shape_of(plan, plan.what[0]))
-    names = [*(f"{product}.tif" for product in plan.what), "quicklook.png"]
+    names = [*(f"{product}.tif" for product in rasters), *tables, "quicklook.png"]
     results = {
         "complete": failed == 0,
         "files": {name: (out / name).stat().st_size for name in names},
@@ -347,6 +389,7 @@ def finish(plan: Plan, out: Path, marks: dict[int, dict[str, Any]]) -> MapResult
         "windows": sum(of_block["windows"] for of_block in counts),
         "failed": failed,
         "errors": [error for of_block in counts for error in of_block["errors"]][:20],
+        "clipped": clipped_share(marks),
         "no_data": 1 - sum(of_block["pixels"] for of_block in counts) / cells,
     }
     write_record(out / RUN, {**plan.made_of, "results": results})
@@ -364,4 +407,5 @@ def _result(out: Path, results: dict[str, Any], windows: int) -> MapResult:
         windows,
         results["failed"],
         results["no_data"],
+        clipped=results.get("clipped", 0.0),
     )

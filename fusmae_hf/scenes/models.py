@@ -2,16 +2,17 @@
 
 import copy
 import os
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import torch
 
+from fusmae_hf.embeddings.encoder import COLUMNS, vectors_of
 from fusmae_hf.files.finished import settings_hash
-from fusmae_hf.hub.checkpoint_loading import looked_up, newest_model, weights_hash
+from fusmae_hf.hub.checkpoint_loading import load_checkpoint, looked_up, newest_model, weights_hash
 from fusmae_hf.modeling.configuration_fusmae import FusMAEConfig
 from fusmae_hf.modeling.image_processing_fusmae import FusMAEImageProcessor
 from fusmae_hf.modeling.modeling_fusmae import FusMAEForImageClassification, FusMAEForSemanticSegmentation
@@ -20,7 +21,7 @@ from fusmae_hf.modeling.plausibility_fusmae import Plausibility
 Inputs = dict[str, torch.Tensor]
 """`pixel_values` and `pixel_mask` of the optical sensor, `pixel_values_sar` and `pixel_mask_sar`, or one of both."""
 
-Kind = Literal["classes", "values", "scores"]
+Kind = Literal["classes", "values", "scores", "tokens", "vectors"]
 
 _NAMES = {"optical": ("pixel_values", "pixel_mask"), "sar": ("pixel_values_sar", "pixel_mask_sar")}
 
@@ -35,16 +36,19 @@ class SceneModel:
     Attributes:
         name: of the checkpoint.
         content_hash: of weights, configuration and processor.
-        kind: what `predict` gives: probabilities of the `"classes"` of each pixel, `"values"` of each pixel, or
-            `"scores"` of a window.
+        kind: what `predict` gives: probabilities of the `"classes"` of each pixel, `"values"` of each pixel,
+            `"scores"` of a window, vectors of `"tokens"`, or `"vectors"` of a window.
         labels: names of the classes or of the quantities.
         window: height and width of the windows it was trained on, in pixels.
         patch: side of a patch in pixels.
         gsd: size of a pixel in metres that it was trained on; None where any will do.
         processor: normalises the images of each sensor.
         predict: from normalised windows with masks, all `(batch, ...)`, to `(batch, labels, height, width)` float32,
-            or `(batch, labels)` of scores. What it gives for a window must not depend on the others.
+            of tokens with the size of the patch grid, or `(batch, labels)` of scores and vectors.
+            What it gives for a window must not depend on the others.
         device: where `predict` wants its inputs.
+        columns: of vectors, which share `labels` out among them in this order.
+        quantisation: `Quantisation` of each column, where vectors shall be in eight bits.
     """
 
     name: str
@@ -57,6 +61,8 @@ class SceneModel:
     processor: FusMAEImageProcessor
     predict: Callable[[Inputs], torch.Tensor]
     device: str = "cpu"
+    columns: tuple[str, ...] = ()
+    quantisation: Mapping[str, Any] | None = None
 
     def normalised(self, images: Mapping[str, np.ndarray], declared: Mapping[str, Any], look: bool = False) -> Inputs:
         """Images of one place, `(bands, height, width)` by sensor, as `predict` takes them, without a batch axis.
@@ -179,8 +185,7 @@ def load_scene_model(checkpoint: str | os.PathLike[str], device: str | None = No
             f"{checkpoint} is a {', '.join(config.architectures or []) or 'model of unknown kind'}, which predicts "
             "nothing that a map can show. Fine-tune it first (`fusmae finetune`), and give that checkpoint."
         )
-    if processor.do_resize:
-        raise ValueError(f"The processor of {checkpoint} resizes images (do_resize), and a map cannot. Turn it off.")
+    _require_no_resizing(checkpoint, processor)
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     model = head.from_pretrained(source).eval().to(device)
     regression = config.problem_type == "regression" or (head is heads[0] and config.num_labels == 1)
@@ -195,9 +200,62 @@ def load_scene_model(checkpoint: str | os.PathLike[str], device: str | None = No
             return logits
         return logits.sigmoid() if several else logits.softmax(dim=1)
 
-    size = config.image_size
     named: dict[int, str] = {int(index): str(name) for index, name in (config.id2label or {}).items()}
-    names = [named[index] for index in sorted(named)]
+    labels = tuple(named[index] for index in sorted(named))
+    return _model_of(checkpoint, model, processor, kind, labels, predict, device)
+
+
+def load_embedding_model(
+    checkpoint: str | os.PathLike[str],
+    unit: Literal["patch", "window"],
+    columns: Sequence[str],
+    device: str | None = None,
+) -> SceneModel:
+    """The encoder of a checkpoint of any kind, for vectors of tokens or windows.
+
+    Args:
+        checkpoint: a folder, or a Hub id; of a run that has not ended, its newest checkpoint.
+        unit: what a vector is of.
+        columns: some of `COLUMNS`.
+        device: such as `"cuda"`; a GPU where there is one by default.
+
+    Raises:
+        FileNotFoundError, OSError: there is no such checkpoint.
+        ValueError: a column is unknown, or the processor resizes images.
+    """
+    if not columns or len({*columns}) < len(columns) or not {*columns} <= {*COLUMNS}:
+        raise ValueError(f"--embedding-sensors are {', '.join(columns)}, but must be some of {', '.join(COLUMNS)}.")
+    encoder, processor = load_checkpoint(checkpoint, decoders=False)
+    _require_no_resizing(checkpoint, processor)
+    processor.do_pad = False
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    encoder = encoder.to(device)
+
+    def predict(inputs: Inputs) -> torch.Tensor:
+        return torch.cat(vectors_of(encoder, inputs, columns, unit), dim=1)
+
+    labels = tuple(f"{column} {index}" for column in columns for index in range(encoder.config.feature_size))
+    kind: Kind = "tokens" if unit == "patch" else "vectors"
+    model = _model_of(checkpoint, encoder, processor, kind, labels, predict, device)
+    return replace(model, columns=tuple(columns))
+
+
+def _require_no_resizing(checkpoint: str | os.PathLike[str], processor: FusMAEImageProcessor) -> None:
+    if processor.do_resize:
+        raise ValueError(f"The processor of {checkpoint} resizes images (do_resize), and a map cannot. Turn it off.")
+
+
+def _model_of(
+    checkpoint: str | os.PathLike[str],
+    model: Any,
+    processor: FusMAEImageProcessor,
+    kind: Kind,
+    labels: tuple[str, ...],
+    predict: Callable[[Inputs], torch.Tensor],
+    device: str,
+) -> SceneModel:
+    config = model.config
+    size = config.image_size
     saved = {
         key: value
         for key, value in config.to_diff_dict().items()
@@ -208,7 +266,7 @@ def load_scene_model(checkpoint: str | os.PathLike[str], device: str | None = No
         str(Path(checkpoint).name if Path(checkpoint).is_dir() else checkpoint),
         f"{weights_hash(model)}-{settings_hash(made_of)}",
         kind,
-        tuple(names),
+        labels,
         (size, size) if isinstance(size, int) else (size[0], size[1]),
         config.patch_size,
         float(config.gsd),

@@ -6,16 +6,19 @@ import json
 import os
 import shutil
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import asdict
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 import xxhash
 
+from fusmae_hf.cluster import connected, require_ray, require_same_everywhere, run_tasks
 from fusmae_hf.files.atomic import explain_failed_write, incomplete_path, sweep_incomplete, write_atomically
 from fusmae_hf.files.finished import read_record, write_record
 from fusmae_hf.hub.checkpoint_loading import checksum_of_file
@@ -23,6 +26,7 @@ from fusmae_hf.readers.geotiff import require_rasterio
 from fusmae_hf.readers.grids import Window
 from fusmae_hf.scenes.blocks import Counts, Strip, cells_of, compute_block
 from fusmae_hf.scenes.models import SceneModel
+from fusmae_hf.scenes.places import PLACES, PlacesPart, tokens_of
 
 if TYPE_CHECKING:
     from fusmae_hf.scenes.plan import Plan
@@ -44,7 +48,8 @@ def mark_path(folder: Path, number: int) -> Path:
 
 def part_path(folder: Path, number: int, product: str) -> Path:
     """The part of a product that a block gives."""
-    return folder / f"{number:06d}-{product}.{'npy' if product == 'quicklook' else 'tif'}"
+    ending = {"quicklook": "npy", PLACES: "parquet"}.get(product, "tif")
+    return folder / f"{number:06d}-{product}.{ending}"
 
 
 def write_block(
@@ -108,6 +113,62 @@ def finished_block(plan: Plan, number: int, folder: Path) -> dict[str, Any] | No
     return mark
 
 
+def write_blocks_on_ray(
+    plan: Plan, load: Callable[[], SceneModel], numbers: list[int], folder: Path, address: str | None
+) -> Iterator[tuple[int, dict[str, Any]]]:
+    """`write_block` on the nodes of a Ray cluster, each process of which loads the model once.
+
+    Args:
+        plan: of the map.
+        load: gives the model, with as many threads as this process has.
+        numbers: of the blocks to write.
+        folder: for the parts; every node must see it, and the scenes, under the same names, which is tried first.
+        address: of the cluster, see `connected`.
+
+    Yields:
+        Number and mark of each block, in any order.
+
+    Raises:
+        ImportError, ConnectionError: Ray is missing, or there is no cluster at the address.
+        OSError: a node does not see what this machine sees; a part cannot be written.
+        ValueError: no node has as many CPUs as this process has threads. Others as `write_block`.
+    """
+    threads, gpus = torch.get_num_threads(), int(str(plan.made_of.get("device", "cpu")) != "cpu")
+    with connected(address) as ray:
+        most = max(int(node["Resources"].get("CPU", 0)) for node in ray.nodes() if node["Alive"])
+        if most < threads:
+            raise ValueError(
+                f"This process computes with {threads} threads, but no node of the cluster has more than {most} CPUs. "
+                f"Start it with OMP_NUM_THREADS={most}, so that all compute alike."
+            )
+        require_same_everywhere(ray, folder, partial(_first_pixels, plan))
+        work = partial(_write_on_node, [ray.put((plan, load))], folder, threads)
+        in_flight = 2 * max(1, int(ray.cluster_resources().get("CPU", 1)) // threads)
+        yield from run_tasks(ray, work, numbers, in_flight, threads, gpus)
+
+
+def _first_pixels(plan: Plan) -> dict[str, str]:
+    """Checksums of some pixels of each sensor."""
+    top, left, height, width = plan.area
+    images = plan.reader.read(top + height // 2, left, 1, min(width, 256))
+    return {sensor: xxhash.xxh3_128_hexdigest(np.ascontiguousarray(image)) for sensor, image in images.items()}
+
+
+@lru_cache(maxsize=1)
+def _work_of(reference: Any) -> tuple[Plan, SceneModel]:
+    plan, load = require_ray().get(reference)
+    return plan, load()
+
+
+def _write_on_node(references: list[Any], folder: Path, threads: int, number: int) -> tuple[int, dict[str, Any]]:
+    torch.set_num_threads(threads)
+    plan, model = _work_of(references[0])
+    if model.content_hash != plan.made_of["content_hash"]:
+        raise ValueError(f"The checkpoint {model.name} is not the same on all nodes. Give one that all share.")
+    with require_rasterio().Env(GDAL_CACHEMAX=256 * 2**20), ThreadPoolExecutor(1) as readers:
+        return number, write_block(plan, model, number, folder, readers)
+
+
 class _Writing:
     """Files of a block while it is computed; a thread writes them."""
 
@@ -115,6 +176,7 @@ class _Writing:
         self.plan, self.block, self.number, self.folder = plan, block, number, folder
         self.thread = ThreadPoolExecutor(1)
         self.rasters: dict[str, _PartFile] = {}
+        self.places = PlacesPart(plan, part_path(folder, number, PLACES))
         self.look: np.ndarray | None = None
         self.task: Future[None] | None = None
 
@@ -125,6 +187,7 @@ class _Writing:
         self.thread.shutdown()
         for raster in self.rasters.values():
             raster.discard()
+        self.places.discard()
 
     def take(self, strip: Strip) -> None:
         """Hand a strip to the thread, once the one before is written."""
@@ -137,6 +200,9 @@ class _Writing:
         if self.task is not None:
             self.task.result()
         files = {product: raster.finish() for product, raster in self.rasters.items()}
+        if self.places.pieces:
+            described = self.places.finish()
+            files[PLACES] = _described(self.places.path, self.block) | described
         if self.look is not None:
             path = part_path(self.folder, self.number, "quicklook")
             content = self.look.astype(np.float16)
@@ -149,6 +215,9 @@ class _Writing:
         for product, array in strip.arrays.items():
             if product == "quicklook":
                 self._keep(strip, array)
+                continue
+            if product == PLACES:
+                self.places.add(array)
                 continue
             if product not in self.rasters:
                 window = self._window(product, strip, array)
@@ -252,9 +321,11 @@ def _npy(array: np.ndarray) -> bytes:
 
 def shape_of(plan: Plan, product: str) -> tuple[int, int]:
     """Height and width of the raster of a product."""
-    if product == "scores":
+    if plan.kind in ("scores", "vectors"):
         rows, columns = cells_of(plan)
         return len(rows), len(columns)
+    if plan.kind == "tokens":
+        return tokens_of(plan, plan.area)[2:]
     return plan.area[2], plan.area[3]
 
 
@@ -273,8 +344,9 @@ def open_folder(out: Path, made_of: Mapping[str, Any], overwrite: bool) -> dict[
         ValueError: it holds a map of something else, named, or foreign files.
     """
     if overwrite:
-        shutil.rmtree(out / PARTS, ignore_errors=True)
-        for name in (RUN, *RESULTS):
+        for name in (PARTS, "embeddings"):
+            shutil.rmtree(out / name, ignore_errors=True)
+        for name in (RUN, *RESULTS, "scores.parquet"):
             (out / name).unlink(missing_ok=True)
     out.mkdir(parents=True, exist_ok=True)
     record = read_record(out / RUN, made_of)

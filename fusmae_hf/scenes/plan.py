@@ -10,6 +10,7 @@ from typing import Any, Literal, get_args, get_type_hints
 import numpy as np
 
 from fusmae_hf import __version__
+from fusmae_hf.embeddings.quantisation import VectorColumns
 from fusmae_hf.errors import PairError
 from fusmae_hf.readers.declarations import BAND_FIELD, Stated
 from fusmae_hf.readers.geotiff import require_rasterio
@@ -25,6 +26,8 @@ PRODUCTS = {
     "classes": ("classes", "probabilities", "confidence"),
     "values": ("values",),
     "scores": ("scores",),
+    "tokens": ("embeddings",),
+    "vectors": ("embeddings",),
 }
 """What can be made of each kind of model, the first by default."""
 
@@ -67,6 +70,12 @@ class MapOptions:
         num_workers: threads that read.
         device: such as `"cuda"`; a GPU where there is one by default.
         overwrite: delete what an earlier run left in the folder.
+        engine: `"ray"`: the nodes of a Ray cluster compute; each must see scenes and folder under the same names.
+        ray_address: of the cluster; by default one is started on this machine.
+        embedding_unit: `"patch"`: a vector for each token of the patch grid; `"window"`: one for each window.
+        embedding_sensors: `"fused"`, of all sensors that are there, `"sar"`, `"optical"`: a column for each.
+        embedding_dtype: uint8 takes scale and offset of each dimension that were measured for the checkpoint.
+        optical_time, sar_time: when the scenes were taken, in ISO 8601, to be noted in tables.
     """
 
     what: Sequence[str] = ()
@@ -95,9 +104,17 @@ class MapOptions:
     num_workers: int = 2
     device: str | None = None
     overwrite: bool = False
+    engine: Literal["local", "ray"] = "local"
+    ray_address: str | None = None
+    embedding_unit: Literal["patch", "window"] = "patch"
+    embedding_sensors: Sequence[str] = ("fused",)
+    embedding_dtype: Literal["float32", "float16", "uint8"] = "float32"
+    optical_time: str | None = None
+    sar_time: str | None = None
 
     def __post_init__(self) -> None:
-        for name in ("tta", "probability_dtype", "on_error", "resampling"):
+        choices = ("tta", "probability_dtype", "on_error", "resampling", "embedding_unit", "embedding_dtype", "engine")
+        for name in choices:
             require_one_of(name, getattr(self, name), get_args(get_type_hints(MapOptions)[name]))
         for name in ("batch_size", "num_workers"):
             if getattr(self, name) < 1:
@@ -123,6 +140,7 @@ class Plan:
         num_bands: of all files.
         shown: places of red, green and blue, or of one band, among the optical bands of the model: for the quicklook.
         made_of: what a result must have been made of to go on with it, by name.
+        vectors: how embeddings or scores are written as a table; None of other products.
     """
 
     what: tuple[str, ...]
@@ -141,6 +159,7 @@ class Plan:
     num_bands: int
     shown: tuple[int, ...]
     made_of: dict[str, Any] = field(default_factory=dict)
+    vectors: VectorColumns | None = None
 
     def blocks(self) -> list[Window]:
         """Parts of the area, row by row, each computed and written by itself."""
@@ -189,8 +208,9 @@ class Plan:
             "probabilities": len(self.labels) * (4 if self.probability_dtype == "float32" else 1),
             "confidence": 8,
             "values": 4 * len(self.labels),
+            "embeddings": 4 * len(self.labels) / self.lattice.patch**2,
         }
-        return 2 * pixels * sum(bytes_a_pixel.get(product, 0) for product in self.what)
+        return int(2 * pixels * sum(bytes_a_pixel.get(product, 0) for product in self.what))
 
     def __str__(self) -> str:
         lattice = self.lattice
@@ -268,13 +288,25 @@ def make_plan(
         "probability_dtype": options.probability_dtype,
         "device": model.device.partition(":")[0],
     }
+    vectors = _vectors(model, options)
+    if vectors is not None:
+        made_of["vectors"] = [model.kind, vectors.to_json()]
     plan = Plan(
         what, model.kind, model.labels, reader, declared, area, polygons, lattice, lattice.block_side(), batch_size,
-        options.tta == "d4", options.probability_dtype, options.on_error, num_bands, _shown(model), made_of,
+        options.tta == "d4", options.probability_dtype, options.on_error, num_bands, _shown(model), made_of, vectors,
     )  # fmt: skip
     if look:
         _judge(plan, model)
     return plan
+
+
+def _vectors(model: SceneModel, options: MapOptions) -> VectorColumns | None:
+    if model.kind not in ("scores", "tokens", "vectors"):
+        return None
+    times = {"optical": options.optical_time, "sar": options.sar_time}
+    if model.kind == "scores":
+        return VectorColumns(("scores",), times=times)
+    return VectorColumns(model.columns, options.embedding_dtype, model.quantisation, times)
 
 
 def _shown(model: SceneModel) -> tuple[int, ...]:

@@ -159,7 +159,7 @@ def test_eight_bits_keep_a_value_to_half_a_step_and_count_what_is_clipped():
 
 def test_a_quantisation_belongs_to_a_checkpoint(tmp_path):
     written = {"fused": Quantisation(np.full(3, 0.5, np.float32), np.arange(3, dtype=np.float32))}
-    with pytest.raises(ValueError, match=r"no .*embedding_quantisation.json.*fusmae stats SHARDS --embeddings"):
+    with pytest.raises(ValueError, match=r"is no .*embedding_quantisation.json.*fusmae stats SHARDS --embeddings"):
         read_quantisation(tmp_path, "abc", "patch", ["fused"])
     write_quantisation(tmp_path, "abc", {"patch": written}, pairs=7)
     read = read_quantisation(tmp_path, "abc", "patch", ["fused"])["fused"]
