@@ -59,12 +59,14 @@ class VectorColumns:
         dtype: `"float32"`, `"float16"` or `"uint8"`.
         quantisation: by column, for uint8.
         times: acquisition time of each sensor in ISO 8601, where it is known.
+        scene: its name.
     """
 
     columns: tuple[str, ...]
     dtype: str = "float32"
     quantisation: Mapping[str, Quantisation] | None = None
     times: Mapping[str, str | None] | None = None
+    scene: str = ""
 
     def __post_init__(self) -> None:
         for name, text in (self.times or {}).items():
@@ -74,7 +76,7 @@ class VectorColumns:
                 raise ValueError(f"--{name}-time is {text}, but must be like 2026-05-31T10:20:31Z.") from error
 
     def to_json(self) -> dict[str, Any]:
-        """All of it, as JSON has it."""
+        """What decides the numbers, as JSON has it."""
         ranges = {name: each.to_json() for name, each in (self.quantisation or {}).items()}
         return {
             "columns": list(self.columns),

@@ -285,6 +285,8 @@ def _map_scene(
     rasterio = require_rasterio()
     with rasterio.Env(GDAL_CACHEMAX=int(os.environ["GDAL_CACHEMAX"]) * 2**20):
         plan = make_plan(model, scene.optical, scene.sar, scene.options)
+        if plan.vectors is not None:
+            plan = replace(plan, vectors=replace(plan.vectors, scene=scene.out.name))
         with locked(scene.out):
             done = open_folder(scene.out, plan.made_of, scene.options.overwrite)
             if done is not None:
@@ -401,7 +403,7 @@ def finish(plan: Plan, out: Path, marks: dict[int, dict[str, Any]]) -> MapResult
 def _result(out: Path, results: dict[str, Any], windows: int) -> MapResult:
     return MapResult(
         out,
-        {Path(name).stem: out / name for name in results["files"]},
+        {name.removesuffix(".tif").removesuffix(".png"): out / name for name in results["files"]},
         results["checksums"],
         results["areas_km2"],
         windows,

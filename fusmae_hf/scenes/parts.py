@@ -151,7 +151,7 @@ def _first_pixels(plan: Plan) -> dict[str, str]:
     """Checksums of some pixels of each sensor."""
     top, left, height, width = plan.area
     images = plan.reader.read(top + height // 2, left, 1, min(width, 256))
-    return {sensor: xxhash.xxh3_128_hexdigest(np.ascontiguousarray(image)) for sensor, image in images.items()}
+    return {sensor: xxhash.xxh3_128_hexdigest(image.tobytes()) for sensor, image in images.items()}
 
 
 @lru_cache(maxsize=1)

@@ -93,15 +93,14 @@ class Tokens:
         patch, side, first = self.plan.lattice.patch, self.plan.lattice.stride[0], self.anchor[1]
         start = first + patch * self.block[1] - left
         of_row = np.s_[:side, start : start + patch * self.block[3]]
-        share = _tokens(ring.wanted[of_row].astype(np.float32), patch).mean(axis=(1, 3))
-        there = []
+        share: np.ndarray = _tokens(ring.wanted[of_row].astype(np.float32), patch).mean(axis=(1, 3))
+        there: list[np.ndarray] = []
         for sensor in _SENSORS:
             valid = valid_of(ring.inputs, sensor)
-            there.append(
-                np.zeros(share.shape, bool)
-                if valid is None
-                else _tokens(valid[of_row].numpy(), patch).any(axis=(1, 3))
-            )
+            present = np.zeros(share.shape, bool)
+            if valid is not None:
+                np.any(_tokens(valid[of_row].numpy(), patch), axis=(1, 3), out=present)
+            there.append(present)
         number = self._token(row, 0)
         self.facts[number] = (share, *there)
         self.tokens.wanted[number], self.tokens.looks[number] = share > 0, None
@@ -111,7 +110,7 @@ class Tokens:
         rows, columns, _ = self.tokens._place(self._token(row, 0), self._token(column, 1))
         if rows.stop <= rows.start or columns.stop <= columns.start:
             return False
-        patches = _tokens(wanted, self.plan.lattice.patch).any(axis=(1, 3))
+        patches: np.ndarray = _tokens(wanted, self.plan.lattice.patch).any(axis=(1, 3))
         return bool(patches[rows, columns].any())
 
     def take(self, place: tuple[int, int | None], result: np.ndarray | None) -> Iterator[Any]:
@@ -182,7 +181,7 @@ class Windows:
 
     def take(self, place: tuple[int, int | None], result: np.ndarray | None) -> Iterator[Any]:
         """Note the vector of a window."""
-        return self.scores.take(place, result)  # type: ignore[no-any-return]
+        return self.scores.take(place, result)
 
     def rest(self) -> Iterator[Any]:
         """All windows of the block."""
@@ -228,7 +227,7 @@ def table_of(plan: Plan, places: np.ndarray) -> tuple[pa.Table, int]:
     start = first_token(plan) if tokens else (0, 0)
     steps = (lattice.patch, lattice.patch) if tokens else (1, 1)
     facts = {
-        "scene": pa.scalar(str(plan.made_of.get("scene", "")), pa.string()),
+        "scene": pa.scalar(vectors_as.scene, pa.string()),
         "row": (places["row"] - start[0]) // steps[0],
         "column": (places["column"] - start[1]) // steps[1],
         "sensors": pa.array(np.where(places["optical"], both, "sar").tolist(), pa.string()),

@@ -76,6 +76,7 @@ def test_a_token_holds_the_mean_of_its_pixels_where_it_lies_on_the_ground(tmp_pa
     np.testing.assert_allclose(back.minx, 600_000 + 40 * frame.column, atol=1e-3)
     np.testing.assert_allclose(back.maxy, 5_300_000 - 40 * frame.row, atol=1e-3)
     assert (frame.sensors == "optical").all()
+    assert (frame.scene == "out").all()
 
 
 def places_of(plan, model):
