@@ -2,14 +2,23 @@
 
 import os
 import signal
+import threading
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import pytest
+import rasterio
+import torch
+from rasterio.transform import Affine
 
+from fusmae_hf import FusMAEImageProcessor
 from fusmae_hf.cluster import connected, require_same_everywhere, run_tasks
 from fusmae_hf.errors import PairError
 from fusmae_hf.preparation.prepare import prepare
+from fusmae_hf.scenes.mapping import MapResult, map_scenes
+from fusmae_hf.scenes.models import SceneModel
+from fusmae_hf.scenes.plan import MapOptions
 from tests.preparation.test_interrupted_preparation import SIZES, Numbered, hashes
 
 ray = pytest.importorskip("ray", reason="Ray is not installed: pip install 'fusmae_hf[cluster]'")
@@ -116,6 +125,69 @@ def test_few_tasks_are_in_flight(tmp_path):
     for number, open_tasks in enumerate(run_tasks(ray, partial(note, tmp_path), range(12), 2)):
         (tmp_path / f"collected-{number}").touch()
         assert open_tasks <= 3
+
+
+class Stub:
+    """A map's model: means of neighbours. With a mark, the first process but its own that calls it is killed."""
+
+    def __init__(self, mark: Path | None = None):
+        self.mark, self.harmless = mark, os.getpid()
+
+    def __call__(self, inputs):
+        if self.mark and os.getpid() != self.harmless and not self.mark.exists():
+            self.mark.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return torch.nn.functional.avg_pool2d(inputs["pixel_values"], 3, 1, 1)
+
+
+def map_with(folder: Path, predict: Stub, engine: str, scene: str) -> MapResult:
+    processor = FusMAEImageProcessor(
+        optical_bands=("A",), sar_bands=("S",), statistics=None, optical_units="raw", sar_units="raw",
+        optical_mean=[0.0], optical_std=[1.0], sar_mean=[0.0], sar_std=[1.0], optical_nodata=0.0,
+    )  # fmt: skip
+    model = SceneModel("stub", "one", "values", ("A",), (16, 16), 4, None, processor, predict)
+    options = MapOptions(optical_units="raw", optical_bands=("A",), overlap=4, num_workers=1, engine=engine)  # type: ignore[arg-type]
+    return map_scenes(model, folder, optical=scene, options=options, progress=False)[0]
+
+
+@pytest.fixture(scope="module")
+def scene(tmp_path_factory):
+    path = tmp_path_factory.mktemp("scene") / "scene.tif"
+    values = np.random.default_rng(0).normal(5, 1, (1, 520, 1030)).astype(np.float32)
+    options = {"driver": "GTiff", "count": 1, "height": 520, "width": 1030, "dtype": "float32", "crs": "EPSG:32632"}
+    with rasterio.open(path, "w", transform=Affine(10, 0, 600_000, 0, -10, 5_300_000), **options) as file:
+        file.write(values)
+    return str(path)
+
+
+@pytest.fixture
+def one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def test_a_map_of_two_nodes_is_that_of_one_process_though_one_is_killed(tmp_path, scene, cluster, one_thread):
+    node = cluster.add_node(**MEMORY)
+    local = map_with(tmp_path / "local", Stub(), "local", scene)
+    mark = tmp_path / "killed"
+    thread = threading.Thread(target=remove_when, args=(mark, cluster, node))
+    thread.start()
+    spread = map_with(tmp_path / "ray", Stub(mark), "ray", scene)
+    thread.join()
+    assert mark.exists()
+    assert spread.checksums == local.checksums
+    assert spread.windows == local.windows
+
+
+def remove_when(mark: Path, cluster, node) -> None:
+    """Take a node away once a process of the map was killed."""
+    for _ in range(600):
+        if mark.exists():
+            cluster.remove_node(node)
+            return
+        threading.Event().wait(0.1)
 
 
 @pytest.mark.parametrize(

@@ -110,8 +110,8 @@ class Tokens:
         rows, columns, _ = self.tokens._place(self._token(row, 0), self._token(column, 1))
         if rows.stop <= rows.start or columns.stop <= columns.start:
             return False
-        patches: np.ndarray = _tokens(wanted, self.plan.lattice.patch).any(axis=(1, 3))
-        return bool(patches[rows, columns].any())
+        patches = _tokens(wanted, self.plan.lattice.patch)
+        return bool(patches[rows, :, columns].any())
 
     def take(self, place: tuple[int, int | None], result: np.ndarray | None) -> Iterator[Any]:
         """Add a window; at the end of a row of the lattice, give the tokens that are finished."""
