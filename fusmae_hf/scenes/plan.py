@@ -70,8 +70,7 @@ class MapOptions:
         num_workers: threads that read.
         device: such as `"cuda"`; a GPU where there is one by default.
         overwrite: delete what an earlier run left in the folder.
-        engine: `"ray"`: the nodes of a Ray cluster compute; each must see scenes and folder under the same names.
-        ray_address: of the cluster; by default one is started on this machine.
+        engine, ray_address: `"ray"`: the nodes of that Ray cluster, or a local one, compute; each must see all files.
         embedding_unit: `"patch"`: a vector for each token of the patch grid; `"window"`: one for each window.
         embedding_sensors: `"fused"`, of all sensors that are there, `"sar"`, `"optical"`: a column for each.
         embedding_dtype: uint8 takes scale and offset of each dimension that were measured for the checkpoint.
