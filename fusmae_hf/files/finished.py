@@ -44,12 +44,23 @@ def read_record(path: Path, expected: Mapping[str, Any]) -> dict[str, Any] | Non
     except (ValueError, TypeError) as error:
         raise ValueError(f"{path} is damaged ({error!r}). Delete it, and what it describes is made again.") from error
     differing = [
-        f"{name} {content.get(name)!r:.80} instead of {value!r:.80}"
-        for name, value in expected.items()
-        if content.get(name) != value
+        _difference(name, content.get(name), value) for name, value in expected.items() if content.get(name) != value
     ]
     if differing:
         raise ValueError(
             f"{path} is of other settings or data: {', '.join(differing[:4])}. Give another folder, or delete it."
         )
     return content
+
+
+def _difference(name: str, found: Any, expected: Any) -> str:
+    """The first place at which two settings differ, and what they are there."""
+    if isinstance(found, dict) and isinstance(expected, dict):
+        if set(found) != set(expected):
+            return f"{name} of {', '.join(sorted(found)) or 'none'} instead of {', '.join(sorted(expected)) or 'none'}"
+        key = next(key for key in expected if found[key] != expected[key])
+        return _difference(f"{name} {key}", found[key], expected[key])
+    if isinstance(found, list) and isinstance(expected, list) and len(found) == len(expected) and repr(found)[80:]:
+        pair = next(pair for pair in zip(found, expected, strict=True) if pair[0] != pair[1])
+        return _difference(name, *pair)
+    return f"{name} {found!r:.80} instead of {expected!r:.80}"

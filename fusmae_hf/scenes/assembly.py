@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from xml.sax.saxutils import escape
 
 import numpy as np
+import xxhash
 
 from fusmae_hf.files.atomic import explain_failed_write, incomplete_path
 from fusmae_hf.readers.geotiff import require_rasterio
@@ -50,7 +51,9 @@ def bands_of(plan: Plan, product: str) -> tuple[list[str], str, float]:
     return list(plan.labels), "float32", float("nan")
 
 
-def assemble(plan: Plan, product: str, marks: Mapping[int, Mapping[str, Any]], folder: Path, out: Path) -> list[int]:
+def assemble(
+    plan: Plan, product: str, marks: Mapping[int, Mapping[str, Any]], folder: Path, out: Path
+) -> list[int | str]:
     """Write the file of a product, from parts.
 
     Args:
@@ -61,7 +64,7 @@ def assemble(plan: Plan, product: str, marks: Mapping[int, Mapping[str, Any]], f
         out: the file. It appears when it is whole.
 
     Returns:
-        GDAL's checksum of each band.
+        See `checksums_of`.
 
     Raises:
         OSError: it cannot be written.
@@ -88,8 +91,8 @@ def assemble(plan: Plan, product: str, marks: Mapping[int, Mapping[str, Any]], f
         with explain_failed_write(out):
             copy(str(virtual), str(incomplete), driver="COG", **options)
             with rasterio.open(virtual) as wanted, rasterio.open(incomplete) as written:
-                checksums = [written.checksum(band) for band in written.indexes]
-                if checksums != [wanted.checksum(band) for band in wanted.indexes]:
+                checksums = checksums_of(written)
+                if checksums != checksums_of(wanted):
                     raise OSError(f"{incomplete} does not hold what was written to it. Is the disk full?")
             with incomplete.open("rb") as file:
                 os.fsync(file.fileno())
@@ -97,6 +100,25 @@ def assemble(plan: Plan, product: str, marks: Mapping[int, Mapping[str, Any]], f
     finally:
         incomplete.unlink(missing_ok=True)
     return checksums
+
+
+def checksums_of(raster: Any) -> list[int | str]:
+    """A checksum of each band: GDAL's of whole numbers.
+
+    Of floating-point numbers it is xxh3_128 of the pixels, tile after tile of 512 px: GDAL's takes them as whole
+    numbers, so that those of all probabilities below 1 are 0.
+    """
+    if np.dtype(raster.dtypes[0]).kind != "f":
+        return [raster.checksum(band) for band in raster.indexes]
+    hashes = [xxhash.xxh3_128() for _ in raster.indexes]
+    for row in range(0, raster.height, 512):
+        for column in range(0, raster.width, 512):
+            rows, columns = (row, min(row + 512, raster.height)), (column, min(column + 512, raster.width))
+            values = raster.read(window=(rows, columns))
+            values[np.isnan(values)] = np.nan  # of which there are many kinds
+            for band, of_band in zip(values, hashes, strict=True):
+                of_band.update(band.tobytes())
+    return [of_band.hexdigest() for of_band in hashes]
 
 
 def _virtual(plan: Plan, product: str, marks: Mapping[int, Mapping[str, Any]], folder: Path) -> str:

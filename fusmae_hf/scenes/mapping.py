@@ -37,7 +37,7 @@ class MapResult:
     Attributes:
         folder: where it is.
         files: by product, and the quicklook.
-        checksums: of each band of each product, as GDAL calculates them.
+        checksums: of each band of each product: GDAL's of whole numbers, xxh3_128 of others.
         areas_km2: true area of each class, where classes were made.
         windows: windows that the model saw, in this run.
         failed: windows that could not be predicted: what they touch is no data.
@@ -48,7 +48,7 @@ class MapResult:
 
     folder: Path
     files: dict[str, Path]
-    checksums: dict[str, list[int]]
+    checksums: dict[str, list[int | str]]
     areas_km2: dict[str, float]
     windows: int
     failed: int

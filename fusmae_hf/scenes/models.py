@@ -186,7 +186,7 @@ def load_scene_model(checkpoint: str | os.PathLike[str], device: str | None = No
             "nothing that a map can show. Fine-tune it first (`fusmae finetune`), and give that checkpoint."
         )
     _require_no_resizing(checkpoint, processor)
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    device = _usable(device)
     model = head.from_pretrained(source).eval().to(device)
     regression = config.problem_type == "regression" or (head is heads[0] and config.num_labels == 1)
     kind: Kind = "scores" if head is heads[1] else "values" if regression else "classes"
@@ -228,7 +228,7 @@ def load_embedding_model(
     encoder, processor = load_checkpoint(checkpoint, decoders=False)
     _require_no_resizing(checkpoint, processor)
     processor.do_pad = False
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    device = _usable(device)
     encoder = encoder.to(device)
 
     def predict(inputs: Inputs) -> torch.Tensor:
@@ -274,3 +274,14 @@ def _model_of(
         predict,
         device,
     )
+
+
+def _usable(device: str | None) -> str:
+    """A device that computes; a GPU where there is one, if none is named."""
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"--device {device} cannot be used here ({reason}). Leave it out, or give cpu.") from error
+    return device

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import warnings
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import ExitStack
@@ -254,10 +253,10 @@ class _PartFile:
         self.incomplete = incomplete_path(path)
         count, dtype = len(first), first.dtype
         rasterio = require_rasterio()
-        with explain_failed_write(path), warnings.catch_warnings():
-            warnings.simplefilter("ignore", rasterio.errors.NotGeoreferencedWarning)
+        with explain_failed_write(path):
             self.file: Any = rasterio.open(
                 self.incomplete, "w", driver="GTiff", height=window[2], width=window[3], count=count, dtype=dtype,
+                transform=rasterio.Affine.scale(2),  # any one: without it rasterio warns each time
                 tiled=True, blockxsize=_TILE, blockysize=_TILE, compress="deflate", zlevel=1, bigtiff="IF_SAFER",
                 predictor=3 if dtype.kind == "f" else 1, interleave="pixel",
             )  # fmt: skip
@@ -283,8 +282,7 @@ class _PartFile:
         if self.rows.shape[1]:
             self._write(self.rows.shape[1])
         rasterio = require_rasterio()
-        with explain_failed_write(self.path), warnings.catch_warnings():
-            warnings.simplefilter("ignore", rasterio.errors.NotGeoreferencedWarning)
+        with explain_failed_write(self.path):
             self.file.close()
             with rasterio.open(self.incomplete) as file:
                 for number, digest in enumerate(self.digests):
@@ -349,11 +347,17 @@ def open_folder(out: Path, made_of: Mapping[str, Any], overwrite: bool) -> dict[
         for name in (RUN, *RESULTS, "scores.parquet"):
             (out / name).unlink(missing_ok=True)
     out.mkdir(parents=True, exist_ok=True)
-    record = read_record(out / RUN, made_of)
+    try:
+        record = read_record(out / RUN, made_of)
+    except ValueError as error:
+        raise ValueError(f"{error} --overwrite deletes the map that is there.") from error
     if record is None:
         foreign = sorted(path.name for path in out.iterdir() if path.name != ".lock")
         if foreign:
-            raise ValueError(f"{out} is not empty ({', '.join(foreign[:4])}), and no map was begun there.")
+            raise ValueError(
+                f"{out} is not empty ({', '.join(foreign[:4])}), and no map was begun there. Give a new "
+                "or an empty folder."
+            )
         write_record(out / RUN, {**made_of, "results": None})
     elif (
         (results := record.get("results")) is not None

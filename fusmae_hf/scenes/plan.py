@@ -37,7 +37,6 @@ QUICKLOOK_SIDE = 640
 GDAL_CACHE_MB = 256
 
 _GSD_TIMES = 1.25
-
 _SAMPLED_WINDOWS = 16
 
 
@@ -118,6 +117,8 @@ class MapOptions:
         for name in ("batch_size", "num_workers"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}, but must be at least 1.")
+        if self.ray_address is not None and self.engine == "local":
+            raise ValueError("ray_address is given, but engine is 'local': give --engine ray (engine='ray') as well.")
 
 
 @dataclass(frozen=True)
@@ -217,11 +218,10 @@ class Plan:
         part = "" if (height, width) == (self.reader.grid.height, self.reader.grid.width) else (
             f", of which {height}x{width} px from row {row} and column {column} on"
         )  # fmt: skip
-        windows = self.number_of_windows()
         return (
             f"Map of {', '.join(self.what)} on {self.reader.grid}{part}.\n"
-            f"{windows:,} {'window' if windows == 1 else 'windows'} of {lattice.height}x{lattice.width} px, "
-            f"overlapping by {lattice.overlap} px, in {len(self.blocks()):,} blocks of {self.block_side} px."
+            f"Windows of {lattice.height}x{lattice.width} px, overlapping by {lattice.overlap} px: "
+            f"{self.number_of_windows():,}. Blocks of {self.block_side} px: {len(self.blocks()):,}."
         )
 
 
@@ -348,8 +348,8 @@ def _products(model: SceneModel, wanted: Sequence[str]) -> tuple[str, ...]:
     what = tuple(dict.fromkeys(wanted)) or known[:1]
     if unknown := [name for name in what if name not in known]:
         raise ValueError(
-            f"{model.name} gives {', '.join(known)}, but --what asks for {', '.join(unknown)}: take a checkpoint that "
-            "was fine-tuned for it."
+            f"{model.name} gives {', '.join(known)}, but --what asks for {', '.join(unknown)}: name one of those, or "
+            "take a checkpoint that was fine-tuned for it."
         )
     return what
 
@@ -375,8 +375,8 @@ def _identity(raster: Any) -> list[Any]:
     found = []
     for part in [tile for _, _, tile in raster.places] if hasattr(raster, "places") else [raster]:
         for file in part.files:
-            paths = [Path(name) for name in file.file.files]
-            stats = [[path.name, path.stat().st_size, path.stat().st_mtime_ns] for path in paths if path.is_file()]
+            paths = [path for path in map(Path, file.file.files) if path.is_file()]
+            stats = {path.name: {"bytes": path.stat().st_size, "modified": path.stat().st_mtime_ns} for path in paths}
             found.append([str(file.path), stats, str(file.grid), list(file.file.dtypes)])
     return found
 

@@ -360,7 +360,7 @@ def test_a_folder_of_other_inputs_or_another_model_is_refused_until_it_is_overwr
         map_scenes(make_model(spread, labels=("X", "Y")), out, optical=optical, sar=sar, options=OPTIONS)
     time.sleep(0.01)
     holed_pair(tmp_path, (40, 40), seed=1)
-    with pytest.raises(ValueError, match="files "):
+    with pytest.raises(ValueError, match=r"files \S+ modified \d+ instead of \d+\. .* --overwrite"):
         map_scenes(model, out, optical=optical, sar=sar, options=OPTIONS)
     before = read(out / "values.tif")
     options = dataclasses.replace(OPTIONS, overwrite=True)

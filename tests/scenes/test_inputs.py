@@ -365,6 +365,7 @@ def test_a_model_that_gives_no_numbers_stops_or_is_counted(make_model, tmp_path)
         ({"optical_mask": "nothing.tif"}, "nothing.tif"),
         ({"tta": "d8"}, "tta is 'd8'"),
         ({"batch_size": 0}, "batch_size is 0"),
+        ({"ray_address": "auto"}, "engine is 'local': give --engine ray"),
     ],
 )
 def test_what_cannot_be_is_said_before_anything_is_done(make_model, tmp_path, changed, message):
@@ -451,8 +452,10 @@ def test_the_command_maps_plans_and_explains(tmp_path, capsys):
     assert main(command) == 2
     assert "--sar-units db or linear or raw" in capsys.readouterr().err
     assert main([*command, "--sar-units", "db", "--plan"]) == 0
-    assert "windows of 32x32 px" in capsys.readouterr().out
+    assert "Windows of 32x32 px" in capsys.readouterr().out
     assert not (tmp_path / "out").exists()
+    assert main([*command, "--sar-units", "db", "--device", "nothing"]) == 2
+    assert "--device nothing cannot be used here" in capsys.readouterr().err
     assert main([*command, "--sar-units=db", "--what", "classes,probabilities", "--device", "cpu"]) == 0
     assert "km2" in capsys.readouterr().out
     assert (tmp_path / "out" / "probabilities.tif").is_file()

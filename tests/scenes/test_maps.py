@@ -12,6 +12,7 @@ from rio_cogeo.cogeo import cog_validate
 
 from fusmae_hf import FusMAEConfig, FusMAEForSemanticSegmentation, FusMAEImageProcessor, map_scenes
 from fusmae_hf.errors import PairError
+from fusmae_hf.scenes.assembly import checksums_of
 from tests.scenes.conftest import NORTH_UP, RAW, UTM, ground, read, write
 
 ALIKE = dataclasses.replace(RAW, what=("values",))
@@ -243,6 +244,8 @@ def test_files_are_valid_and_say_what_they_are(tiny, tmp_path, with_quicklook):
         assert [file.checksum(1)] == result.checksums["classes"]
     with rasterio.open(result.files["probabilities"]) as file:
         assert file.descriptions == ("water", "field", "town")
+        assert len(set(result.checksums["probabilities"])) == 3
+        assert checksums_of(file) == result.checksums["probabilities"]
     for index, area in enumerate(result.areas_km2.values()):
         assert area == pytest.approx((areas == index).sum() * 1e-4, rel=2e-3)
     assert result.files["quicklook"].stat().st_size > 10_000
