@@ -330,8 +330,12 @@ def differences(rows: list[dict[str, Any]]) -> list[str]:
         gaps = [value - against for value, against in pairs if against is not None]
         return f"| {ours[0]}, {ours[1]} | {theirs[0]}, {theirs[1]} | {len(gaps)} | {interval(gaps)} |"
 
-    ours = [key for key in by_seed if key[0].startswith("fusmae")]
-    found = [line(key, other) for key in ours for other in by_seed if other[1] == key[1] and other[0] != key[0]]
+    known = list(by_seed)
+    ours = [key for key in known if key[0].startswith("fusmae")]
+    found = []
+    for number, key in enumerate(known):
+        others = [other for place, other in enumerate(known) if other not in ours or place < number]
+        found += [line(key, other) for other in others if key in ours and other[1] == key[1] and other != key]
     return found + [line(key, (key[0], each)) for key in ours if key[1] == "both" for each in ("sar", "optical")]
 
 
