@@ -44,9 +44,10 @@ def workplace(tmp_path, monkeypatch):
     return tmp_path
 
 
-# That of docs/finetuning.md trains a model, those of docs/frameworks.md need the frameworks: other tests run them,
-# tests/training/test_run_finetune.py and tests/frameworks/test_pages.py.
-ELSEWHERE = ("finetuning.md", "frameworks.md")
+# That of docs/finetuning.md trains a model, those of docs/frameworks.md need the frameworks, that of docs/scenes.md
+# reads the embeddings of a map. Other tests run them: tests/training/test_run_finetune.py,
+# tests/frameworks/test_pages.py, tests/scenes/test_embeddings.py.
+ELSEWHERE = ("finetuning.md", "frameworks.md", "scenes.md")
 
 
 @pytest.mark.parametrize("page", [page for page in PAGES if page.name not in ELSEWHERE], ids=lambda page: page.name)
@@ -72,7 +73,8 @@ def test_files_and_commands_that_a_page_names_exist(page):
         assert (page.parent / target).exists(), target
     for path in set(re.findall(r"(?<![\w/])training/[\w./-]+\.(?:py|yaml)\b", text)):
         assert (ROOT / path).is_file(), path
-    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), flags=re.MULTILINE))
+    targets = set(re.findall(r"^([a-z -]+):", (ROOT / "Makefile").read_text(), flags=re.MULTILINE))
+    targets = {target for line in targets for target in line.split()}
     assert set(re.findall(r"(?:^|`)make ([a-z-]+)", text, flags=re.MULTILINE)) <= targets
 
 

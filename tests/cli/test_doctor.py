@@ -43,10 +43,10 @@ def test_a_missing_package_of_an_extra_is_shown_with_its_command_and_is_no_error
 UNFIT = ["transformers<5,>=4", "torch>=99", "tqdm>=99"]
 
 
-def test_libraries_of_unfit_releases_are_one_sentence_at_import_and_of_each_command(requirements, capsys):
+def test_libraries_of_unfit_releases_are_one_sentence_at_import_and_of_each_command(requirements, monkeypatch, capsys):
     requirements(UNFIT)
     said = r"needs transformers<5,>=4 \(\S+ is installed\), torch>=99 \(\S+ is installed\)\. Install what fits: `pip"
-    sys.modules.pop("fusmae_hf.evaluation.probes", None)
+    monkeypatch.delitem(sys.modules, "fusmae_hf.evaluation.probes", raising=False)
     with pytest.raises(ImportError, match=said):
         fusmae_hf.linear_probe  # noqa: B018
     assert main(["verify", "shards"]) == 2
