@@ -1,5 +1,6 @@
 """The benchmark scripts run from end to end and write the figures they promise; how large these are is not asked."""
 
+import dataclasses
 import importlib
 import json
 import math
@@ -119,17 +120,15 @@ def quick_settings(gpu, **changes):
     return gpu.Settings("cpu", **{**gpu.TINY, **quick, **changes})
 
 
-def test_the_gpu_script_measures_every_piece_or_says_why_not(tmp_path, gpu):
+def test_the_gpu_script_measures_every_piece_or_says_why_not(tmp_path, gpu, monkeypatch):
+    unhurried = [dataclasses.replace(piece, seconds=600) for piece in gpu.make_pieces(quick_settings(gpu))]
+    monkeypatch.setattr(gpu, "make_pieces", lambda settings: unhurried)  # no limit that a busy machine reaches
     record = gpu.run(quick_settings(gpu), tmp_path, minutes=30)
     assert json.loads((tmp_path / "gpu.json").read_text())["pieces"] == json.loads(json.dumps(record["pieces"]))
     pieces = record["pieces"]
     assert "GPU" in pieces["lever compiled loss, CUDA graphs"]["error"]
-    steps = [
-        name
-        for name, found in pieces.items()
-        if name.startswith(("step", "lever")) and not {"error", "stopped"} & set(found)
-    ]
-    assert len(steps) >= 6  # on a busy machine one or two may take longer than their share of the minutes
+    steps = [name for name, found in pieces.items() if name.startswith(("step", "lever")) and "error" not in found]
+    assert len(steps) >= 8
     for name in steps:
         assert_positive(pieces[name], "pairs_per_second", "gflop_per_pair", "tflop_per_second", "mfu")
         assert pieces[name]["recompiles"] == 0, name

@@ -1,7 +1,9 @@
 """Vectors of tokens and windows land where they should, however the map is cut."""
 
 import json
+import re
 from dataclasses import replace
+from pathlib import Path
 
 import geopandas
 import numpy as np
@@ -214,3 +216,11 @@ def test_embeddings_are_a_run_of_their_own(tmp_path, checkpoint):
         map_scenes(checkpoint, tmp_path, options=MapOptions(what=("embeddings", "classes")))
     with pytest.raises(ValueError, match="must be some of fused, sar, optical"):
         map_scenes(checkpoint, tmp_path, options=MapOptions(what=("embeddings",), embedding_sensors=("radar",)))
+
+
+def test_the_snippet_of_the_page_opens_what_is_written(tmp_path, make_tokens, monkeypatch):
+    map_scenes(make_tokens(), tmp_path / "vectors", optical=scene(tmp_path), options=RAW, progress=False)
+    page = (Path(__file__).resolve().parents[2] / "docs" / "scenes.md").read_text()
+    (snippet,) = re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL)
+    monkeypatch.chdir(tmp_path)
+    exec(compile(snippet, "scenes.md", "exec"), {})
