@@ -180,9 +180,8 @@ class FusMAEHeadOutput(ModelOutput):
             Where labels were given.
         logits (`torch.FloatTensor` of shape `(batch_size, num_labels)`):
             Scores before softmax or sigmoid; the predicted values in regression. Of the dense head
-            `(batch_size, num_labels, 4 * rows, 4 * columns)`, four to the side of each patch of the grid: one every 2
-            pixels at a patch size of 8. `FusMAEImageProcessor.post_process_semantic_segmentation` gives label maps at
-            any size.
+            `(batch_size, num_labels, height, width)`, one for each pixel of the inputs.
+            `FusMAEImageProcessor.post_process_semantic_segmentation` gives label maps at any size.
         hidden_states, attentions, cross_attentions:
             As in [`FusMAEModelOutput`].
     """
